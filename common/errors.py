@@ -1,0 +1,36 @@
+"""Errors that a user can act on, each one line: the field, its value, what is wrong, what to do."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A mistake in what the user gave, or in the machine's state, that the user can mend.
+
+    The command line prints it as one line and exits with status 2, without a traceback.
+    """
+
+    def __init__(self, field: str, value: object, problem: str, remedy: str) -> None:
+        self.field, self.value, self.problem, self.remedy = field, value, problem, remedy
+        shown = "" if value is None else f" = {_short(value)}"
+        super().__init__(f"{field}{shown}: {_one_line(problem)}; {_one_line(remedy)}")
+
+    def __reduce__(self) -> tuple[type[UserError], tuple[object, ...]]:
+        """Pickle by the four parts, so that the error survives the way out of a Ray actor."""
+        return (type(self), (self.field, self.value, self.problem, self.remedy))
+
+
+class RunFault(Exception):
+    """The run stopped itself because going on would train on wrong data; the message says why."""
+
+
+class StallError(Exception):
+    """A wait reached its limit; the message names what was waited for and what to do."""
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _short(value: object, limit: int = 120) -> str:
+    text = _one_line(repr(value))
+    return text if len(text) <= limit else text[: limit - 1] + "…"

