@@ -1,0 +1,247 @@
+"""Every setting of a run: one pydantic model a part, and the root that holds them.
+
+A part of the system reads its own section and the shared ones (`model`, `redis`, `task`). How the values come
+together from file, environment and command line is in `common/config_loading.py`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_serializer, model_validator
+
+from common.reward import RewardWeights, TemperatureSchedule
+from common.tasks import TASKS, AnyTaskConfig
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Share = Annotated[float, Field(ge=0, le=1)]
+SERVED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""LoRA ranks that vLLM can be set up for (its `max_lora_rank`)."""
+
+
+class Section(BaseModel):
+    """A part's settings; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class RunSection(Section):
+    """Where a run keeps what it makes."""
+
+    name: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run's folder; task and time without it"
+    )
+    folder: Path = Field(Path("runs"), description="where the folders of runs are kept")
+    seed: int = Field(0, ge=0, description="of the learner's batches and, with an offset each, of the actors")
+    overwrite: bool = Field(False, description="delete an existing run of this name first")
+    resume: bool = Field(False, description="go on from the last checkpoint of an existing run of this name")
+
+
+class LoraSection(Section):
+    """The adapter that is trained."""
+
+    rank: int = Field(16, ge=1, le=512, description="16 reaches the exact posterior on the enumerable tasks")
+    alpha: float = Field(16.0, gt=0, description="scale of the adapter is alpha / rank")
+    target_modules: list[str] = Field(
+        ["q_proj", "v_proj"],
+        min_length=1,
+        description="modules that get an adapter; these two are as good as all on the tasks measured, and sampling "
+        "through them is twice as fast",
+    )
+
+    @property
+    def served_rank(self) -> int:
+        """The smallest rank that vLLM can be set up for and that holds this one."""
+        return next(rank for rank in SERVED_RANKS if rank >= self.rank)
+
+
+class ModelSection(Section):
+    """The base model, frozen: the policy's starting point and the reward's source."""
+
+    name: str | None = Field(
+        None, description="local folder or Hugging Face id; without it SmolLM2-135M-Instruct, made by `make setup`"
+    )
+    lora: LoraSection = LoraSection()
+
+
+class RedisSection(Section):
+    """The shared state."""
+
+    url: SecretStr | None = Field(
+        None, description="redis://…, rediss://…; without it a redis-server is started for the run and stopped with it"
+    )
+    timeout_s: float = Field(5.0, gt=0, description="limit of one connection attempt or one command")
+    retries: int = Field(6, ge=0, description="attempts after a lost connection, with exponential back-off up to 2 s")
+
+    @field_serializer("url")
+    def _hide(self, url: SecretStr | None) -> str | None:
+        # A URL may hold a password: it is passed on by environment, never written.
+        return None if url is None else "**********"
+
+
+class BufferSection(Section):
+    """The replay buffer."""
+
+    capacity: int = Field(100_000, ge=1, description="trajectories in all")
+    capacity_per_query: int = Field(
+        2_000, ge=1, description="trajectories of one query; several times what one step takes from it"
+    )
+    evict: Literal["lowest_reward", "oldest"] = Field(
+        "lowest_reward", description="what leaves a full buffer; lowest_reward is the paper's"
+    )
+    fresh: Share = Field(0.5, description="share of a query's sample that is its newest; the rest is replayed")
+    replay_priority: Literal["reward", "uniform"] = Field(
+        "reward", description="reward: replay ∝ exp(log R / replay_temperature)"
+    )
+    replay_temperature: float = Field(1.0, gt=0, description="flattens (above 1) or sharpens the replay by reward")
+
+
+class ActorSection(Section):
+    """Sampling and scoring."""
+
+    count: int = Field(1, ge=1, description="Ray actors, one vLLM engine each")
+    num_cpus: float = Field(1, ge=0, description="cores that Ray reserves for an actor, and its threads")
+    num_gpus: float | None = Field(None, ge=0, description="GPUs an actor; without it 1 where there is one, else 0")
+    dtype: Dtype = Field("auto", description="auto: float32 on a CPU, bfloat16 on a GPU")
+    samples_per_query: int = Field(8, ge=1, description="samples of one query under one temperature, drawn together")
+    max_in_flight: int = Field(64, ge=1, description="sampling and scoring requests in the engine at once")
+    tempered_share: Share = Field(0.5, description="share of queries sampled at a random temperature, for exploration")
+    temperature_low: float = Field(0.5, gt=0, description="lower end of the random temperature")
+    temperature_high: float = Field(2.0, gt=0, description="upper end of the random temperature")
+    max_ahead: float = Field(
+        2.0, gt=0, description="an actor waits while the buffer got this many sync periods' worth more than was trained"
+    )
+    max_model_len: int = Field(512, ge=8, description="longest prompt + rationale + target, in tokens")
+    kv_cache_gib: int = Field(1, ge=1, description="KV cache on a CPU; a GPU uses gpu_memory_utilization")
+    gpu_memory_utilization: float = Field(0.45, gt=0, le=1, description="leaves room for a learner on the same GPU")
+    enforce_eager: bool = Field(False, description="no compilation: slower sampling, quicker start")
+    score_cache: int = Field(100_000, ge=0, description="scored texts kept, as the reference never changes")
+    push_every_s: float = Field(0.5, gt=0, description="longest time a scored trajectory waits for its batch")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.temperature_low > self.temperature_high:
+            raise ValueError(f"temperature_low is above temperature_high = {self.temperature_high}")
+        return self
+
+
+class ReferenceSection(Section):
+    """The frozen model that gives the reward."""
+
+    dtype: Dtype = Field(
+        "auto",
+        description="auto: as the actor's; another starts a second engine. bfloat16 moves log R by 0.2 nats a sequence",
+    )
+
+
+class RewardSection(Section):
+    """How the stored reward components become log R; the buffer stays valid when this changes."""
+
+    prior_weight: float | None = Field(None, ge=0, description="weight of log p(Z⊤|X); the task's own without it")
+    likelihood_weight: float | None = Field(None, ge=0, description="weight of log p(Y|XZ⊤); the task's own without it")
+    temperature: TemperatureSchedule = TemperatureSchedule.model_validate({})
+
+
+class LearnerSection(Section):
+    """Training."""
+
+    objective: Literal["subtb", "tb", "vargrad", "db"] = Field("subtb", description="subtb is the paper's")
+    subtb_lambda: float = Field(1.0, ge=0, le=1, description="weight of a sub-trajectory falls as this per action")
+    normalize: Literal["pairs", "trajectory"] = Field(
+        "pairs", description="subtb's mean is over all pairs of states (the paper's), or over trajectories"
+    )
+    steps: int = Field(200, ge=1, description="optimiser steps")
+    queries_per_step: int = Field(4, ge=1, description="queries in a batch, at most those that the buffer holds")
+    trajectories_per_query: int = Field(8, ge=1, description="trajectories of each; vargrad needs 2 or more")
+    lr: float = Field(1e-3, gt=0, description="AdamW's learning rate after warm-up")
+    warmup_steps: int = Field(10, ge=0, description="steps over which the learning rate rises from 0")
+    lr_schedule: Literal["constant", "linear"] = Field("constant", description="after warm-up; linear falls to 0")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's; 0, as the target is a fixed distribution")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
+    log_z_lr: float = Field(0.1, gt=0, description="learning rate of tb's log Z, which must move by many nats")
+    sync_every: int = Field(5, ge=1, description="steps between published adapters")
+    keep_adapters: int = Field(4, ge=2, description="published versions kept for actors that lag")
+    checkpoint_every: int = Field(50, ge=1, description="steps between checkpoints")
+    keep_checkpoints: int = Field(2, ge=1, description="checkpoints kept")
+    evaluate_every: int = Field(
+        0, ge=0, description="steps between exact evaluations, where a task has one; 0: ends only"
+    )
+    min_trajectories: int = Field(64, ge=1, description="training starts when the buffer holds so many")
+    max_reuse: float = Field(
+        8.0, gt=0, description="the learner waits when trajectories were trained on more often than this on average"
+    )
+    max_wait_s: float = Field(300.0, gt=0, description="a longer wait for trajectories ends the run with the cause")
+    max_sampler_gap: float | None = Field(
+        None,
+        gt=0,
+        description="mean |sampler's − learner's log-prob| a token, in nats, that stops the run; without it 0.01 in "
+        "float32 and 0.2 below",
+    )
+    dtype: Dtype = Field("auto", description="auto: float32")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
+    threads: int | None = Field(None, ge=1, description="CPU threads; without it the cores that the actors leave")
+    reward: RewardSection = RewardSection()
+
+    @model_validator(mode="after")
+    def _enough_to_compare(self) -> Self:
+        if self.objective == "vargrad" and self.trajectories_per_query < 2:
+            raise ValueError(
+                "objective vargrad compares trajectories of one query: trajectories_per_query must be 2 or more"
+            )
+        return self
+
+
+class MetricsSection(Section):
+    """Prometheus."""
+
+    enabled: bool = Field(True, description="serve metrics over HTTP from every process")
+    host: str = Field("127.0.0.1", description="address that the endpoints listen on; 0.0.0.0 for a cluster")
+    port: int = Field(
+        0,
+        ge=0,
+        le=65_000,
+        description="the launcher's; the learner has the next one, the actors those after. 0: free ones, see the logs",
+    )
+
+
+class RaySection(Section):
+    """Where actors are placed."""
+
+    address: str | None = Field(None, description="an existing cluster; without it one is started for the run")
+
+
+class RunConfig(Section):
+    """All settings of a run."""
+
+    task: AnyTaskConfig
+    run: RunSection = RunSection.model_validate({})
+    model: ModelSection = ModelSection.model_validate({})
+    actor: ActorSection = ActorSection.model_validate({})
+    reference: ReferenceSection = ReferenceSection.model_validate({})
+    learner: LearnerSection = LearnerSection.model_validate({})
+    buffer: BufferSection = BufferSection.model_validate({})
+    redis: RedisSection = RedisSection.model_validate({})
+    ray: RaySection = RaySection.model_validate({})
+    metrics: MetricsSection = MetricsSection.model_validate({})
+
+    @property
+    def reward_weights(self) -> RewardWeights:
+        """The configured weights, the task's own where none is configured."""
+        own, reward = TASKS[self.task.name].default_weights, self.learner.reward
+        return RewardWeights(
+            prior=own.prior if reward.prior_weight is None else reward.prior_weight,
+            likelihood=own.likelihood if reward.likelihood_weight is None else reward.likelihood_weight,
+        )
+
+    @property
+    def trajectories_per_step(self) -> int:
+        """Trajectories in a full batch."""
+        return self.learner.queries_per_step * self.learner.trajectories_per_query
+
+    @property
+    def run_folder(self) -> Path:
+        """runs/NAME; the name must be set by then."""
+        if self.run.name is None:
+            raise ValueError("run.name is not set yet")
+        return self.run.folder / self.run.name

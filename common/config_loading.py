@@ -1,0 +1,167 @@
+"""How a configuration comes together: command line over environment over YAML file over defaults."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, get_args
+
+import yaml
+from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+from common.config import RunConfig
+from common.errors import UserError
+from common.tasks import TASKS
+
+ENV_PREFIX = "AMORTIS_"
+REDIS_URL_VARIABLE = "AMORTIS_RUN_REDIS_URL"
+"""Hands the Redis URL, which may hold a password, from the launcher to the processes that it starts."""
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file, the environment (`AMORTIS_LEARNER__LR`) and overrides (`--learner.lr 1e-4`).
+
+    Raises UserError naming the field, its value and the remedy.
+    """
+    _read_yaml(path)
+    _check_environment()
+
+    class Settings(BaseSettings, RunConfig):
+        model_config = SettingsConfigDict(
+            extra="forbid", env_prefix=ENV_PREFIX, env_nested_delimiter="__", yaml_file=path, validate_default=True
+        )
+
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            parser = _Parser(add_help=False, allow_abbrev=False)
+            command_line: CliSettingsSource[Any] = CliSettingsSource(
+                settings_cls, cli_parse_args=list(overrides), root_parser=parser, cli_hide_none_type=True
+            )
+            return (command_line, EnvSettingsSource(settings_cls), YamlConfigSettingsSource(settings_cls))
+
+    try:
+        settings = Settings()  # type: ignore[call-arg]
+    except ValidationError as error:
+        raise _explain(error) from error
+    # A plain RunConfig: the sources must not be consulted again by whoever copies it.
+    return RunConfig.model_validate(_dump(settings))
+
+
+def load_resolved(path: Path) -> RunConfig:
+    """Read a run's saved configuration as it stands; the Redis URL comes from the launcher's environment."""
+    data = _read_yaml(path)
+    data.setdefault("redis", {})["url"] = os.environ.get(REDIS_URL_VARIABLE)
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        raise _explain(error) from error
+
+
+def save_resolved(config: RunConfig, path: Path) -> None:
+    """Write every setting, secrets left out."""
+    data = config.model_dump(mode="json")
+    data["redis"]["url"] = None
+    path.write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all settings, each task's among them."""
+    for name, field in model.model_fields.items():
+        dotted = f"{prefix}{name}"
+        yield dotted
+        if dotted == "task":
+            for task in TASKS.values():
+                yield from known_keys(task.Config, "task.")
+        else:
+            for inner in [field.annotation, *get_args(field.annotation)]:
+                if isinstance(inner, type) and issubclass(inner, BaseModel):
+                    yield from known_keys(inner, f"{dotted}.")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Turns argparse's exit into an error that names the nearest setting."""
+
+    def error(self, message: str) -> NoReturn:
+        head, _, rest = message.partition("unrecognized arguments: ")
+        if not head and rest:
+            raise _unknown(rest.split()[0].lstrip("-").split("=")[0], "command line")
+        if "expected" in message:
+            field = message.split(":")[0].removeprefix("argument ").split("/")[0].lstrip("-")
+            raise UserError(field, None, message.partition(": ")[2], f"write --{field} VALUE")
+        raise UserError("command line", None, message, "see amortis train --help")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError("CONFIG", str(path), f"can't be read ({error.strerror})", "name a YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UserError("CONFIG", str(path), f"is not valid YAML{where}", "mend the file") from error
+    if not isinstance(data, dict):
+        raise UserError("CONFIG", str(path), f"holds a {type(data).__name__}", "write sections such as `task:`")
+    return data
+
+
+def _check_environment() -> None:
+    """Refuse `AMORTIS_X__Y` that names no setting: pydantic-settings would pass over it in silence."""
+    known = {key.upper().replace(".", "__"): key for key in known_keys()}
+    for variable in os.environ:
+        name = variable.upper().removeprefix(ENV_PREFIX)
+        if variable.upper().startswith(ENV_PREFIX) and "__" in name and name not in known:
+            raise _unknown(name.lower().replace("__", "."), f"environment variable {variable}")
+
+
+def _unknown(key: str, where: str) -> UserError:
+    near = difflib.get_close_matches(key, list(known_keys()), n=1, cutoff=0.0)[0]
+    return UserError(key, None, f"is no setting ({where})", f"did you mean {near}?")
+
+
+def _explain(error: ValidationError) -> UserError:
+    first = error.errors(include_url=False)[0]
+    names = [str(part) for part in first["loc"]]
+    if len(names) > 1 and names[0] == "task" and names[1] in TASKS:
+        del names[1]
+    key = ".".join(names) or "configuration"
+    if first["type"] == "extra_forbidden":
+        return _unknown(key, "configuration file")
+    if first["type"] == "missing":
+        return UserError(key, None, "is missing", f"set `{names[-1]}` in the file or give --{key}")
+    if first["type"].startswith("union_tag"):
+        return UserError("task.name", _value(first), "names no task", f"choose one of {', '.join(sorted(TASKS))}")
+    problem = first["msg"].removeprefix("Value error, ")
+    return UserError(key, _value(first), problem, f"see {key} in the configuration reference")
+
+
+def _value(first: Any) -> object:
+    value = first.get("input")
+    if isinstance(value, dict):
+        return value.get("name", None)
+    return value
+
+
+def _dump(settings: RunConfig) -> dict[str, Any]:
+    data = settings.model_dump()
+    url = settings.redis.url
+    data["redis"]["url"] = url.get_secret_value() if isinstance(url, SecretStr) else None
+    return data

@@ -1,0 +1,107 @@
+"""Prometheus metrics of every process. All exist from the start with value 0, so dashboards have no holes."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+from common.config import MetricsSection
+from common.errors import UserError
+
+_SECONDS = (0.005, 0.02, 0.1, 0.5, 1, 2, 5, 10, 30, 60)
+
+
+def new_registry() -> CollectorRegistry:
+    """A registry with the process' own memory, CPU and platform."""
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    return registry
+
+
+class ActorMetrics:
+    """What one actor does."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, text: str) -> Counter:
+            return Counter(f"amortis_actor_{name}", text, registry=registry)
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"amortis_actor_{name}", text, registry=registry)
+
+        def seconds(name: str, text: str) -> Histogram:
+            return Histogram(f"amortis_actor_{name}_seconds", text, registry=registry, buckets=_SECONDS)
+
+        self.samples = Counter("amortis_actor_samples", "Trajectories sampled", ["source"], registry=registry)
+        for source in ("policy", "tempered"):
+            self.samples.labels(source)
+        self.sampled_tokens = counter("sampled_tokens", "Tokens sampled, terminators left out")
+        self.scored_texts = counter("scored_texts", "Texts scored by the reference")
+        self.scored_tokens = counter("scored_tokens", "Tokens the reference read to score")
+        self.score_cache_hits = counter("score_cache_hits", "Trajectories whose score was known")
+        self.pushed = counter("pushed_trajectories", "Trajectories the buffer acknowledged")
+        self.quarantined = counter("quarantined_trajectories", "Trajectories set aside as malformed")
+        self.blocked = counter("blocked_seconds", "Time spent waiting for the learner to catch up")
+        self.in_flight = gauge("requests_in_flight", "Sampling and scoring requests in the engine")
+        self.adapter_version = gauge("adapter_version", "Adapter version that new requests use")
+        self.adapter_loads_failed = counter("adapter_load_failures", "Adapter versions that could not be loaded")
+        self.push_time = seconds("push", "Time to push one batch")
+        self.sync_latency = seconds("sync_latency", "From an adapter's publication to its first use by this actor")
+
+
+class LearnerMetrics:
+    """What the learner does."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"amortis_learner_{name}", text, registry=registry)
+
+        def seconds(name: str, text: str) -> Histogram:
+            return Histogram(f"amortis_learner_{name}_seconds", text, registry=registry, buckets=_SECONDS)
+
+        self.step = gauge("step", "Optimiser steps done")
+        self.loss = gauge("loss", "Loss of the last step, in squared nats")
+        self.log_reward = gauge("log_reward_nats", "Mean untempered log R of the last batch's trajectories")
+        self.log_z = gauge("log_z_nats", "Batch-mean estimate of log Z")
+        self.gradient_norm = gauge("gradient_norm", "Gradient norm before clipping")
+        self.reward_temperature = gauge("reward_temperature", "Reward temperature tau")
+        self.adapter_version = gauge("adapter_version", "Newest adapter version published")
+        self.staleness = gauge("staleness_versions", "Mean adapter versions that the last batch lags behind")
+        self.sampler_gap = gauge("sampler_gap_nats", "Mean absolute gap of sampler's and learner's log-prob a token")
+        self.trained = Counter("amortis_learner_trained_trajectories", "Trajectories used by steps", registry=registry)
+        self.waited = Counter("amortis_learner_wait_seconds", "Time spent waiting for trajectories", registry=registry)
+        self.step_time = seconds("step", "Time of one step, waiting left out")
+        self.publish_time = seconds("publish", "Time to publish one adapter")
+
+
+class LauncherMetrics:
+    """The buffer's and the run's state, as the launcher sees it."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"amortis_{name}", text, registry=registry)
+
+        self.buffer_size = gauge("buffer_trajectories", "Trajectories in the buffer")
+        self.buffer_pushed = gauge("buffer_pushed_trajectories", "Trajectories pushed since the buffer was made")
+        self.buffer_duplicates = gauge("buffer_duplicate_trajectories", "Pushed trajectories that were there already")
+        self.buffer_evicted = gauge("buffer_evicted_trajectories", "Trajectories evicted")
+        self.buffer_quarantined = gauge("buffer_quarantined_trajectories", "Trajectories set aside as malformed")
+        self.actors_alive = gauge("actors_alive", "Actors heard of lately")
+
+
+def serve(registry: CollectorRegistry, section: MetricsSection, offset: int) -> int | None:
+    """Serve a registry at `metrics.port` + offset, or at a free port; returns the port, None if disabled.
+
+    Raises UserError if the port is taken.
+    """
+    if not section.enabled:
+        return None
+    port = section.port + offset if section.port else 0
+    try:
+        server, _ = start_http_server(port, addr=section.host, registry=registry)
+    except OSError as error:
+        raise UserError(
+            "metrics.port", port, f"can't be listened on ({error.strerror})", "choose another, or 0 for free ones"
+        ) from error
+    return int(server.server_port)

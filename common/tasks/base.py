@@ -1,0 +1,120 @@
+"""What a task is: queries, the policy's mask, the constraint term, and its evaluation."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from common.action_space import ActionSpace
+from common.reward import FloatArray, RewardWeights
+from common.trajectory import Query, Trajectory
+
+Split = Literal["train", "test"]
+
+
+class TaskConfig(BaseModel):
+    """Settings that every task has; each task adds its own."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+
+
+class TokenCodec(Protocol):
+    """The little of a tokenizer that tasks use (see `common.tokens`)."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Size of the model's output distribution."""
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Tokens that stand for no text."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, nothing added."""
+
+    def decode(self, ids: Sequence[int] | NDArray[np.int32]) -> str:
+        """The text of token ids."""
+
+    def token_text(self, token_id: int) -> str:
+        """The text of one token."""
+
+
+class PolicyScorer(Protocol):
+    """The policy's exact probabilities, as the learner computes them."""
+
+    def log_prob(self, query: Query, sequences: Sequence[Sequence[int]]) -> NDArray[np.float64]:
+        """log q(Z⊤|X) of each sequence, shape (n,), in nats."""
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """Samples that a task's evaluation wants of one policy."""
+
+    label: str
+    """Names the set of samples in the results."""
+    adapter: bool
+    """True: the trained policy; False: the base model under the same mask."""
+    temperature: float
+    n: int
+    """Samples for each query."""
+
+
+SampleSets = Mapping[str, Mapping[str, Sequence[Trajectory]]]
+"""label -> query id -> trajectories."""
+
+ConfigT = TypeVar("ConfigT", bound=TaskConfig)
+
+
+class Task(ABC, Generic[ConfigT]):
+    """A posterior to be learned. Subclasses live in one file of this folder and are found by their `name`."""
+
+    name: ClassVar[str]
+    Config: ClassVar[type[TaskConfig]]
+    default_weights: ClassVar[RewardWeights] = RewardWeights()
+    terminator_in_reward: ClassVar[bool] = True
+    """Whether log_prior counts ⊤ itself: yes where ⊤ is part of the text, no where it is only a stop sign."""
+
+    def __init__(self, config: ConfigT, codec: TokenCodec) -> None:
+        self.config, self.codec = config, codec
+
+    @property
+    @abstractmethod
+    def action_space(self) -> ActionSpace:
+        """The policy's mask, the same for every query."""
+
+    @abstractmethod
+    def queries(self, split: Split) -> list[Query]:
+        """The queries to train on or to be tested on."""
+
+    def log_constraint(self, query: Query, action_ids: NDArray[np.int32]) -> FloatArray:
+        """The constraint term at every decision state, shape (K+1,), in nats; zero unless a task has one."""
+        return np.zeros(len(action_ids) + 1, np.float32)
+
+    def evaluate_policy(self, policy: PolicyScorer) -> dict[str, float]:
+        """Figures from the policy's exact probabilities; empty where the space can't be enumerated."""
+        return {}
+
+    def sample_requests(self) -> list[SampleRequest]:
+        """What `evaluate_samples` needs to be sampled; empty for no evaluation by samples."""
+        return []
+
+    def evaluate_samples(self, samples: SampleSets, weights: RewardWeights) -> dict[str, Any]:
+        """Figures from samples drawn on the test queries."""
+        return {}
+
+    def plot(self, before: Mapping[str, Any], after: Mapping[str, Any], folder: Path) -> list[Path]:
+        """Draw PNG files into `folder` from what `distribution` gave before and after training."""
+        return []
+
+    def distribution(self, policy: PolicyScorer) -> dict[str, Any]:
+        """What `plot` needs of the policy, as plain JSON values; empty where there is nothing to draw."""
+        return {}
