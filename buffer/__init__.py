@@ -1,0 +1,1 @@
+"""The replay buffer, the adapter registry and the run's control keys, all on Redis."""

@@ -1,0 +1,102 @@
+"""The adapter registry: versions of the LoRA weights, published by the learner, fetched by actors.
+
+A version is a set of files (safetensors and JSON, nothing that needs unpickling) with a sha256 over all of them.
+Content is written first and the pointer last, so a reader sees a whole version or none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from redis import Redis
+
+from buffer.connection import Keys, load_script
+
+CHUNK_BYTES = 64 * 2**20
+_SUFFIXES = (".safetensors", ".json")
+
+
+class AdapterError(RuntimeError):
+    """A version that can't be published or isn't whole; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One version, verified."""
+
+    version: int
+    sha256: str
+    published_at: float
+    """Seconds since the epoch."""
+    files: dict[str, bytes]
+
+
+def files_sha256(files: Mapping[str, bytes]) -> str:
+    """One digest over names and contents, in the order of names."""
+    hasher = hashlib.sha256()
+    for name in sorted(files):
+        hasher.update(f"{name}\0{len(files[name])}\0".encode())
+        hasher.update(files[name])
+    return hasher.hexdigest()
+
+
+class AdapterRegistry:
+    """Versions count up from 1."""
+
+    def __init__(self, client: Redis, keys: Keys, keep: int = 4) -> None:
+        self._client, self._keys, self._keep = client, keys, keep
+        self._publish = load_script(client, "publish")
+
+    def publish(self, version: int, files: Mapping[str, bytes]) -> str:
+        """Make a version the newest; returns its sha256. Raises AdapterError if it isn't newer than the present one."""
+        wrong = [name for name in files if not name.endswith(_SUFFIXES)]
+        if wrong or not files:
+            raise AdapterError(f"adapter version {version}: {wrong or 'no files'}; only safetensors and JSON are taken")
+        sha256 = files_sha256(files)
+        key = self._keys.adapter(version)
+        if version <= self.latest():
+            raise AdapterError(f"adapter version {version} is not newer than version {self.latest()}")
+        manifest = {
+            "sha256": sha256,
+            "published_at": time.time(),
+            "files": {name: len(data) for name, data in files.items()},
+        }
+        self._client.delete(key)
+        for name, data in files.items():
+            for start in range(0, max(1, len(data)), CHUNK_BYTES):
+                self._client.hset(key, f"{name}#{start // CHUNK_BYTES}", data[start : start + CHUNK_BYTES])
+        self._client.hset(key, "manifest", json.dumps(manifest))
+        taken, *expired = self._publish(
+            keys=[self._keys.adapter_latest, self._keys.adapter_versions], args=[version, self._keep]
+        )
+        if not taken:
+            raise AdapterError(f"adapter version {version} is not newer than version {self.latest()}")
+        for old in expired[0]:
+            self._client.delete(self._keys.adapter(int(old)))
+        return sha256
+
+    def latest(self) -> int:
+        """The newest version, 0 before the first."""
+        return int(self._client.get(self._keys.adapter_latest) or 0)
+
+    def fetch(self, version: int) -> Adapter:
+        """A version's files; raises AdapterError if it has expired or its sha256 doesn't match."""
+        raw = {field.decode(): data for field, data in self._client.hgetall(self._keys.adapter(version)).items()}
+        if "manifest" not in raw:
+            raise AdapterError(f"adapter version {version} is not in the registry (newest is {self.latest()})")
+        manifest = json.loads(raw["manifest"])
+        files = {name: _join(raw, name) for name in manifest["files"]}
+        if files_sha256(files) != manifest["sha256"]:
+            raise AdapterError(f"adapter version {version} does not match its sha256 {manifest['sha256']}")
+        return Adapter(version, manifest["sha256"], manifest["published_at"], files)
+
+
+def _join(raw: Mapping[str, bytes], name: str) -> bytes:
+    chunks: list[bytes] = []
+    while (field := f"{name}#{len(chunks)}") in raw:
+        chunks.append(raw[field])
+    return b"".join(chunks)
