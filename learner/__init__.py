@@ -1,0 +1,1 @@
+"""The learner: policy log-probabilities, GFlowNet losses, optimisation, and publishing adapters."""

@@ -1,0 +1,90 @@
+"""The learner process: `python -m learner RUN_FOLDER` (also `amortis learner`), started by the launcher.
+
+It reads the run's resolved configuration, loads the policy, and trains until done or asked to stop.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+from buffer.adapters import AdapterRegistry
+from buffer.connection import Keys, connect
+from buffer.control import Control
+from buffer.replay import ReplayBuffer
+from common.config import RunConfig
+from common.config_loading import load_resolved
+from common.errors import RunFault, StallError, UserError
+from common.log import get_logger, set_up_logging
+from common.metrics import LearnerMetrics, new_registry, serve
+from common.tasks import make_task
+from common.tokens import load_codec
+from learner.policy import LoraPolicy
+from learner.trainer import Trainer
+
+log = get_logger("learner")
+METRICS_OFFSET = 1
+
+
+def build_trainer(config: RunConfig, control: Control, keys: Keys) -> Trainer:
+    """Everything that training needs, from a resolved configuration."""
+    section = config.learner
+    if section.threads:
+        torch.set_num_threads(section.threads)
+    torch.manual_seed(config.run.seed)
+    assert config.model.name is not None
+    task = make_task(config.task, load_codec(config.model.name))
+    policy = LoraPolicy.load(
+        config.model.name,
+        config.model.lora,
+        task.action_space,
+        dtype=section.dtype,
+        device=torch.device(section.device),
+    )
+    client = connect(config.redis)
+    registry = new_registry()
+    metrics = LearnerMetrics(registry)
+    port = serve(registry, config.metrics, METRICS_OFFSET)
+    log.info("metrics on port %s", port)
+    control.report_learner({"phase": "starting", "steps": section.steps, "metrics_port": port})
+    return Trainer(
+        config,
+        task,
+        policy,
+        ReplayBuffer(client, keys, config.buffer, config.reward_weights),
+        AdapterRegistry(client, keys, section.keep_adapters),
+        control,
+        metrics,
+    )
+
+
+def main(arguments: list[str]) -> int:
+    """Train; the exit status is 0 when done or stopped in good order, 1 after a fault."""
+    folder = Path(arguments[0])
+    set_up_logging(folder / "logs" / "learner.log", terminal=False)
+    config = load_resolved(folder / "config.yaml")
+    assert config.run.name is not None
+    keys = Keys(config.run.name)
+    control = Control(connect(config.redis), keys)
+    signal.signal(signal.SIGTERM, lambda *_: control.request_stop("the learner was told to terminate"))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        build_trainer(config, control, keys).run()
+    except (RunFault, StallError, UserError) as error:
+        log.error("%s", error)
+        control.report_fault("learner", str(error))
+        return 1
+    except Exception as error:
+        log.exception("learner failed")
+        control.report_fault("learner", f"{type(error).__name__}: {error} (see logs/learner.log)")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    sys.exit(main(sys.argv[1:]))

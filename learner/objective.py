@@ -1,0 +1,88 @@
+"""From a batch and its log-probabilities to the configured loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from common.config import LearnerSection
+from common.reward import RewardWeights
+from common.trajectory import Trajectory
+from learner.losses import db_loss, subtb_loss, tb_loss, terminal_log_z, vargrad_loss
+from learner.policy import LogProbs
+
+
+class LogZTable(torch.nn.Module):
+    """A learned log Z for each query, started at the first batch mean that is seen of it."""
+
+    def __init__(self, query_ids: Sequence[str]) -> None:
+        super().__init__()
+        self.index = {query_id: i for i, query_id in enumerate(sorted(query_ids))}
+        self.values = torch.nn.Parameter(torch.zeros(len(self.index)))
+        self.register_buffer("started", torch.zeros(len(self.index), dtype=torch.bool))
+
+    def rows(self, trajectories: Sequence[Trajectory]) -> Int[Tensor, " batch"]:
+        """The index of each trajectory's query."""
+        return torch.tensor([self.index[item.query_id] for item in trajectories], device=self.values.device)
+
+    def start(self, rows: Int[Tensor, " batch"], estimates: Float[Tensor, " batch"]) -> None:
+        """Set the queries not seen before to the mean of their estimates: log Z may lie many nats from 0."""
+        with torch.no_grad():
+            for row in rows.unique().tolist():
+                if not self.started[row]:
+                    self.values[row] = estimates[rows == row].mean()
+                    self.started[row] = True
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A loss, and what it says of log Z."""
+
+    loss: Float[Tensor, ""]
+    log_z_batch: float
+    """Mean over the batch of log R_K − log q(Z⊤|X)."""
+    log_z_learned: float | None
+    """Mean of the learned head, where the objective has one."""
+
+
+def stack_rewards(
+    trajectories: Sequence[Trajectory], weights: RewardWeights, temperature: float, device: torch.device
+) -> Float[Tensor, "batch states"]:
+    """Tempered log R at every decision state, padded with 0."""
+    width = max(len(item.log_prior) for item in trajectories)
+    out = torch.zeros(len(trajectories), width)
+    for row, item in zip(out, trajectories, strict=True):
+        row[: len(item.log_prior)] = torch.as_tensor(item.log_reward(weights, temperature))
+    return out.to(device)
+
+
+def evaluate(
+    section: LearnerSection,
+    log_probs: LogProbs,
+    log_reward: Float[Tensor, "batch states"],
+    rows: Int[Tensor, " batch"],
+    log_z: LogZTable,
+    min_len: int,
+) -> Evaluation:
+    """The configured objective of a batch; `rows` is the query index of each trajectory."""
+    arguments = (log_probs.log_pf, log_probs.log_pterm, log_reward, log_probs.n_actions)
+    estimates = terminal_log_z(*arguments).detach()
+    learned: float | None = None
+    if section.objective == "tb":
+        log_z.start(rows, estimates)
+        heads = log_z.values[rows]
+        learned = float(heads.detach().mean())
+        loss = tb_loss(*arguments, log_z=heads, min_len=min_len)
+    elif section.objective == "vargrad":
+        loss = vargrad_loss(*arguments, group=rows, min_len=min_len)
+    elif section.objective == "db":
+        loss = db_loss(*arguments, min_len=min_len, group=rows, normalize=section.normalize)
+    else:
+        loss = subtb_loss(
+            *arguments, lam=section.subtb_lambda, min_len=min_len, group=rows, normalize=section.normalize
+        )
+    return Evaluation(loss, float(estimates.mean()), learned)

@@ -1,0 +1,227 @@
+"""The policy in the learner: a base model with a LoRA adapter, and its masked log-probabilities.
+
+The prompt's keys and values are computed once per query, with gradient, and shared by its trajectories. Dropout is off
+in every log-probability: the model stays in evaluation mode, gradients or not.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from common.action_space import ActionSpace
+from common.config import LoraSection
+from common.devices import torch_dtype
+from common.errors import UserError
+from common.trajectory import Query, Trajectory
+
+SCORING_BATCH = 128
+"""Sequences in one pass where no gradient is kept."""
+
+
+@dataclass(frozen=True)
+class Actions:
+    """Actions of one trajectory in their context, all that its policy log-probabilities depend on."""
+
+    query: Query
+    action_ids: NDArray[np.int32]
+    input_ids: NDArray[np.int32]
+    """What the model reads after the prompt."""
+    state_positions: NDArray[np.int64]
+    """Where in `input_ids` the last token of each decision state sits, -1 for the prompt's; shape (K+1,)."""
+
+    @classmethod
+    def of(cls, trajectory: Trajectory, query: Query) -> Actions:
+        """The actions of a stored trajectory, tools' insertions in place."""
+        return cls(query, trajectory.action_ids, trajectory.input_ids, trajectory.state_positions())
+
+    @classmethod
+    def plain(cls, query: Query, action_ids: Sequence[int]) -> Actions:
+        """Actions without tools."""
+        ids = np.asarray(action_ids, np.int32)
+        return cls(query, ids, ids, np.arange(-1, len(ids)))
+
+
+@dataclass(frozen=True)
+class LogProbs:
+    """Masked, renormalised log-probabilities of a batch, padded to its longest trajectory."""
+
+    log_pf: Float[Tensor, "batch steps"]
+    log_pterm: Float[Tensor, "batch states"]
+    n_actions: Int[Tensor, " batch"]
+
+    def total(self) -> Float[Tensor, " batch"]:
+        """log q(Z⊤|X) of each trajectory."""
+        steps = torch.arange(self.log_pf.shape[1], device=self.log_pf.device) < self.n_actions[:, None]
+        stops = self.log_pterm.gather(1, self.n_actions[:, None])[:, 0]
+        return torch.where(steps, self.log_pf, 0).sum(1) + stops
+
+
+class LoraPolicy:
+    """A causal language model with a LoRA adapter, restricted to an action space."""
+
+    def __init__(self, model: Any, space: ActionSpace, device: torch.device) -> None:
+        self.model, self.space, self.device = model.to(device).eval(), space, device
+        self._allowed = torch.as_tensor(space.allowed_array, device=device)
+        self._full_vocabulary = space.allowed_ids is None
+        self._terminator_column = int(np.searchsorted(space.allowed_array, space.terminator_id))
+
+    @classmethod
+    def load(cls, path: str, lora: LoraSection, space: ActionSpace, *, dtype: str, device: torch.device) -> LoraPolicy:
+        """The base model with a fresh adapter, which changes nothing yet. Raises UserError naming `model`."""
+        from peft import LoraConfig, get_peft_model
+
+        base = load_base_model(path, dtype)
+        config = LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            target_modules=list(lora.target_modules),
+            lora_dropout=0.0,
+            bias="none",
+            task_type="CAUSAL_LM",
+        )
+        try:
+            model = get_peft_model(base, config)
+        except ValueError as error:
+            raise UserError(
+                "model.lora.target_modules", lora.target_modules, "no such modules in this model", "name linear layers"
+            ) from error
+        return cls(model, space, device)
+
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        """The adapter's parameters by name."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """A copy of the adapter's weights."""
+        return {name: p.detach().clone() for name, p in self.trainable().items()}
+
+    def restore(self, weights: Mapping[str, Tensor]) -> None:
+        """Put weights of `snapshot` back; raises KeyError if names differ."""
+        parameters = self.trainable()
+        if parameters.keys() != weights.keys():
+            raise KeyError(f"adapter weights differ: {sorted(parameters.keys() ^ weights.keys())[:4]}")
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(weights[name])
+
+    @contextmanager
+    def swapped(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """Other adapter weights for a while."""
+        own = self.snapshot()
+        self.restore(weights)
+        try:
+            yield
+        finally:
+            self.restore(own)
+
+    def adapter_files(self) -> dict[str, bytes]:
+        """The adapter as a PEFT folder's files, by name."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_adapter(Path(folder))
+            return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write a plain PEFT adapter folder: `PeftModel.from_pretrained` and vLLM take it as it is."""
+        # Embeddings are never trained, and looking whether they were resized would ask the hub.
+        self.model.save_pretrained(folder, save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)
+
+    def log_prob(self, query: Query, sequences: Sequence[Sequence[int]]) -> NDArray[np.float64]:
+        """log q(Z⊤|X) of sequences, shape (n,), in nats; no gradient."""
+        parts = []
+        with torch.no_grad():
+            for start in range(0, len(sequences), SCORING_BATCH):
+                batch = [Actions.plain(query, ids) for ids in sequences[start : start + SCORING_BATCH]]
+                parts.append(self.log_probs(batch).total().double().cpu().numpy())
+        return np.concatenate(parts)
+
+    def log_probs(self, batch: Sequence[Actions]) -> LogProbs:
+        """log_pf and log_pterm of every trajectory in one pass over its tokens, with gradient where it is enabled."""
+        n_actions = torch.tensor([len(item.action_ids) for item in batch], device=self.device)
+        logits = self._state_logits(batch)
+        return self._masked(logits, batch, n_actions)
+
+    def _state_logits(self, batch: Sequence[Actions]) -> Float[Tensor, "batch states allowed"]:
+        """Logits of the allowed tokens at every decision state."""
+        cache, prompt_mask, prompt_lengths = self._prompt_cache([item.query for item in batch])
+        # The prompt's last token opens the second pass, as its output is state 0's distribution.
+        rows = [np.concatenate([item.query.prompt_ids[-1:], item.input_ids]) for item in batch]
+        ids, mask = self._padded(rows)
+        offsets = torch.arange(ids.shape[1], device=self.device)
+        output = self.model(
+            input_ids=ids,
+            attention_mask=mask if prompt_mask is None else torch.cat([prompt_mask, mask], 1),
+            position_ids=prompt_lengths[:, None] + offsets,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        states, _ = self._padded([item.state_positions + 1 for item in batch])
+        logits = output.logits
+        if not self._full_vocabulary:
+            logits = logits[..., self._allowed]
+        return logits.gather(1, states[..., None].expand(-1, -1, logits.shape[-1])).float()
+
+    def _prompt_cache(self, queries: Sequence[Query]) -> tuple[Any, Tensor | None, Int[Tensor, " batch"]]:
+        """Keys and values of each distinct prompt but its last token, computed once and repeated by trajectory."""
+        distinct = {query.id: query for query in queries}
+        index = {query_id: i for i, query_id in enumerate(distinct)}
+        of_row = torch.tensor([index[query.id] for query in queries], device=self.device)
+        prefixes = [query.prompt_ids[:-1] for query in distinct.values()]
+        lengths = torch.tensor([len(prefix) for prefix in prefixes], device=self.device)[of_row]
+        if int(lengths.max()) == 0:
+            return None, None, lengths
+        ids, mask = self._padded(prefixes, left=True)
+        positions = (mask.cumsum(1) - 1).clamp_min(0)
+        output = self.model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1
+        )
+        cache = output.past_key_values
+        cache.batch_select_indices(of_row)
+        return cache, mask[of_row], lengths
+
+    def _padded(self, rows: Sequence[NDArray[Any]], *, left: bool = False) -> tuple[Tensor, Tensor]:
+        """Rows of ids as one tensor, and the mask of what isn't padding; both (rows, longest)."""
+        width = max(len(row) for row in rows)
+        ids = np.zeros((len(rows), width), np.int64)
+        mask = np.zeros((len(rows), width), np.int64)
+        for i, row in enumerate(rows):
+            place = slice(width - len(row), width) if left else slice(0, len(row))
+            ids[i, place], mask[i, place] = row, 1
+        return torch.as_tensor(ids, device=self.device), torch.as_tensor(mask, device=self.device)
+
+    def _masked(self, logits: Tensor, batch: Sequence[Actions], n_actions: Tensor) -> LogProbs:
+        """Renormalise under the action space: no ⊤ before min_len, nothing but ⊤ at max_len."""
+        time = torch.arange(logits.shape[1], device=self.device)
+        terminator = torch.arange(logits.shape[2], device=self.device) == self._terminator_column
+        too_early = (time < self.space.min_len)[:, None] & terminator
+        log_q = logits.masked_fill(too_early, -torch.inf).log_softmax(-1)
+        actions, _ = self._padded([item.action_ids for item in batch])
+        columns = actions if self._full_vocabulary else torch.searchsorted(self._allowed, actions)
+        columns = columns.clamp_max(logits.shape[2] - 1)
+        log_pf = log_q[:, : columns.shape[1]].gather(2, columns[..., None])[..., 0]
+        can_choose = (time >= self.space.min_len) & (time < self.space.max_len)
+        log_pterm = torch.where(can_choose, log_q[..., self._terminator_column], 0)
+        return LogProbs(log_pf, log_pterm, n_actions)
+
+
+def load_base_model(path: str, dtype: str) -> Any:
+    """A causal language model for scoring, frozen; raises UserError naming `model.name`."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(path, dtype=torch_dtype(dtype)).eval().requires_grad_(False)
+    except Exception as error:
+        raise UserError(
+            "model.name", path, f"its weights can't be loaded ({type(error).__name__})", "give a complete model folder"
+        ) from error

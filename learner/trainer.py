@@ -1,0 +1,326 @@
+"""The training loop: sample a batch, compute the loss, step, publish, and say how it goes."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from buffer.adapters import AdapterRegistry
+from buffer.control import Control
+from buffer.replay import BufferStats, ReplayBuffer
+from common.config import RunConfig
+from common.errors import RunFault, StallError
+from common.log import get_logger
+from common.metrics import LearnerMetrics
+from common.tasks import Task
+from common.trajectory import Query, Trajectory
+from learner.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
+from learner.gap import Gap, GapMonitor
+from learner.objective import LogZTable, evaluate, stack_rewards
+from learner.policy import Actions, LoraPolicy
+
+log = get_logger("learner")
+_POLL_S = 0.1
+
+
+@dataclass
+class Progress:
+    """What a checkpoint keeps besides tensors."""
+
+    step: int = 0
+    version: int = 0
+    trained: int = 0
+    versions_trained_on: set[int] = field(default_factory=set)
+    gaps: list[float] = field(default_factory=list)
+    elapsed_s: float = 0.0
+
+
+class Trainer:
+    """Owns the policy's weights; the only writer of adapters."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        task: Task[Any],
+        policy: LoraPolicy,
+        buffer: ReplayBuffer,
+        registry: AdapterRegistry,
+        control: Control,
+        metrics: LearnerMetrics,
+    ) -> None:
+        self.config, self.section, self.task, self.policy = config, config.learner, task, policy
+        self.buffer, self.registry, self.control, self.metrics = buffer, registry, control, metrics
+        self.folder = config.run_folder
+        self.queries: dict[str, Query] = buffer.queries()
+        self.log_z = LogZTable(list(self.queries)).to(policy.device)
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": list(policy.trainable().values()), "lr": self.section.lr},
+                {"params": [self.log_z.values], "lr": self.section.log_z_lr, "weight_decay": 0.0},
+            ],
+            lr=self.section.lr,
+            weight_decay=self.section.weight_decay,
+        )
+        self.gaps = GapMonitor(policy, keep=self.section.keep_adapters + 2)
+        self.progress = Progress()
+        self.last_gap: Gap | None = None
+        self.stopped_because: str | None = None
+
+    def run(self) -> None:
+        """Train to the last step or until asked to stop; always leaves a checkpoint and the adapter folder."""
+        if self.config.run.resume:
+            self._resume()
+        started = time.monotonic() - self.progress.elapsed_s
+        self._report_phase("evaluating the untrained policy")
+        self._record_evaluation("before")
+        self.publish()
+        try:
+            while self.progress.step < self.section.steps and self._may_go_on():
+                self._one_step()
+                self.progress.elapsed_s = time.monotonic() - started
+        finally:
+            self._checkpoint()
+            self.policy.save_adapter(self.folder / "adapter")
+        if self.progress.step % self.section.sync_every != 0:
+            # The actors' samples for the evaluation come from what was learned last.
+            self.publish()
+        self._report_phase("evaluating the trained policy")
+        self._record_evaluation("after")
+        self._write_summary()
+        self._report_phase("done")
+
+    def _may_go_on(self) -> bool:
+        self.stopped_because = self.control.stop_reason()
+        return self.stopped_because is None
+
+    def _one_step(self) -> None:
+        waited = self._wait_for_trajectories()
+        if self.stopped_because is not None:
+            return
+        started = time.monotonic()
+        batch = self._draw()
+        row = self._update(batch)
+        progress = self.progress
+        progress.step += 1
+        progress.trained += len(batch)
+        progress.versions_trained_on |= {item.behaviour.adapter_version for item in batch}
+        self.buffer.count_trained(len(batch))
+        if progress.step % self.section.sync_every == 0:
+            self.publish()
+        self._check_gap(batch)
+        if self.section.evaluate_every and progress.step % self.section.evaluate_every == 0:
+            row.update(self.task.evaluate_policy(self.policy))
+        row.update(step=progress.step, wait_s=waited, step_s=time.monotonic() - started)
+        self._report(row)
+        if progress.step % self.section.checkpoint_every == 0:
+            self._checkpoint()
+
+    def _wait_for_trajectories(self) -> float:
+        """Wait until the buffer holds enough that is new; seconds waited. Raises StallError with the cause."""
+        start = time.monotonic()
+        next_word = start
+        while True:
+            stats = self.buffer.stats()
+            if self._enough(stats) or not self._may_go_on():
+                waited = time.monotonic() - start
+                self.metrics.waited.inc(waited)
+                return waited
+            now = time.monotonic()
+            if now - start > self.section.max_wait_s:
+                raise StallError(
+                    f"learner waited {self.section.max_wait_s:g} s for trajectories: {self._why_waiting(stats)}; "
+                    "see logs/ in the run's folder, or raise learner.max_wait_s"
+                )
+            if now >= next_word:
+                self._report_phase(f"waiting: {self._why_waiting(stats)}")
+                next_word = now + 1.0
+            time.sleep(_POLL_S)
+
+    def _enough(self, stats: BufferStats) -> bool:
+        first_come = stats.size >= 1 and stats.pushed >= self.section.min_trajectories
+        return first_come and stats.trained <= self.section.max_reuse * stats.pushed
+
+    def _why_waiting(self, stats: BufferStats) -> str:
+        alive = sum(actor["alive"] for actor in self.control.actors().values())
+        if stats.pushed < self.section.min_trajectories:
+            what = f"{stats.pushed} of {self.section.min_trajectories} first trajectories"
+        else:
+            what = f"{stats.pushed} pushed, each used {stats.trained / max(1, stats.pushed):.1f} times"
+        return f"{what}, {alive} actors alive"
+
+    def _draw(self) -> list[Trajectory]:
+        seed = self.config.run.seed * 1_000_003 + self.progress.step
+        drawn = self.buffer.sample(self.section.queries_per_step, self.section.trajectories_per_query, seed=seed)
+        good = [item for item in drawn if self._usable(item)]
+        if not good:
+            raise RunFault("no usable trajectory in the batch; `quarantine` in Redis holds the reasons")
+        return good
+
+    def _usable(self, item: Trajectory) -> bool:
+        reason = self.policy.space.why_invalid(item.action_ids)
+        if item.query_id not in self.queries:
+            reason = "its query is not stored"
+        if reason is not None:
+            self.buffer.quarantine(item.to_bytes(), reason=reason, origin=item.actor_id or item.source)
+        return reason is None
+
+    def _update(self, batch: Sequence[Trajectory]) -> dict[str, float]:
+        section, device = self.section, self.policy.device
+        tau = section.reward.temperature.at(self.progress.step)
+        learning_rate = self._set_learning_rate()
+        log_probs = self.policy.log_probs([Actions.of(item, self.queries[item.query_id]) for item in batch])
+        weights = self.config.reward_weights
+        log_reward = stack_rewards(batch, weights, tau, device)
+        rows = self.log_z.rows(batch)
+        found = evaluate(section, log_probs, log_reward, rows, self.log_z, self.policy.space.min_len)
+        self.optimizer.zero_grad(set_to_none=True)
+        found.loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(list(self.policy.trainable().values()), section.max_grad_norm)
+        loss, gradient_norm = float(found.loss.detach()), float(norm)
+        if not np.isfinite([loss, gradient_norm]).all():
+            raise RunFault(f"loss {loss} and gradient norm {gradient_norm} at step {self.progress.step}: not finite")
+        self.optimizer.step()
+        versions = np.array([item.behaviour.adapter_version for item in batch])
+        row = {
+            "loss": loss,
+            "log_reward": float(np.mean([item.log_reward(weights)[-1] for item in batch])),
+            "log_z": found.log_z_batch,
+            "gradient_norm": gradient_norm,
+            "learning_rate": learning_rate,
+            "reward_temperature": tau,
+            "trajectories": len(batch),
+            "mean_actions": float(np.mean([len(item.action_ids) for item in batch])),
+            "adapter_version": self.progress.version,
+            "staleness": float((self.progress.version - versions).mean()),
+        }
+        return row if found.log_z_learned is None else {**row, "log_z_learned": found.log_z_learned}
+
+    def _set_learning_rate(self) -> float:
+        rate = self.section.lr * learning_rate_factor(
+            self.progress.step, self.section.warmup_steps, self.section.steps, self.section.lr_schedule == "linear"
+        )
+        self.optimizer.param_groups[0]["lr"] = rate
+        return rate
+
+    def publish(self) -> None:
+        """Publish the present weights as the next version."""
+        with self.metrics.publish_time.time():
+            # An actor of an earlier run in the same Redis may know newer versions than a checkpoint does.
+            self.progress.version = max(self.progress.version, self.registry.latest()) + 1
+            sha256 = self.registry.publish(self.progress.version, self.policy.adapter_files())
+        self.gaps.remember(self.progress.version)
+        log.info("published adapter version %d, sha256 %s", self.progress.version, sha256)
+
+    def _check_gap(self, batch: Sequence[Trajectory]) -> None:
+        """Once a sync period: stop the run if samplers and learner disagree on the same actions."""
+        if self.progress.step % self.section.sync_every != 0:
+            return
+        gap = self.gaps.compare(batch, self.queries)
+        if gap is None:
+            return
+        self.last_gap = gap
+        self.progress.gaps.append(gap.mean)
+        self.metrics.sampler_gap.set(gap.mean)
+        limit = self.section.max_sampler_gap
+        if limit is not None and gap.mean > limit:
+            raise RunFault(
+                f"sampler and learner differ by {gap.mean:.4f} nats a token on {gap.tokens} tokens of adapter version "
+                f"{gap.version} (limit learner.max_sampler_gap = {limit:g}): the engine does not serve that adapter as "
+                "the learner published it; check model.lora against what the engine supports, and actor.dtype"
+            )
+
+    def _report(self, row: dict[str, float]) -> None:
+        stats = self.buffer.stats()
+        row.update(buffer_size=stats.size, trajectories_pushed=stats.pushed, elapsed_s=self.progress.elapsed_s)
+        if self.last_gap is not None:
+            row["sampler_gap"] = self.last_gap.mean
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"time": time.time(), **row}) + "\n")
+        metrics = self.metrics
+        metrics.step.set(row["step"])
+        metrics.loss.set(row["loss"])
+        metrics.log_reward.set(row["log_reward"])
+        metrics.log_z.set(row["log_z"])
+        metrics.gradient_norm.set(row["gradient_norm"])
+        metrics.reward_temperature.set(row["reward_temperature"])
+        metrics.adapter_version.set(row["adapter_version"])
+        metrics.staleness.set(row["staleness"])
+        metrics.trained.inc(row["trajectories"])
+        metrics.step_time.observe(row["step_s"])
+        self.control.report_learner({"phase": "training", "steps": self.section.steps, **row})
+
+    def _report_phase(self, phase: str) -> None:
+        last = self.control.learner()
+        self.control.report_learner({**last, "phase": phase, "steps": self.section.steps})
+
+    def _record_evaluation(self, when: str) -> None:
+        """Exact figures and what the plot needs, kept in the run's folder; a resumed run keeps its first `before`."""
+        path = self.folder / f"evaluation_{when}.json"
+        if when == "before" and self.config.run.resume and path.exists():
+            return
+        found = {
+            "metrics": self.task.evaluate_policy(self.policy),
+            "distribution": self.task.distribution(self.policy),
+        }
+        path.write_text(json.dumps(found))
+
+    def _checkpoint(self) -> None:
+        progress = self.progress
+        tensors = {
+            **{f"adapter.{name}": value for name, value in self.policy.snapshot().items()},
+            **{f"optimizer.{name}": value for name, value in optimizer_tensors(self.optimizer).items()},
+            **{f"log_z.{name}": value for name, value in self.log_z.state_dict().items()},
+            "rng": torch.get_rng_state(),
+        }
+        state = {
+            "version": progress.version,
+            "trained": progress.trained,
+            "versions_trained_on": sorted(progress.versions_trained_on),
+            "gaps": progress.gaps,
+            "elapsed_s": progress.elapsed_s,
+        }
+        folder = self.folder / "checkpoints"
+        path = save_checkpoint(folder, progress.step, tensors, state, self.section.keep_checkpoints)
+        log.info("checkpoint %s", path.name)
+
+    def _resume(self) -> None:
+        tensors, state = load_checkpoint(self.folder / "checkpoints")
+
+        def part(prefix: str) -> dict[str, torch.Tensor]:
+            return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+        self.policy.restore(part("adapter."))
+        restore_optimizer(self.optimizer, part("optimizer."))
+        self.log_z.load_state_dict(part("log_z."))
+        torch.set_rng_state(tensors["rng"])
+        versions = set(state.pop("versions_trained_on"))
+        self.progress = Progress(**state, versions_trained_on=versions)
+        log.info("resumed at step %d", self.progress.step)
+
+    def _write_summary(self) -> None:
+        """The learner's part of summary.json, which the launcher completes."""
+        progress = self.progress
+        summary = {
+            "steps": progress.step,
+            "trajectories_trained": progress.trained,
+            "adapter_versions_published": progress.version,
+            "adapter_versions_trained_on": len(progress.versions_trained_on),
+            "training_s": progress.elapsed_s,
+            "sampler_gap_mean": float(np.mean(progress.gaps)) if progress.gaps else None,
+            "sampler_gap_max": float(np.max(progress.gaps)) if progress.gaps else None,
+            "stopped_because": self.stopped_because,
+        }
+        (self.folder / "learner_summary.json").write_text(json.dumps(summary))
+
+
+def learning_rate_factor(step: int, warmup_steps: int, steps: int, linear: bool) -> float:
+    """Share of the full learning rate at a step: up over the warm-up, then constant or down to 0 at the end."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    return (steps - step) / max(1, steps - warmup_steps) if linear else 1.0
