@@ -1,0 +1,210 @@
+"""An actor's loop: follow the newest adapter, keep the engine fed, push what is scored, say how it goes.
+
+Nothing here knows of Ray; `actors/ray_actor.py` makes a Ray actor of it.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import random
+import time
+from collections.abc import Sequence
+
+from actors.adapters import AdapterFollower
+from actors.engine import Engine, Scored
+from actors.sampler import TrajectorySampler
+from actors.scoring import ScoreText
+from buffer.adapters import AdapterRegistry
+from buffer.connection import Keys, connect
+from buffer.control import Control
+from buffer.replay import ReplayBuffer
+from common.config import RunConfig
+from common.errors import RunFault
+from common.log import get_logger, set_up_logging
+from common.metrics import ActorMetrics, new_registry, serve
+from common.tasks import SampleRequest, Split, make_task
+from common.tokens import load_codec
+from common.trajectory import Query, Source, Trajectory
+
+log = get_logger("actor")
+HOUSEKEEPING_S = 0.5
+IDLE_S = 0.02
+METRICS_OFFSET = 2
+
+
+class Actor:
+    """Samples, scores and pushes until the run stops."""
+
+    def __init__(self, config: RunConfig, index: int, redis_url: str, generation: int = 0) -> None:
+        """Start the engine. `generation` counts restarts, so that a restarted actor doesn't repeat its samples."""
+        assert config.model.name is not None and config.run.name is not None
+        self.config, self.section = config, config.actor
+        self.id = f"actor-{index}"
+        set_up_logging(config.run_folder / "logs" / f"{self.id}.log", terminal=False)
+        seed = (config.run.seed * 1_009 + index * 101 + generation + 1) % 2**31
+        self._random = random.Random(seed)
+        client, keys = connect(config.redis, redis_url), Keys(config.run.name)
+        self.control = Control(client, keys)
+        self.buffer = ReplayBuffer(client, keys, config.buffer, config.reward_weights)
+        self.task = make_task(config.task, load_codec(config.model.name))
+        self.queries = list(self.buffer.queries().values())
+        registry = new_registry()
+        self.metrics = ActorMetrics(registry)
+        self.metrics_port = serve(registry, config.metrics, METRICS_OFFSET + index)
+        self._beat("starting engine")
+        space, lora = self.task.action_space, config.model.lora
+        engine = Engine(config.model.name, self.section, self.section.dtype, space, lora, seed)
+        reference = engine
+        if config.reference.dtype != self.section.dtype:
+            reference = Engine(config.model.name, self.section, config.reference.dtype, space, None, seed)
+        self.engine = engine
+        self.sampler = TrajectorySampler(self.task, engine, reference, self.metrics, self.id, self.section.score_cache)
+        first = self.queries[0]
+        probe = ScoreText((*first.prompt_ids.tolist(), space.terminator_id), first=1)
+        self.adapters = AdapterFollower(engine, AdapterRegistry(client, keys), probe, self.metrics, self.section.dtype)
+        self._ready: list[Trajectory] = []
+        self._pushed = 0
+        self._next_housekeeping = self._last_push = 0.0
+        self._blocked_since: float | None = None
+        self._order: list[Query] = []
+        self._beat("waiting for an adapter")
+
+    def run(self) -> None:
+        """Loop until the run stops; a fault is reported and ends the run."""
+        log.info("running with %d queries", len(self.queries))
+        try:
+            while self.control.stop_reason() is None:
+                self._round()
+            self._push()
+            self._beat("stopped")
+        except RunFault as fault:
+            self.control.report_fault(self.id, str(fault))
+            raise
+        except Exception:
+            log.exception("the actor's loop failed")
+            raise
+
+    def _round(self) -> None:
+        """Work until the next housekeeping is due."""
+        self._housekeep()
+        deadline = time.monotonic() + HOUSEKEEPING_S
+        while time.monotonic() < deadline:
+            if self._may_sample():
+                self._feed()
+            if not self.sampler.in_flight:
+                time.sleep(IDLE_S)
+                continue
+            self._ready += self.sampler.step()
+            if self._ready and time.monotonic() - self._last_push > self.section.push_every_s:
+                self._push()
+
+    def _housekeep(self) -> None:
+        version = self.adapters.is_behind()
+        if version is not None:
+            self._load(version)
+        self._push()
+        self._follow_back_pressure()
+        self._beat("waiting for the learner" if self._blocked_since is not None else "sampling")
+
+    def _load(self, version: int) -> None:
+        while not self.engine.can_load:
+            self._ready += self.sampler.step()
+        self.adapters.update(version)
+        if self.adapters.current is None or self.adapters.current.version != version:
+            return
+        # Requests in flight share the probe's steps; what they finish with is kept.
+        for request_id, text, adapter in self.adapters.probe_texts():
+            self.engine.submit_score(request_id, text, adapter)
+        results: list[Scored] = []
+        while len(results) < 2:
+            for result in self.engine.step():
+                if result.request_id.startswith("probe-"):
+                    assert isinstance(result, Scored)
+                    results.append(result)
+                else:
+                    self._ready += self.sampler.accept([result])
+        self.adapters.check_probe(results)
+
+    def _may_sample(self) -> bool:
+        return self.adapters.current is not None and self._blocked_since is None
+
+    def _follow_back_pressure(self) -> None:
+        """Wait while far more was pushed than the learner used, so that samples aren't stale when they are."""
+        stats, learner = self.buffer.stats(), self.config.learner
+        per_sync = learner.sync_every * self.config.trajectories_per_step
+        bound = learner.min_trajectories + self.section.max_ahead * per_sync
+        now = time.monotonic()
+        if self._blocked_since is not None:
+            self.metrics.blocked.inc(now - self._blocked_since)
+        self._blocked_since = now if stats.pushed - stats.trained > bound else None
+
+    def _feed(self) -> None:
+        """Fill the engine up with groups of samples, each of one query at one temperature."""
+        while self.sampler.in_flight + self.section.samples_per_query <= self.section.max_in_flight or (
+            self.sampler.in_flight == 0
+        ):
+            temperature, source = self._temperature()
+            self.sampler.submit(
+                self._next_query(), self.section.samples_per_query, temperature, self.adapters.current, source
+            )
+
+    def _temperature(self) -> tuple[float, Source]:
+        if self._random.random() >= self.section.tempered_share:
+            return 1.0, "policy"
+        return self._random.uniform(self.section.temperature_low, self.section.temperature_high), "tempered"
+
+    def _next_query(self) -> Query:
+        """Every query once in a random order, then again."""
+        if not self._order:
+            self._order = self._random.sample(self.queries, len(self.queries))
+        return self._order.pop()
+
+    def _push(self) -> None:
+        self._last_push = time.monotonic()
+        if not self._ready:
+            return
+        with self.metrics.push_time.time():
+            self.buffer.push(self._ready)
+        self.metrics.pushed.inc(len(self._ready))
+        self._pushed += len(self._ready)
+        self._ready = []
+
+    def _beat(self, phase: str) -> None:
+        adapters = getattr(self, "adapters", None)
+        current = adapters.current if adapters else None
+        probe = adapters.probe if adapters else None
+        self.control.heartbeat(
+            self.id,
+            {
+                "phase": phase,
+                "host": platform.node(),
+                "pid": os.getpid(),
+                "metrics_port": self.metrics_port,
+                "pushed": getattr(self, "_pushed", 0),
+                "adapter_version": current.version if current else 0,
+                "adapter_sha256": current.sha256 if current else None,
+                "probe_with_adapter": probe.with_adapter if probe else None,
+                "probe_without_adapter": probe.without if probe else None,
+                "adapter_error": adapters.last_error if adapters else None,
+            },
+        )
+
+    def evaluate(self, requests: Sequence[SampleRequest], split: Split = "test") -> dict[str, dict[str, list[bytes]]]:
+        """Samples for a task's evaluation with the newest adapter: label -> query id -> encoded trajectories."""
+        while self.sampler.in_flight:
+            # Left over from training, under older versions.
+            self.sampler.step()
+        version = self.adapters.is_behind()
+        if version is not None:
+            self._load(version)
+        queries = self.task.queries(split)
+        found = {}
+        for request in requests:
+            groups = self.sampler.collect(queries, request, self.adapters.current, self.section.max_in_flight)
+            found[request.label] = {key: [item.to_bytes() for item in group] for key, group in groups.items()}
+        return found
+
+    def close(self) -> None:
+        """Delete temporary files."""
+        self.adapters.close()

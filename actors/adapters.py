@@ -1,0 +1,111 @@
+"""How an actor follows the registry: fetch the newest version, load it, and prove that it has an effect."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from actors.engine import Engine, LoadedAdapter, Scored
+from actors.scoring import ScoreText
+from buffer.adapters import AdapterError, AdapterRegistry
+from common.errors import RunFault
+from common.log import get_logger
+from common.metrics import ActorMetrics
+
+log = get_logger("actor")
+FOLDERS_KEPT = 4
+
+
+REFERENCE_DRIFT_NATS_A_TOKEN = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}
+"""How far the base model's score of the probe may move between loads by rounding alone."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Log-probability of one fixed text with and without the adapter, in nats, scored in one batch."""
+
+    with_adapter: float
+    without: float
+
+
+class AdapterFollower:
+    """Keeps the engine at the newest version that could be loaded."""
+
+    def __init__(
+        self, engine: Engine, registry: AdapterRegistry, probe_text: ScoreText, metrics: ActorMetrics, dtype: str
+    ) -> None:
+        self._engine, self._registry, self._probe_text, self._metrics = engine, registry, probe_text, metrics
+        self._allowed_drift = REFERENCE_DRIFT_NATS_A_TOKEN[dtype] * len(probe_text.ids)
+        self._first_without: float | None = None
+        self._folder = Path(tempfile.mkdtemp(prefix="amortis-adapters-"))
+        self._failed: set[int] = set()
+        self.current: LoadedAdapter | None = None
+        self.probe: Probe | None = None
+        self.last_error: str | None = None
+
+    def is_behind(self) -> int | None:
+        """A newer version that hasn't failed to load, or None."""
+        latest = self._registry.latest()
+        have = self.current.version if self.current else 0
+        return latest if latest > have and latest not in self._failed else None
+
+    def update(self, version: int) -> None:
+        """Load a version, once `Engine.can_load`; one that can't be loaded leaves the old one serving and says so."""
+        try:
+            adapter = self._registry.fetch(version)
+            folder = self._folder / f"v{version}"
+            folder.mkdir(exist_ok=True)
+            for name, data in adapter.files.items():
+                (folder / name).write_bytes(data)
+            loaded = self._engine.load_adapter(version, adapter.sha256, folder)
+        except (AdapterError, OSError, ValueError, RuntimeError) as error:
+            self._failed.add(version)
+            self._metrics.adapter_loads_failed.inc()
+            serving = self.current.version if self.current else 0
+            self.last_error = f"adapter version {version} can't be loaded, still serving {serving}: {error}"
+            log.error("%s", self.last_error)
+            return
+        self.current = loaded
+        self._metrics.adapter_version.set(version)
+        self._metrics.sync_latency.observe(max(0.0, time.time() - adapter.published_at))
+        self._drop_old_folders()
+        log.info("serving adapter version %d, sha256 %s", version, adapter.sha256)
+
+    def probe_texts(self) -> list[tuple[str, ScoreText, LoadedAdapter | None]]:
+        """The two requests of a probe: with the present adapter, and without."""
+        return [("probe-with", self._probe_text, self.current), ("probe-without", self._probe_text, None)]
+
+    def check_probe(self, results: list[Scored]) -> None:
+        """Compare the probe's two scores.
+
+        Raises RunFault if a trained adapter (version 2 or later) changes nothing, as samples would come from the base
+        model, or if the base model's score has moved since the first load, as rewards would come through an adapter.
+        """
+        total = {result.request_id: float(result.scores.actual.sum()) for result in results}
+        self.probe = Probe(total["probe-with"], total["probe-without"])
+        version = self.current.version if self.current else 0
+        self._first_without = self.probe.without if self._first_without is None else self._first_without
+        drift = abs(self.probe.without - self._first_without)
+        if drift > self._allowed_drift:
+            raise RunFault(
+                f"the base model scores a probe text {drift:.4f} nats differently since adapter version {version} was "
+                "loaded: the engine applies an adapter to requests that have none, so rewards would be wrong"
+            )
+        if version >= 2 and self.probe.with_adapter == self.probe.without:
+            raise RunFault(
+                f"adapter version {version} changes nothing in the engine (a probe text scores "
+                f"{self.probe.without:.4f} nats with and without it): samples would come from the base model; "
+                "check that model.lora.target_modules and model.lora.rank are ones that the engine serves"
+            )
+
+    def close(self) -> None:
+        """Delete the fetched files."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _drop_old_folders(self) -> None:
+        folders = sorted(self._folder.iterdir(), key=lambda path: int(path.name[1:]))
+        for old in folders[:-FOLDERS_KEPT]:
+            shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,248 @@
+"""The one file that touches vLLM: sampling under a mask and an adapter, and scoring, in one continuous batch.
+
+Token ids go in and come out; nothing is ever decoded and tokenised again. vLLM is imported when an engine is made.
+
+Scoring needs, at every position of a text, the log-probability of the token that stands there and of ⊤. vLLM's newer
+model runner offers that (`prompt_logprob_token_ids`). The other one, which CPUs use, returns the actual token and the
+most likely ones: there the gathering step is replaced, so that a request for one extra column gets ⊤'s.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actors.scoring import ScoreText, TokenScores
+from common.action_space import ActionSpace
+from common.config import ActorSection, LoraSection
+from common.errors import UserError
+
+CPU_BLOCK_TOKENS = 32
+"""Smallest KV block of the CPU attention kernel: the finest grain at which prompts share their cache."""
+ADAPTERS_IN_FLIGHT = 2
+"""Versions that can run in one batch: the newest, and the one that requests in flight finish under."""
+ADAPTER_SLOTS = ADAPTERS_IN_FLIGHT + 1
+"""The last slot is never filled. vLLM's CPU kernels give a request without adapter the index -1, which means the last
+slot: were an adapter there, the reference would be scored through it whenever both share a batch."""
+
+
+@dataclass(frozen=True)
+class LoadedAdapter:
+    """An adapter version that the engine serves."""
+
+    version: int
+    sha256: str
+    handle: Any
+    """vLLM's own request object for it."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A finished sample: actions without ⊤, and their log-probabilities under mask and temperature."""
+
+    request_id: str
+    action_ids: NDArray[np.int32]
+    log_probs: NDArray[np.float32]
+    stop_log_prob: float
+    """Log-probability of ⊤ after them, 0 where max_len forced it."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A scored text."""
+
+    request_id: str
+    scores: TokenScores
+
+
+class Engine:
+    """One vLLM engine in this process."""
+
+    def __init__(
+        self,
+        model_path: str,
+        section: ActorSection,
+        dtype: str,
+        space: ActionSpace,
+        lora: LoraSection | None,
+        seed: int,
+    ) -> None:
+        """Load the model; `lora` None makes an engine that only scores. Raises UserError if vLLM refuses."""
+        _set_environment(section)
+        from vllm import EngineArgs, LLMEngine
+
+        logging.getLogger("vllm").setLevel(logging.WARNING)
+        on_cpu = not section.num_gpus
+        arguments: dict[str, Any] = {
+            "model": model_path,
+            "dtype": dtype,
+            "seed": seed,
+            "skip_tokenizer_init": True,
+            "max_model_len": section.max_model_len,
+            "max_num_seqs": section.max_in_flight,
+            "enforce_eager": section.enforce_eager,
+            "enable_prefix_caching": True,
+            "gpu_memory_utilization": section.gpu_memory_utilization,
+            "logprobs_mode": "processed_logprobs",
+            # Only sampling asks for it, and only for the sampled token.
+            "max_logprobs": 1,
+            "disable_log_stats": True,
+        }
+        if on_cpu:
+            arguments["block_size"] = CPU_BLOCK_TOKENS
+        if lora is not None:
+            arguments.update(
+                enable_lora=True,
+                max_lora_rank=lora.served_rank,
+                max_loras=ADAPTER_SLOTS,
+                max_cpu_loras=ADAPTER_SLOTS,
+                # Given, so that the output layer is not wrapped: scoring fails on a wrapped one.
+                lora_target_modules=list(lora.target_modules),
+            )
+        try:
+            self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+        except ValueError as error:
+            raise UserError(
+                "model.name", model_path, f"vLLM can't serve it: {error}", "see actor.* settings"
+            ) from error
+        self._space = space
+        self._scores_by_id = bool(self._engine.vllm_config.use_v2_model_runner)
+        if not self._scores_by_id:
+            self._engine.collective_rpc(
+                lambda worker: _gather_terminator(worker.model_runner.sampler, space.terminator_id)
+            )
+        self._score_texts: dict[str, ScoreText] = {}
+        self._versions_in_flight: dict[str, int] = {}
+        self._loaded: list[int] = []
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is unfinished."""
+        return bool(self._engine.has_unfinished_requests())
+
+    @property
+    def can_load(self) -> bool:
+        """Whether a version can be dropped for a new one: none but the newest has requests in flight."""
+        return set(self._versions_in_flight.values()) <= set(self._loaded[-1:])
+
+    def load_adapter(self, version: int, sha256: str, folder: Path) -> LoadedAdapter:
+        """Serve a version under a name, number and path of its own: the prefix cache is keyed by them.
+
+        The oldest version is dropped for it; raises RuntimeError while `can_load` is false.
+        """
+        from vllm.lora.request import LoRARequest
+
+        if not self.can_load:
+            raise RuntimeError(f"adapter versions {sorted(set(self._versions_in_flight.values()))} are in flight")
+        while len(self._loaded) >= ADAPTERS_IN_FLIGHT:
+            self._engine.remove_lora(self._loaded.pop(0))
+        handle = LoRARequest(f"v{version}-{sha256[:12]}", version, str(folder))
+        self._engine.add_lora(handle)
+        self._loaded.append(version)
+        return LoadedAdapter(version, sha256, handle)
+
+    def submit_sample(
+        self, request_id: str, prompt_ids: Sequence[int], temperature: float, adapter: LoadedAdapter | None
+    ) -> None:
+        """Sample one Z under the action space; without an adapter from the base model."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        space = self._space
+        params = SamplingParams(
+            temperature=temperature,
+            max_tokens=space.max_len,
+            min_tokens=space.min_len,
+            stop_token_ids=[space.terminator_id],
+            allowed_token_ids=None if space.allowed_ids is None else list(space.allowed_ids),
+            ignore_eos=True,
+            logprobs=0,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        self._add(request_id, prompt_ids, params, adapter)
+
+    def submit_score(self, request_id: str, text: ScoreText, adapter: LoadedAdapter | None = None) -> None:
+        """Score a text in one pass; without an adapter by the base model."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        columns: dict[str, Any] = {"prompt_logprobs": 1}
+        if self._scores_by_id:
+            rows = [[token, self._space.terminator_id] for token in text.ids[text.first :]]
+            columns = {"prompt_logprob_token_ids": rows, "prompt_logprob_start": text.first - 1}
+        params = SamplingParams(
+            max_tokens=1, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY, ignore_eos=True, **columns
+        )
+        self._score_texts[request_id] = text
+        self._add(request_id, text.ids, params, adapter)
+
+    def _add(self, request_id: str, ids: Sequence[int], params: Any, adapter: LoadedAdapter | None) -> None:
+        prompt: dict[str, Any] = {"prompt_token_ids": [int(token) for token in ids]}
+        if adapter is not None:
+            # A second lock beside the adapter's own name: no cached block of another version is ever read.
+            prompt["cache_salt"] = f"v{adapter.version}-{adapter.sha256}"
+            self._versions_in_flight[request_id] = adapter.version
+        self._engine.add_request(request_id, prompt, params, lora_request=None if adapter is None else adapter.handle)
+
+    def step(self) -> list[Sampled | Scored]:
+        """Advance every request by one engine step; what finished."""
+        return [self._result(output) for output in self._engine.step() if output.finished]
+
+    def _result(self, output: Any) -> Sampled | Scored:
+        self._versions_in_flight.pop(output.request_id, None)
+        text = self._score_texts.pop(output.request_id, None)
+        if text is not None:
+            return Scored(output.request_id, self._scores(text, output))
+        completion = output.outputs[0]
+        tokens = np.asarray(completion.token_ids, np.int32)
+        log_probs = np.asarray(
+            [column[token].logprob for token, column in zip(completion.token_ids, completion.logprobs, strict=True)],
+            np.float32,
+        )
+        if len(tokens) and tokens[-1] == self._space.terminator_id:
+            return Sampled(output.request_id, tokens[:-1], log_probs[:-1], float(log_probs[-1]))
+        return Sampled(output.request_id, tokens, log_probs, 0.0)
+
+    def _scores(self, text: ScoreText, output: Any) -> TokenScores:
+        if self._scores_by_id:
+            table = np.asarray(output.prompt_token_id_logprobs, np.float64)
+            return TokenScores(table[:, 0], table[:, 1])
+        columns = output.prompt_logprobs[text.first :]
+        actual = [column[token].logprob for token, column in zip(text.ids[text.first :], columns, strict=True)]
+        terminator = [column[self._space.terminator_id].logprob for column in columns]
+        return TokenScores(np.asarray(actual, np.float64), np.asarray(terminator, np.float64))
+
+
+def _set_environment(section: ActorSection) -> None:
+    """vLLM reads these when it is imported."""
+    # In this process: an actor already is a process of its own, and scoring hooks into the model runner.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    if not section.num_gpus:
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(section.kv_cache_gib))
+        # Bound threads would fight the learner for the same cores.
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+
+
+def _gather_terminator(sampler: Any, terminator_id: int) -> None:
+    """Make the V1 runner return the token itself, and ⊤ as the one extra column, instead of the most likely tokens."""
+    import torch
+    from vllm.v1.outputs import LogprobsTensors
+
+    def gather(logprobs: Any, num_logprobs: int, token_ids: Any) -> Any:
+        columns = token_ids.unsqueeze(-1)
+        if num_logprobs:
+            columns = torch.cat([columns, torch.full_like(columns, terminator_id)], dim=1)
+        ranks = torch.zeros_like(token_ids, dtype=torch.int32)
+        return LogprobsTensors(columns.to(torch.int32), logprobs.gather(-1, columns), ranks)
+
+    sampler.gather_logprobs = gather

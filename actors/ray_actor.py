@@ -1,0 +1,65 @@
+"""The one file of the actors that touches Ray: an `Actor` placed, restarted and called by Ray."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from common.config import RunConfig
+from common.tasks import SampleRequest, Split
+
+MAX_RESTARTS = 10
+"""An actor may die at any instant; Ray starts it again, and it takes the newest adapter."""
+
+
+class RayActor:
+    """What Ray runs: the actor is made with the first call of `run`, so that a failing engine is reported by it."""
+
+    def __init__(self, config: RunConfig, index: int, redis_url: str) -> None:
+        self._arguments = (config, index, redis_url)
+        self._actor: Any = None
+
+    def run(self) -> None:
+        """Sample until the run stops."""
+        if self._actor is None:
+            import ray
+
+            from actors.actor import Actor
+
+            config, index, redis_url = self._arguments
+            _limit_threads(config)
+            restarted = ray.get_runtime_context().was_current_actor_reconstructed
+            # A restarted actor draws other samples than the dead one did.
+            self._actor = Actor(config, index, redis_url, generation=os.getpid() if restarted else 0)
+        self._actor.run()
+
+    def evaluate(self, requests: Sequence[SampleRequest], split: Split) -> dict[str, dict[str, list[bytes]]]:
+        """Samples for a task's evaluation; only after `run` has returned."""
+        found: dict[str, dict[str, list[bytes]]] = self._actor.evaluate(requests, split)
+        return found
+
+    def close(self) -> None:
+        """Delete temporary files."""
+        if self._actor is not None:
+            self._actor.close()
+
+
+def start_actors(config: RunConfig, redis_url: str) -> list[Any]:
+    """Place the configured number of actors; handles in the order of their indices."""
+    import ray
+
+    section = config.actor
+    remote = ray.remote(
+        num_cpus=section.num_cpus, num_gpus=section.num_gpus or 0, max_restarts=MAX_RESTARTS, max_task_retries=-1
+    )(RayActor)
+    return [remote.remote(config, index, redis_url) for index in range(section.count)]
+
+
+def _limit_threads(config: RunConfig) -> None:
+    """An actor computes with as many threads as Ray reserved cores for it."""
+    import torch
+
+    threads = max(1, int(config.actor.num_cpus))
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    torch.set_num_threads(threads)
