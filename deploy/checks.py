@@ -1,0 +1,138 @@
+"""Everything that can be found wrong before minutes of work are spent, found within seconds."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import time
+from pathlib import Path
+
+from buffer.embedded import find_redis_server
+from common.config import RunConfig
+from common.devices import resolve_devices
+from common.errors import UserError
+from common.tasks import make_task
+from common.tokens import load_codec
+
+
+def prepare(config: RunConfig) -> RunConfig:
+    """The resolved configuration of a run that can start; raises UserError for the first thing that can't be used."""
+    config = _named(config)
+    _check_folder(config)
+    _check_ports(config)
+    _check_redis_binary(config)
+    config = config.model_copy(
+        update={"model": config.model.model_copy(update={"name": find_model(config.model.name)})}
+    )
+    _check_task(config)
+    return resolve_devices(config)
+
+
+def find_model(name: str | None) -> str:
+    """A local folder or hub id that exists as far as can be told without loading it; the default model for None."""
+    if name is None:
+        from common.default_model import default_model_path, verify_default_model
+
+        path = default_model_path()
+        problems = verify_default_model(path)
+        if problems:
+            raise UserError("model.name", None, f"the default model is not ready ({problems[0]})", "run `make setup`")
+        return str(path)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        missing = [part for part in ("config.json",) if not (path / part).is_file()]
+        if missing:
+            raise UserError("model.name", name, f"the folder has no {missing[0]}", "give a Hugging Face model folder")
+        return str(path.resolve())
+    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if looks_like_path:
+        raise UserError("model.name", name, "no such folder", "give an existing folder or a Hugging Face id")
+    return name
+
+
+def _named(config: RunConfig) -> RunConfig:
+    name = config.run.name or f"{config.task.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    # Absolute, as the learner and the actors may have another working folder.
+    folder = config.run.folder.expanduser().resolve()
+    return config.model_copy(update={"run": config.run.model_copy(update={"name": name, "folder": folder})})
+
+
+def _check_folder(config: RunConfig) -> None:
+    folder, run = config.run_folder, config.run
+    if run.resume:
+        if not (folder / "checkpoints").is_dir():
+            raise UserError("run.resume", True, f"no checkpoint of a run {run.name!r}", "leave run.resume out")
+        return
+    if folder.exists() and not run.overwrite:
+        raise UserError(
+            "run.name",
+            run.name,
+            "a run of this name exists",
+            "choose another, go on with --run.resume true, or replace it with --run.overwrite true",
+        )
+    parent = next(path for path in folder.parents if path.exists())
+    if not parent.is_dir() or shutil.disk_usage(parent).free < 2**30:
+        raise UserError(
+            "run.folder", str(run.folder), "less than 1 GiB free, or no folder", "choose another run.folder"
+        )
+
+
+def _check_ports(config: RunConfig) -> None:
+    section = config.metrics
+    if not (section.enabled and section.port):
+        return
+    for port in range(section.port, section.port + 2 + config.actor.count):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((section.host, port))
+            except OSError as error:
+                raise UserError(
+                    "metrics.port",
+                    section.port,
+                    f"port {port} can't be listened on ({error.strerror})",
+                    "choose another, or 0 for free ones",
+                ) from error
+
+
+def _check_redis_binary(config: RunConfig) -> None:
+    if config.redis.url is not None:
+        return
+    if config.ray.address is not None:
+        raise UserError("redis.url", None, "actors on a cluster can't reach an embedded server", "set redis.url")
+    if find_redis_server() is None:
+        raise UserError("redis.url", None, "no redis-server binary was found", "run `make setup`, or set redis.url")
+
+
+def _check_task(config: RunConfig) -> None:
+    """Make the task's queries and mask, and hold them against the model's and the engine's limits."""
+    assert config.model.name is not None
+    task = make_task(config.task, load_codec(config.model.name))
+    space = task.action_space
+    longest = max(len(query.prompt_ids) + len(query.target_ids) for query in task.queries("train"))
+    # ⊤, and the one token that a scoring request must generate.
+    needed = longest + space.max_len + 2
+    if needed > config.actor.max_model_len:
+        raise UserError(
+            "actor.max_model_len",
+            config.actor.max_model_len,
+            f"the longest prompt, rationale and target take {needed} tokens",
+            f"raise it to {needed}",
+        )
+    limit = _context_length(config.model.name)
+    if limit is not None and config.actor.max_model_len > limit:
+        raise UserError(
+            "actor.max_model_len",
+            config.actor.max_model_len,
+            f"the model's context has {limit} tokens",
+            f"lower it to {limit}",
+        )
+
+
+def _context_length(model: str) -> int | None:
+    path = Path(model) / "config.json"
+    if not path.is_file():
+        return None
+    found = json.loads(path.read_text(encoding="utf-8")).get("max_position_embeddings")
+    return int(found) if found else None

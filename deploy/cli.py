@@ -1,0 +1,187 @@
+"""The command line: `amortis train | evaluate | sample | doctor | learner`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from common.errors import RunFault, UserError
+
+Command = Callable[[argparse.Namespace, list[str], Console], int]
+EXIT_FAULT, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; errors that a user can mend are one line and exit status 2."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.command is not train:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    console = Console(stderr=options.json)
+    try:
+        command: Command = options.command
+        return command(options, rest, console)
+    except UserError as error:
+        print(f"amortis: {error}", file=sys.stderr)
+        return EXIT_USER
+    except RunFault as fault:
+        print(f"amortis: the run stopped itself: {fault}", file=sys.stderr)
+        return EXIT_FAULT
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="amortis", description="Fine-tune a language model into a sampler of an intractable posterior."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Command, text: str, **extra: Any) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False, **extra)
+        sub.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
+        sub.set_defaults(command=command)
+        return sub
+
+    sub = add(
+        "train",
+        train,
+        "Train a sampler; writes runs/NAME/.",
+        epilog="Any setting can follow, e.g. --learner.lr 1e-4 --run.name mine; docs/configuration.md lists them. "
+        "Environment variables such as AMORTIS_LEARNER__LR come next, then the file.",
+    )
+    sub.add_argument("config", type=Path, metavar="CONFIG", help="YAML file")
+    sub = add("evaluate", evaluate, "Measure a trained sampler anew.")
+    sub.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
+    sub = add("sample", sample, "Draw from a trained sampler, with log q and log R of each sample.")
+    sub.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
+    sub.add_argument("--prompt", help="X; without it the task's first test query")
+    sub.add_argument("-n", type=int, default=8, help="samples (default: 8)")
+    sub.add_argument("--temperature", type=float, default=1.0, help="sampling temperature (default: 1)")
+    sub.add_argument("--base", action="store_true", help="sample from the base model under the same mask")
+    sub = add("doctor", doctor, "Check that every component is there and works.")
+    sub.add_argument("--quick", action="store_true", help="don't start an engine or Ray")
+    sub = add("learner", learner, "Run the learner process of a run by hand (the launcher does it otherwise).")
+    sub.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
+    return parser
+
+
+def train(options: argparse.Namespace, overrides: list[str], console: Console) -> int:
+    """`amortis train CONFIG`."""
+    from common.config_loading import load_config
+    from deploy.checks import prepare
+
+    config = prepare(load_config(options.config, overrides))
+
+    from deploy.display import LiveDisplay, print_figures
+    from deploy.launcher import Launcher
+
+    with LiveDisplay(console) as display:
+        summary = Launcher(config, display.watch).run()
+    if options.json:
+        print(json.dumps(summary))
+    print_figures(console, f"{config.run_folder}", summary)
+    return EXIT_INTERRUPTED if summary.get("stopped_because") == "interrupted" else 0
+
+
+def evaluate(options: argparse.Namespace, _: list[str], console: Console) -> int:
+    """`amortis evaluate RUN`."""
+    from deploy.display import print_figures
+    from deploy.inference import FinishedRun
+
+    run = FinishedRun(options.run)
+    figures: dict[str, Any] = dict(run.task.evaluate_policy(run.policy()))
+    requests = run.task.sample_requests()
+    if requests:
+        sampler, adapter = run.sampler()
+        queries, limit = run.task.queries("test"), run.config.actor.max_in_flight
+        samples = {request.label: sampler.collect(queries, request, adapter, limit) for request in requests}
+        figures.update(run.task.evaluate_samples(samples, run.config.reward_weights))
+    (options.run / "evaluation.json").write_text(json.dumps(figures, indent=2))
+    if options.json:
+        print(json.dumps(figures))
+    else:
+        print_figures(console, f"{options.run}", figures)
+        for label, row in figures.get("samplers", {}).items():
+            print_figures(console, label, row)
+    return 0
+
+
+def sample(options: argparse.Namespace, _: list[str], console: Console) -> int:
+    """`amortis sample RUN --prompt … -n 8`."""
+    if options.n < 1:
+        raise UserError("-n", options.n, "draws nothing", "give 1 or more")
+    if not options.temperature > 0:
+        raise UserError("--temperature", options.temperature, "is not above 0", "give e.g. 1.0")
+    from rich.table import Table
+
+    from common.tasks import SampleRequest
+    from common.trajectory import Query
+    from deploy.inference import FinishedRun
+
+    run = FinishedRun(options.run)
+    query = run.task.queries("test")[0]
+    if options.prompt is not None:
+        ids = run.codec.encode(options.prompt)
+        if not ids:
+            raise UserError("--prompt", options.prompt, "is empty", "give some text")
+        query = Query(task=run.task.name, prompt_ids=ids)
+    sampler, adapter = run.sampler()
+    request = SampleRequest("samples", not options.base, options.temperature, options.n)
+    drawn = sampler.collect([query], request, adapter, run.config.actor.max_in_flight)[query.id]
+    rows = [
+        {
+            "text": run.codec.decode(item.action_ids),
+            "log_q": item.behaviour.log_prob,
+            "log_r": float(item.log_reward(run.config.reward_weights)[-1]),
+            "token_ids": item.action_ids.tolist(),
+        }
+        for item in drawn
+    ]
+    if options.json:
+        print(json.dumps(rows))
+        return 0
+    table = Table(title=run.codec.decode(query.prompt_ids), title_justify="left")
+    for column in ("log q", "log R", "Z"):
+        table.add_column(column, justify="left" if column == "Z" else "right")
+    for row in rows:
+        table.add_row(f"{row['log_q']:.3f}", f"{row['log_r']:.3f}", repr(row["text"]))
+    console.print(table)
+    return 0
+
+
+def doctor(options: argparse.Namespace, _: list[str], console: Console) -> int:
+    """`amortis doctor`."""
+    from rich.table import Table
+
+    from deploy.doctor import examine
+
+    findings = examine(quick=options.quick)
+    if options.json:
+        print(json.dumps([finding.__dict__ for finding in findings]))
+    else:
+        table = Table("component", "found", "version", "works", "remark")
+        for finding in findings:
+            works = "-" if finding.works is None else "yes" if finding.works else "NO"
+            table.add_row(finding.component, "yes" if finding.found else "NO", finding.version, works, finding.remark)
+        console.print(table)
+    return 0 if all(finding.found and finding.works is not False for finding in findings) else EXIT_FAULT
+
+
+def learner(options: argparse.Namespace, _: list[str], console: Console) -> int:
+    """`amortis learner RUN`."""
+    from learner.__main__ import main as learner_main
+
+    return learner_main([str(options.run)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

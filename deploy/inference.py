@@ -1,0 +1,52 @@
+"""A finished run, opened to sample from it or to score with it, without Ray or Redis."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from actors.engine import Engine, LoadedAdapter
+from actors.sampler import TrajectorySampler
+from buffer.adapters import files_sha256
+from common.config import RunConfig
+from common.config_loading import load_resolved
+from common.devices import resolve_devices
+from common.errors import UserError
+from common.metrics import ActorMetrics, new_registry
+from common.tasks import Task, make_task
+from common.tokens import HuggingFaceCodec, load_codec
+from deploy.checks import find_model
+from learner.policy import LoraPolicy, load_base_model
+
+
+class FinishedRun:
+    """A run's folder with its configuration, task and adapter."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises UserError if the folder is no run with an adapter, or its model is gone."""
+        if not (folder / "config.yaml").is_file():
+            raise UserError("RUN", str(folder), "is no run's folder", "give a folder such as runs/NAME")
+        self.folder, self.adapter_folder = folder, folder / "adapter"
+        if not (self.adapter_folder / "adapter_config.json").is_file():
+            raise UserError("RUN", str(folder), "holds no adapter yet", "let the run finish, or stop it with Ctrl-C")
+        self.config: RunConfig = resolve_devices(load_resolved(folder / "config.yaml"))
+        self.model = find_model(self.config.model.name)
+        self.codec: HuggingFaceCodec = load_codec(self.model)
+        self.task: Task[Any] = make_task(self.config.task, self.codec)
+
+    def policy(self) -> LoraPolicy:
+        """The trained policy with exact log-probabilities."""
+        import torch
+        from peft import PeftModel
+
+        section = self.config.learner
+        model = PeftModel.from_pretrained(load_base_model(self.model, section.dtype), str(self.adapter_folder))
+        return LoraPolicy(model, self.task.action_space, torch.device(section.device))
+
+    def sampler(self) -> tuple[TrajectorySampler, LoadedAdapter]:
+        """A sampler with a vLLM engine of its own, and the trained adapter to give it."""
+        section = self.config.actor
+        engine = Engine(self.model, section, section.dtype, self.task.action_space, self.config.model.lora, seed=0)
+        files = {path.name: path.read_bytes() for path in self.adapter_folder.iterdir()}
+        adapter = engine.load_adapter(1, files_sha256(files), self.adapter_folder.resolve())
+        return TrajectorySampler(self.task, engine, engine, ActorMetrics(new_registry())), adapter

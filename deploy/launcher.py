@@ -1,0 +1,299 @@
+"""A run on one node: Redis, Ray actors, the learner process, and their orderly end.
+
+The launcher holds no arithmetic. It starts the parts, watches that they live, and collects what they leave.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from buffer.connection import Keys, connect
+from buffer.control import Control
+from buffer.embedded import EmbeddedRedis
+from buffer.replay import ReplayBuffer
+from common.config import RunConfig
+from common.config_loading import REDIS_URL_VARIABLE, save_resolved
+from common.errors import RunFault, UserError
+from common.log import get_logger, set_up_logging
+from common.metrics import LauncherMetrics, new_registry, serve
+from common.processes import die_with_parent
+from common.tasks import Task, make_task
+from common.tokens import load_codec
+from common.trajectory import Trajectory
+from deploy.report import write_summary
+
+log = get_logger("launcher")
+POLL_S = 0.5
+ACTOR_RETRIES = 3
+STOP_LIMIT_S = 120.0
+"""Longest time that the learner gets to finish its step, checkpoint and evaluate after a stop was asked for."""
+
+
+@dataclass
+class RunState:
+    """What a display shows."""
+
+    config: RunConfig
+    started: float = field(default_factory=time.monotonic)
+    phase: str = "starting"
+    learner: dict[str, Any] = field(default_factory=dict)
+    actors: dict[str, dict[str, Any]] = field(default_factory=dict)
+    buffer_size: int = 0
+    pushed: int = 0
+
+
+Watcher = Callable[[RunState], None]
+
+
+class Launcher:
+    """One run, from its resolved configuration to its summary."""
+
+    def __init__(self, config: RunConfig, watch: Watcher = lambda state: None) -> None:
+        self.config, self._watch = config, watch
+        self.state = RunState(config)
+        self._interrupts = 0
+
+    def run(self) -> dict[str, Any]:
+        """Run to the end; the summary. Raises RunFault or UserError after everything was stopped and saved."""
+        folder = self.config.run_folder
+        if folder.exists() and not self.config.run.resume:
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        set_up_logging(folder / "logs" / "launcher.log", terminal=False)
+        save_resolved(self.config, folder / "config.yaml")
+        with self._signals(), ExitStack() as stack:
+            fault = self._run_parts(stack, folder)
+        summary = write_summary(self.config, folder, self.state.pushed, time.monotonic() - self.state.started, fault)
+        if fault is not None:
+            raise RunFault(fault)
+        return summary
+
+    def _run_parts(self, stack: ExitStack, folder: Path) -> str | None:
+        """Start everything, wait for the learner, evaluate, stop everything; what went wrong, or None."""
+        url = self._start_redis(stack, folder)
+        client, keys = connect(self.config.redis, url), Keys(self.config.run.name or "")
+        self.control = Control(client, keys)
+        self.buffer = ReplayBuffer(client, keys, self.config.buffer, self.config.reward_weights)
+        if not self.config.run.resume:
+            _forget(client, keys)
+        self.control.reset()
+        assert self.config.model.name is not None
+        task = make_task(self.config.task, load_codec(self.config.model.name))
+        self.buffer.put_queries([*task.queries("train")])
+        self._serve_metrics()
+        learner = stack.enter_context(self._learner(folder, url))
+        self._show("starting actors")
+        actors = stack.enter_context(_RayActors(self.config, url))
+        try:
+            self._watch_training(learner, actors)
+            fault = self.control.fault()
+            if fault is None and learner.returncode:
+                fault = f"the learner ended with status {learner.returncode}; see {folder}/logs/learner.err"
+            if fault is None and not self._interrupts:
+                self._evaluate(task, actors, folder)
+        finally:
+            self._show("stopping")
+            with contextlib.suppress(RedisError):
+                self.control.request_stop("the run is over")
+        return fault
+
+    def _start_redis(self, stack: ExitStack, folder: Path) -> str:
+        if self.config.redis.url is not None:
+            return self.config.redis.url.get_secret_value()
+        self._show("starting Redis")
+        return stack.enter_context(EmbeddedRedis(folder / "redis")).url
+
+    def _serve_metrics(self) -> None:
+        registry = new_registry()
+        self._metrics = LauncherMetrics(registry)
+        port = serve(registry, self.config.metrics, 0)
+        log.info("metrics on port %s", port)
+
+    @contextlib.contextmanager
+    def _learner(self, folder: Path, url: str) -> Iterator[subprocess.Popen[bytes]]:
+        environment = {**os.environ, REDIS_URL_VARIABLE: url, "TOKENIZERS_PARALLELISM": "false"}
+        with (folder / "logs" / "learner.err").open("ab") as errors:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "learner", str(folder)],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=errors,
+                stderr=errors,
+                # Ctrl-C is for the launcher, which then asks the learner to finish.
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                try:
+                    process.wait(STOP_LIMIT_S if self._interrupts < 2 else 1.0)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+
+    def _watch_training(self, learner: subprocess.Popen[bytes], actors: _RayActors) -> None:
+        """Look at everything until the learner is done, a stop was asked for, or something failed."""
+        stop_deadline: float | None = None
+        while learner.poll() is None:
+            time.sleep(POLL_S)
+            self._look()
+            problem = actors.look_after()
+            if problem is not None:
+                self.control.report_fault("actors", problem)
+            if self._interrupts and stop_deadline is None:
+                self.control.request_stop("interrupted")
+                stop_deadline = time.monotonic() + STOP_LIMIT_S
+            overdue = stop_deadline is not None and time.monotonic() > stop_deadline
+            if overdue or self._interrupts > 1:
+                return
+
+    def _look(self) -> None:
+        """Read the run's state from Redis, show it, and export it."""
+        try:
+            stats = self.buffer.stats()
+            self.state.learner, self.state.actors = self.control.learner(), self.control.actors()
+        except RedisError as error:
+            # Redis may restart; the next look finds it again.
+            log.warning("Redis can't be read: %s", error)
+            return
+        self.state.buffer_size, self.state.pushed = stats.size, stats.pushed
+        metrics = self._metrics
+        metrics.buffer_size.set(stats.size)
+        metrics.buffer_pushed.set(stats.pushed)
+        metrics.buffer_duplicates.set(stats.duplicates)
+        metrics.buffer_evicted.set(stats.evicted)
+        metrics.buffer_quarantined.set(stats.quarantined)
+        metrics.actors_alive.set(sum(actor["alive"] for actor in self.state.actors.values()))
+        self._show(str(self.state.learner.get("phase", self.state.phase)))
+
+    def _show(self, phase: str) -> None:
+        if phase != self.state.phase:
+            log.info("%s", phase)
+        self.state.phase = phase
+        self._watch(self.state)
+
+    def _evaluate(self, task: Task[Any], actors: _RayActors, folder: Path) -> None:
+        """Draw what the task's evaluation needs with the actors' engines, and keep the figures."""
+        requests = task.sample_requests()
+        self.control.request_stop("training is done")
+        if not requests:
+            return
+        self._show("evaluating samples")
+        encoded = actors.evaluate(requests)
+        samples = {
+            label: {query: [Trajectory.from_bytes(item) for item in group] for query, group in groups.items()}
+            for label, groups in encoded.items()
+        }
+        found = task.evaluate_samples(samples, self.config.reward_weights)
+        (folder / "evaluation_samples.json").write_text(json.dumps(found, indent=2))
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM stop in good order; a second one doesn't wait for the learner."""
+
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            self._interrupts += 1
+
+        before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _forget(client: Redis, keys: Keys) -> None:
+    """Delete an earlier run's keys of this name."""
+    for key in client.scan_iter(match=f"{keys.base}*".replace("[", "\\["), count=1_000):
+        client.delete(key)
+
+
+class _RayActors:
+    """The run's Ray actors: placed, called, looked after, and stopped with Ray where Ray was started for them."""
+
+    def __init__(self, config: RunConfig, redis_url: str) -> None:
+        self._config, self._redis_url = config, redis_url
+
+    def __enter__(self) -> _RayActors:
+        import ray
+
+        from actors.ray_actor import start_actors
+
+        self._ray = ray
+        section = self._config.actor
+        # Ray lowers its workers' priority: on few cores the learner would then starve the actors.
+        os.environ.setdefault("RAY_worker_niceness", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        local: dict[str, Any] = {}
+        if self._config.ray.address is None:
+            # Cores are shared with the learner: what Ray counts is not what the machine has.
+            local = {
+                "num_cpus": max(os.cpu_count() or 1, int(section.count * section.num_cpus + 0.999)),
+                "include_dashboard": False,
+            }
+        ray.init(address=self._config.ray.address or "local", log_to_driver=False, logging_level="ERROR", **local)
+        self._handles = start_actors(self._config, self._redis_url)
+        self._runs = {handle.run.remote(): (handle, 0) for handle in self._handles}
+        return self
+
+    def look_after(self) -> str | None:
+        """Call actors again whose loop failed; what makes going on pointless, or None."""
+        done, _ = self._ray.wait(list(self._runs), num_returns=len(self._runs), timeout=0) if self._runs else ([], [])
+        for reference in done:
+            handle, failures = self._runs.pop(reference)
+            try:
+                self._ray.get(reference)
+            except Exception as error:
+                cause = getattr(error, "cause", None) or error
+                log.error("an actor failed: %s", error)
+                if isinstance(cause, UserError | RunFault):
+                    return str(cause)
+                if failures + 1 >= ACTOR_RETRIES:
+                    return f"an actor failed {failures + 1} times, last: {_last_line(error)}; see logs/actor-*.log"
+                self._runs[handle.run.remote()] = (handle, failures + 1)
+        return None
+
+    def evaluate(self, requests: Any) -> dict[str, dict[str, list[bytes]]]:
+        """Samples for the task's evaluation, drawn by the first actor that can."""
+        self._ray.wait(list(self._runs), num_returns=len(self._runs), timeout=STOP_LIMIT_S)
+        last: Exception | None = None
+        for handle in self._handles:
+            try:
+                found: dict[str, dict[str, list[bytes]]] = self._ray.get(handle.evaluate.remote(requests, "test"))
+                return found
+            except self._ray.exceptions.RayError as error:
+                log.error("an actor could not evaluate: %s", error)
+                last = error
+        raise RunFault(f"no actor could sample for the evaluation: {_last_line(last)}")
+
+    def __exit__(self, *_: object) -> None:
+        if self._runs:
+            self._ray.wait(list(self._runs), num_returns=len(self._runs), timeout=15)
+        for handle in self._handles:
+            with contextlib.suppress(Exception):
+                self._ray.get(handle.close.remote(), timeout=2)
+            self._ray.kill(handle)
+        self._ray.shutdown()
+
+
+def _last_line(error: Exception | None) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

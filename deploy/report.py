@@ -1,0 +1,47 @@
+"""What a run leaves: summary.json and the plots."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from common.config import RunConfig
+from common.tasks import make_task
+from common.tokens import load_codec
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, empty if the file isn't there."""
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def write_summary(config: RunConfig, folder: Path, pushed: int, wall_s: float, fault: str | None) -> dict[str, Any]:
+    """Bring the learner's summary and the evaluations together in summary.json, and draw the plots."""
+    before, after = read_json(folder / "evaluation_before.json"), read_json(folder / "evaluation_after.json")
+    samples = read_json(folder / "evaluation_samples.json")
+    summary: dict[str, Any] = {
+        "task": config.task.name,
+        "run": config.run.name,
+        "model": config.model.name,
+        "objective": config.learner.objective,
+        **read_json(folder / "learner_summary.json"),
+        "trajectories_pushed": pushed,
+        "wall_s": wall_s,
+        **{f"{name}_before": value for name, value in before.get("metrics", {}).items()},
+        **after.get("metrics", {}),
+        **samples,
+        "fault": fault,
+    }
+    summary["plots"] = [path.name for path in draw_plots(config, folder)] if after else []
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2))
+    return summary
+
+
+def draw_plots(config: RunConfig, folder: Path) -> list[Path]:
+    """The task's plots, from the evaluations in the run's folder."""
+    before, after = read_json(folder / "evaluation_before.json"), read_json(folder / "evaluation_after.json")
+    samples = read_json(folder / "evaluation_samples.json")
+    assert config.model.name is not None
+    task = make_task(config.task, load_codec(config.model.name))
+    return task.plot(before.get("distribution", {}), {**after.get("distribution", {}), **samples}, folder)
