@@ -1,0 +1,73 @@
+"""Fixtures shared by all tests: tiny models, a real embedded Redis."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from redis import Redis
+
+from buffer.connection import Keys, connect
+from buffer.embedded import EmbeddedRedis
+from common.config import RedisSection
+from common.trajectory import Behaviour, Query, Trajectory
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real redis-server for the session."""
+    with EmbeddedRedis(tmp_path_factory.mktemp("redis")) as server:
+        yield server.url
+
+
+@pytest.fixture
+def redis_client(redis_url: str) -> Iterator[Redis]:
+    """A client on an empty database."""
+    client = connect(RedisSection(), redis_url)
+    client.flushall()
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def keys() -> Keys:
+    """Names of a test run's keys."""
+    return Keys("test")
+
+
+@pytest.fixture(scope="session")
+def digit_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Llama with a tokenizer of 16 words that knows digits and the full stop, saved as a folder."""
+    from tests.tiny import save_digit_model
+
+    return save_digit_model(tmp_path_factory.mktemp("models") / "digits")
+
+
+def make_query(*prompt: int) -> Query:
+    """A query of given prompt tokens."""
+    return Query(task="rng", prompt_ids=np.asarray(prompt or (1, 2), np.int32))
+
+
+def make_trajectory(
+    query: Query, actions: list[int], log_reward: float = 0.0, *, version: int = 1, source: str = "policy"
+) -> Trajectory:
+    """A trajectory whose log R is `log_reward` at every state, as a constraint term."""
+    zeros = np.zeros(len(actions) + 1, np.float32)
+    return Trajectory.without_tools(
+        query_id=query.id,
+        task=query.task,
+        action_ids=actions,
+        log_prior=zeros,
+        log_likelihood=zeros,
+        log_constraint=zeros + log_reward,
+        behaviour=Behaviour(adapter_version=version, sampler_log_prob=np.zeros(len(actions)), stop_log_prob=0.0),
+        source=source,
+        created_at=1.5,
+        actor_id="actor-0",
+    )
