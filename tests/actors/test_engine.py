@@ -1,0 +1,201 @@
+"""The real vLLM engine on a tiny model, against transformers: sampling, scoring, adapters, and the reference's purity."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from actors.engine import Engine, LoadedAdapter, Sampled, Scored
+from actors.sampler import TrajectorySampler
+from actors.scoring import ScoreText
+from common.action_space import ActionSpace
+from common.config import ActorSection, LoraSection
+from common.metrics import ActorMetrics, new_registry
+from common.reward import RewardWeights
+from common.tasks import SampleRequest, Split, Task, TaskConfig
+from common.trajectory import Query
+from learner.policy import Actions, LoraPolicy, load_base_model
+from tests.tiny import VOCABULARY
+
+TERMINATOR = 13
+SPACE = ActionSpace(
+    vocab_size=len(VOCABULARY), terminator_id=TERMINATOR, allowed_ids=(3, 4, 5, TERMINATOR), min_len=1, max_len=3
+)
+LORA = LoraSection(rank=4, target_modules=["q_proj", "v_proj"])
+QUERY = Query(task="fixed", prompt_ids=[14, 15, 3, 7])
+WITH_TARGET = Query(task="fixed", prompt_ids=[14, 9], target_ids=[8, 12])
+
+
+class FixedTask(Task[TaskConfig]):
+    """A task of fixed queries over the tiny vocabulary."""
+
+    name = "fixed"
+    Config = TaskConfig
+    action_space = SPACE
+
+    def __init__(self) -> None:
+        pass
+
+    def queries(self, split: Split) -> list[Query]:
+        return [QUERY, WITH_TARGET]
+
+
+@pytest.fixture(scope="module")
+def engine(digit_model: Path) -> Engine:
+    section = ActorSection(num_gpus=0, enforce_eager=True, max_model_len=64, max_in_flight=32)
+    return Engine(str(digit_model), section, "float32", SPACE, LORA, seed=0)
+
+
+@pytest.fixture(scope="module")
+def policy(digit_model: Path) -> LoraPolicy:
+    return LoraPolicy.load(str(digit_model), LORA, SPACE, dtype="float32", device=torch.device("cpu"))
+
+
+def perturbed(policy: LoraPolicy, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in policy.trainable().items():
+            if "lora_B" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+
+
+_versions = itertools.count(1)
+
+
+def load(engine: Engine, policy: LoraPolicy, folder: Path) -> LoadedAdapter:
+    version = next(_versions)
+    policy.save_adapter(folder / f"v{version}")
+    return engine.load_adapter(version, f"{version:064x}", folder / f"v{version}")
+
+
+def sampler_of(engine: Engine) -> TrajectorySampler:
+    return TrajectorySampler(FixedTask(), engine, engine, ActorMetrics(new_registry()))
+
+
+def finish(engine: Engine) -> dict[str, Sampled | Scored]:
+    results = []
+    while engine.busy:
+        results += engine.step()
+    return {result.request_id: result for result in results}
+
+
+def test_samples_follow_the_learners_masked_distribution(engine: Engine, policy: LoraPolicy, tmp_path: Path) -> None:
+    perturbed(policy, seed=1)
+    adapter = load(engine, policy, tmp_path)
+    n = 2_000
+    drawn = sampler_of(engine).collect([QUERY], SampleRequest("all", True, 1.0, n), adapter, 32)[QUERY.id]
+    counts = Counter(tuple(item.action_ids.tolist()) for item in drawn)
+    space = [z for k in range(1, 4) for z in itertools.product((3, 4, 5), repeat=k)]
+    assert set(counts) <= set(space), "the mask, min_len or max_len was broken"
+    q = np.exp(policy.log_prob(QUERY, space))
+    found = np.array([counts[z] for z in space])
+    likely = q * n >= 5
+    statistic = float(((found - q * n)[likely] ** 2 / (q * n)[likely]).sum())
+    assert statistic < likely.sum() + 4 * np.sqrt(2 * likely.sum()), "samples don't follow the policy"
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_log_probs_are_the_learners_under_mask_and_temperature(
+    engine: Engine, policy: LoraPolicy, tmp_path: Path, temperature: float
+) -> None:
+    perturbed(policy, seed=2)
+    adapter = load(engine, policy, tmp_path)
+    request = SampleRequest("some", True, temperature, 16)
+    for item in sampler_of(engine).collect([QUERY], request, adapter, 32)[QUERY.id]:
+        with torch.no_grad():
+            logits = policy._state_logits([Actions.of(item, QUERY)]) / temperature
+            expected = policy._masked(logits, [Actions.of(item, QUERY)], torch.tensor([len(item.action_ids)]))
+        k = len(item.action_ids)
+        assert item.behaviour.sampler_log_prob == pytest.approx(expected.log_pf[0, :k].numpy(), abs=1e-4)
+        assert item.behaviour.stop_log_prob == pytest.approx(float(expected.log_pterm[0, k]), abs=1e-4)
+        assert item.behaviour.adapter_version == adapter.version
+
+
+def test_components_are_the_unmasked_base_models_at_every_state(
+    engine: Engine, policy: LoraPolicy, digit_model: Path, tmp_path: Path
+) -> None:
+    perturbed(policy, seed=3)
+    adapter = load(engine, policy, tmp_path)
+    base = load_base_model(str(digit_model), "float32")
+
+    def log_p(ids: list[int], start: int) -> float:
+        with torch.no_grad():
+            table = base(torch.tensor([ids])).logits[0].log_softmax(-1)
+        return sum(float(table[i - 1, ids[i]]) for i in range(start, len(ids)))
+
+    for query in (QUERY, WITH_TARGET):
+        prompt, target = query.prompt_ids.tolist(), query.target_ids.tolist()
+        for item in sampler_of(engine).collect([query], SampleRequest("s", True, 1.0, 4), adapter, 8)[query.id]:
+            actions = item.action_ids.tolist()
+            for t in range(len(actions) + 1):
+                head = [*prompt, *actions[:t], TERMINATOR]
+                assert item.log_prior[t] == pytest.approx(log_p(head, len(prompt)), abs=1e-4)
+                if target and t >= SPACE.min_len:
+                    expected = log_p([*head, *target], len(head))
+                    assert item.log_likelihood[t] == pytest.approx(expected, abs=1e-4)
+            assert item.log_reward(RewardWeights())[-1] == pytest.approx(
+                float(item.log_prior[-1] + item.log_likelihood[-1]), abs=1e-5
+            )
+
+
+def test_the_reference_never_feels_an_adapter_whatever_shares_its_batch(
+    engine: Engine, policy: LoraPolicy, tmp_path: Path
+) -> None:
+    text = ScoreText((14, 15, 3, 4, 5, TERMINATOR), first=1)
+    engine.submit_score("alone", text)
+    alone = finish(engine)["alone"].scores.actual.sum()
+    previous: LoadedAdapter | None = None
+    for seed in range(5):
+        perturbed(policy, seed=10 + seed)
+        adapter = load(engine, policy, tmp_path)
+        engine.submit_score("base", text)
+        engine.submit_score("adapted", text, adapter)
+        if previous is not None:
+            engine.submit_score("previous", text, previous)
+        found = {name: result.scores.actual.sum() for name, result in finish(engine).items()}
+        assert found["base"] == pytest.approx(alone, abs=1e-5), f"load {seed + 1} leaks into the reference"
+        assert abs(found["adapted"] - alone) > 1e-3
+        previous = adapter
+
+
+def test_requests_in_flight_finish_under_the_adapter_they_began_with(
+    engine: Engine, policy: LoraPolicy, tmp_path: Path
+) -> None:
+    perturbed(policy, seed=20)
+    old = load(engine, policy, tmp_path)
+    sampler = sampler_of(engine)
+    sampler.submit(QUERY, 8, 1.0, old)
+    done = sampler.step()
+    perturbed(policy, seed=21)
+    new = load(engine, policy, tmp_path)
+    assert not engine.can_load or not sampler.in_flight
+    sampler.submit(QUERY, 8, 1.0, new)
+    while sampler.in_flight:
+        done += sampler.step()
+    assert Counter(item.behaviour.adapter_version for item in done) == {old.version: 8, new.version: 8}
+
+
+def test_a_version_in_use_is_not_dropped_for_a_new_one(engine: Engine, policy: LoraPolicy, tmp_path: Path) -> None:
+    first = load(engine, policy, tmp_path)
+    engine.submit_sample("held", [14, 15], 1.0, first)
+    load(engine, policy, tmp_path)
+    with pytest.raises(RuntimeError, match="are in flight"):
+        load(engine, policy, tmp_path)
+    finish(engine)
+    load(engine, policy, tmp_path)
+
+
+def test_a_known_text_is_not_scored_again(engine: Engine, policy: LoraPolicy, tmp_path: Path) -> None:
+    adapter, sampler = load(engine, policy, tmp_path), sampler_of(engine)
+    request = SampleRequest("all", True, 1.0, 400)
+    drawn = sampler.collect([QUERY], request, adapter, 32)[QUERY.id]
+    scored = sampler.metrics.scored_texts._value.get()
+    assert len(drawn) == 400 and len({item.id for item in drawn}) <= 39
+    assert scored < 400
+    priors = {item.id: item.log_prior.tolist() for item in drawn}
+    assert all(item.log_prior.tolist() == priors[item.id] for item in drawn)

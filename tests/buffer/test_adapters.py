@@ -1,0 +1,64 @@
+"""The adapter registry on a real Redis: atomic, monotone, verified."""
+
+from __future__ import annotations
+
+import pytest
+from redis import Redis
+
+import buffer.adapters
+from buffer.adapters import AdapterError, AdapterRegistry, files_sha256
+from buffer.connection import Keys
+
+FILES = {"adapter_config.json": b"{}", "adapter_model.safetensors": bytes(range(256)) * 10}
+
+
+def test_a_published_version_is_fetched_back_with_its_sha256(redis_client: Redis, keys: Keys) -> None:
+    registry = AdapterRegistry(redis_client, keys)
+    assert registry.latest() == 0
+    sha256 = registry.publish(1, FILES)
+    adapter = registry.fetch(1)
+    assert registry.latest() == 1 and adapter.files == FILES and adapter.sha256 == sha256 == files_sha256(FILES)
+
+
+def test_large_files_travel_in_chunks(redis_client: Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buffer.adapters, "CHUNK_BYTES", 100)
+    registry = AdapterRegistry(redis_client, keys)
+    registry.publish(1, {**FILES, "empty.json": b""})
+    assert registry.fetch(1).files == {**FILES, "empty.json": b""}
+    assert redis_client.hstrlen(keys.adapter(1), "adapter_model.safetensors#25") == 60
+
+
+def test_versions_only_go_up_and_old_ones_expire(redis_client: Redis, keys: Keys) -> None:
+    registry = AdapterRegistry(redis_client, keys, keep=2)
+    for version in (1, 2, 5):
+        registry.publish(version, FILES)
+    with pytest.raises(AdapterError, match="version 4 is not newer than version 5"):
+        registry.publish(4, FILES)
+    with pytest.raises(AdapterError, match="version 1 is not in the registry"):
+        registry.fetch(1)
+    assert registry.fetch(2).files == registry.fetch(5).files == FILES
+
+
+def test_content_that_does_not_match_its_sha256_is_refused(redis_client: Redis, keys: Keys) -> None:
+    registry = AdapterRegistry(redis_client, keys)
+    registry.publish(1, FILES)
+    redis_client.hset(keys.adapter(1), "adapter_config.json#0", b"[]")
+    with pytest.raises(AdapterError, match="does not match its sha256"):
+        registry.fetch(1)
+
+
+def test_a_version_half_written_is_never_the_newest(redis_client: Redis, keys: Keys) -> None:
+    registry = AdapterRegistry(redis_client, keys)
+    registry.publish(1, FILES)
+    # A learner that dies while it writes version 2 leaves content without a pointer to it.
+    redis_client.hset(keys.adapter(2), "adapter_config.json#0", b"{}")
+    assert registry.latest() == 1
+    with pytest.raises(AdapterError, match="not in the registry"):
+        registry.fetch(2)
+    registry.publish(2, FILES)
+    assert registry.fetch(2).files == FILES
+
+
+def test_pickled_weights_are_not_taken(redis_client: Redis, keys: Keys) -> None:
+    with pytest.raises(AdapterError, match="only safetensors and JSON"):
+        AdapterRegistry(redis_client, keys).publish(1, {"adapter_model.bin": b"x"})
