@@ -11,6 +11,8 @@ import random
 import time
 from collections.abc import Sequence
 
+import torch
+
 from actors.adapters import AdapterFollower
 from actors.engine import Engine, Scored
 from actors.sampler import TrajectorySampler
@@ -28,7 +30,7 @@ from common.tokens import load_codec
 from common.trajectory import Query, Source, Trajectory
 
 log = get_logger("actor")
-HOUSEKEEPING_S = 0.5
+HOUSEKEEPING_S = 0.25
 IDLE_S = 0.02
 METRICS_OFFSET = 2
 
@@ -52,6 +54,7 @@ class Actor:
         registry = new_registry()
         self.metrics = ActorMetrics(registry)
         self.metrics_port = serve(registry, config.metrics, METRICS_OFFSET + index)
+        log.info("metrics on port %s", self.metrics_port)
         self._beat("starting engine")
         space, lora = self.task.action_space, config.model.lora
         engine = Engine(config.model.name, self.section, self.section.dtype, space, lora, seed)
@@ -59,7 +62,9 @@ class Actor:
         if config.reference.dtype != self.section.dtype:
             reference = Engine(config.model.name, self.section, config.reference.dtype, space, None, seed)
         self.engine = engine
-        self.sampler = TrajectorySampler(self.task, engine, reference, self.metrics, self.id, self.section.score_cache)
+        self.sampler = TrajectorySampler(
+            self.task, engine, reference, self.metrics, self.id, self.section.score_cache, self._set_aside
+        )
         first = self.queries[0]
         probe = ScoreText((*first.prompt_ids.tolist(), space.terminator_id), first=1)
         self.adapters = AdapterFollower(engine, AdapterRegistry(client, keys), probe, self.metrics, self.section.dtype)
@@ -170,6 +175,11 @@ class Actor:
         self._pushed += len(self._ready)
         self._ready = []
 
+    def _set_aside(self, payload: bytes, reason: str) -> None:
+        """A sample that makes no valid trajectory never stops the run."""
+        log.warning("sample set aside: %s", reason)
+        self.buffer.quarantine(payload, reason=reason, origin=self.id)
+
     def _beat(self, phase: str) -> None:
         adapters = getattr(self, "adapters", None)
         current = adapters.current if adapters else None
@@ -191,7 +201,11 @@ class Actor:
         )
 
     def evaluate(self, requests: Sequence[SampleRequest], split: Split = "test") -> dict[str, dict[str, list[bytes]]]:
-        """Samples for a task's evaluation with the newest adapter: label -> query id -> encoded trajectories."""
+        """Samples for a task's evaluation with the newest adapter: label -> query id -> encoded trajectories.
+
+        The learner is done by then, so its cores are taken as well.
+        """
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // self.section.count))
         while self.sampler.in_flight:
             # Left over from training, under older versions.
             self.sampler.step()

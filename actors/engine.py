@@ -9,7 +9,6 @@ most likely ones: there the gathering step is replaced, so that a request for on
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,7 +77,6 @@ class Engine:
         _set_environment(section)
         from vllm import EngineArgs, LLMEngine
 
-        logging.getLogger("vllm").setLevel(logging.WARNING)
         on_cpu = not section.num_gpus
         arguments: dict[str, Any] = {
             "model": model_path,
@@ -225,7 +223,9 @@ def _set_environment(section: ActorSection) -> None:
     """vLLM reads these when it is imported."""
     # In this process: an actor already is a process of its own, and scoring hooks into the model runner.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    # Standard output is for results; what matters of vLLM's warnings is checked and said by us.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     if not section.num_gpus:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(section.kv_cache_gib))

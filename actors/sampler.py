@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from actors.engine import Engine, LoadedAdapter, Sampled, Scored
 from actors.scoring import Rollout, TokenScores, reward_components, texts_to_score
@@ -49,6 +50,8 @@ class TrajectorySampler:
     metrics: ActorMetrics
     actor_id: str = ""
     score_cache: int = 100_000
+    on_rejected: Callable[[bytes, str], None] = lambda payload, reason: None
+    """Told of samples that make no valid trajectory: their action ids (int32) and the reason."""
     _counter: int = 0
     _sampling: dict[str, _Origin] = field(default_factory=dict)
     _scoring: dict[str, tuple[_Pending, int]] = field(default_factory=dict)
@@ -146,7 +149,15 @@ class TrajectorySampler:
     def _key(rollout: Rollout) -> str:
         return f"{rollout.query.id}:{rollout.input_ids.tobytes().hex()}"
 
-    def _assemble(self, pending: _Pending, log_prior: FloatArray, log_likelihood: FloatArray) -> Trajectory:
+    def _assemble(self, pending: _Pending, log_prior: FloatArray, log_likelihood: FloatArray) -> Trajectory | None:
+        try:
+            return self._trajectory(pending, log_prior, log_likelihood)
+        except ValidationError as error:
+            self.metrics.quarantined.inc()
+            self.on_rejected(pending.rollout.action_ids.tobytes(), error.errors()[0]["msg"])
+            return None
+
+    def _trajectory(self, pending: _Pending, log_prior: FloatArray, log_likelihood: FloatArray) -> Trajectory:
         origin, rollout = pending.origin, pending.rollout
         return Trajectory(
             query_id=origin.query.id,

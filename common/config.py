@@ -169,7 +169,10 @@ class LearnerSection(Section):
     )
     min_trajectories: int = Field(64, ge=1, description="training starts when the buffer holds so many")
     max_reuse: float = Field(
-        8.0, gt=0, description="the learner waits when trajectories were trained on more often than this on average"
+        4.0,
+        ge=1,
+        description="the learner waits when trajectories were trained on more often than this on average; at least 1, "
+        "as actors wait for a learner that uses fewer than they push",
     )
     max_wait_s: float = Field(300.0, gt=0, description="a longer wait for trajectories ends the run with the cause")
     max_sampler_gap: float | None = Field(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import time
 from pathlib import Path
 
+from buffer.connection import connect
 from buffer.embedded import find_redis_server
 from common.config import RunConfig
 from common.devices import resolve_devices
@@ -15,13 +17,15 @@ from common.errors import UserError
 from common.tasks import make_task
 from common.tokens import load_codec
 
+HUB_LIMIT_S = 5.0
+
 
 def prepare(config: RunConfig) -> RunConfig:
     """The resolved configuration of a run that can start; raises UserError for the first thing that can't be used."""
     config = _named(config)
     _check_folder(config)
     _check_ports(config)
-    _check_redis_binary(config)
+    _check_redis(config)
     config = config.model_copy(
         update={"model": config.model.model_copy(update={"name": find_model(config.model.name)})}
     )
@@ -48,14 +52,44 @@ def find_model(name: str | None) -> str:
     looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1
     if looks_like_path:
         raise UserError("model.name", name, "no such folder", "give an existing folder or a Hugging Face id")
+    _check_hub(name)
     return name
+
+
+def _check_hub(name: str) -> None:
+    """Ask the hub once: transformers would try for half a minute before it says that a model can't be had."""
+    import huggingface_hub as hub
+
+    cached = isinstance(hub.try_to_load_from_cache(name, "config.json"), str)
+    if os.environ.get("HF_HUB_OFFLINE") and cached:
+        return
+    try:
+        hub.HfApi().model_info(name, timeout=HUB_LIMIT_S)
+    except Exception as error:
+        if not cached:
+            reason = type(error).__name__
+            raise UserError(
+                "model.name",
+                name,
+                f"is no local folder, and the hub gave no such model ({reason})",
+                "give a local folder, or a Hugging Face id that can be reached",
+            ) from error
+        # Known from an earlier run, and the hub can't be reached: the processes of this run need not try either.
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        hub.constants.HF_HUB_OFFLINE = True
 
 
 def _named(config: RunConfig) -> RunConfig:
     name = config.run.name or f"{config.task.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    # Absolute, as the learner and the actors may have another working folder.
+    # Absolute, as the learner, the actors and later commands may have another working folder.
     folder = config.run.folder.expanduser().resolve()
-    return config.model_copy(update={"run": config.run.model_copy(update={"name": name, "folder": folder})})
+    paths = {key: value.expanduser().resolve() for key, value in config.task if isinstance(value, Path)}
+    return config.model_copy(
+        update={
+            "run": config.run.model_copy(update={"name": name, "folder": folder}),
+            "task": config.task.model_copy(update=paths),
+        }
+    )
 
 
 def _check_folder(config: RunConfig) -> None:
@@ -96,8 +130,11 @@ def _check_ports(config: RunConfig) -> None:
                 ) from error
 
 
-def _check_redis_binary(config: RunConfig) -> None:
+def _check_redis(config: RunConfig) -> None:
     if config.redis.url is not None:
+        # One short attempt: the patience that a run has with a restarting server would only delay the answer.
+        impatient = {"retries": 1, "timeout_s": min(3.0, config.redis.timeout_s)}
+        connect(config.redis.model_copy(update=impatient)).close()
         return
     if config.ray.address is not None:
         raise UserError("redis.url", None, "actors on a cluster can't reach an embedded server", "set redis.url")

@@ -89,7 +89,7 @@ def train(options: argparse.Namespace, overrides: list[str], console: Console) -
     if options.json:
         print(json.dumps(summary))
     print_figures(console, f"{config.run_folder}", summary)
-    return EXIT_INTERRUPTED if summary.get("stopped_because") == "interrupted" else 0
+    return EXIT_INTERRUPTED if summary["interrupted"] else 0
 
 
 def evaluate(options: argparse.Namespace, _: list[str], console: Console) -> int:

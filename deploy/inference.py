@@ -45,8 +45,11 @@ class FinishedRun:
 
     def sampler(self) -> tuple[TrajectorySampler, LoadedAdapter]:
         """A sampler with a vLLM engine of its own, and the trained adapter to give it."""
-        section = self.config.actor
-        engine = Engine(self.model, section, section.dtype, self.task.action_space, self.config.model.lora, seed=0)
+        section, space = self.config.actor, self.task.action_space
+        engine = Engine(self.model, section, section.dtype, space, self.config.model.lora, seed=0)
+        reference = engine
+        if self.config.reference.dtype != section.dtype:
+            reference = Engine(self.model, section, self.config.reference.dtype, space, None, seed=0)
         files = {path.name: path.read_bytes() for path in self.adapter_folder.iterdir()}
         adapter = engine.load_adapter(1, files_sha256(files), self.adapter_folder.resolve())
-        return TrajectorySampler(self.task, engine, engine, ActorMetrics(new_registry())), adapter
+        return TrajectorySampler(self.task, engine, reference, ActorMetrics(new_registry())), adapter

@@ -77,9 +77,16 @@ class Launcher:
         folder.mkdir(parents=True, exist_ok=True)
         set_up_logging(folder / "logs" / "launcher.log", terminal=False)
         save_resolved(self.config, folder / "config.yaml")
+        # What an earlier part of a resumed run left is not this part's.
+        for name in ("learner_summary.json", "evaluation_after.json", "evaluation_samples.json"):
+            (folder / name).unlink(missing_ok=True)
         with self._signals(), ExitStack() as stack:
-            fault = self._run_parts(stack, folder)
-        summary = write_summary(self.config, folder, self.state.pushed, time.monotonic() - self.state.started, fault)
+            try:
+                fault = self._run_parts(stack, folder)
+            except RedisError as error:
+                fault = f"Redis was lost: {error}; the last checkpoint is kept, go on with --run.resume true"
+        wall_s = time.monotonic() - self.state.started
+        summary = write_summary(self.config, folder, self.state.pushed, wall_s, fault, interrupted=self._interrupts > 0)
         if fault is not None:
             raise RunFault(fault)
         return summary
@@ -145,7 +152,8 @@ class Launcher:
             if process.poll() is None:
                 process.terminate()
                 try:
-                    process.wait(STOP_LIMIT_S if self._interrupts < 2 else 1.0)
+                    # After a stop that was asked for, `_watch_training` has waited already.
+                    process.wait(1.0 if self._interrupts else STOP_LIMIT_S)
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()

@@ -16,7 +16,9 @@ def read_json(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
-def write_summary(config: RunConfig, folder: Path, pushed: int, wall_s: float, fault: str | None) -> dict[str, Any]:
+def write_summary(
+    config: RunConfig, folder: Path, pushed: int, wall_s: float, fault: str | None, *, interrupted: bool
+) -> dict[str, Any]:
     """Bring the learner's summary and the evaluations together in summary.json, and draw the plots."""
     before, after = read_json(folder / "evaluation_before.json"), read_json(folder / "evaluation_after.json")
     samples = read_json(folder / "evaluation_samples.json")
@@ -31,6 +33,7 @@ def write_summary(config: RunConfig, folder: Path, pushed: int, wall_s: float, f
         **{f"{name}_before": value for name, value in before.get("metrics", {}).items()},
         **after.get("metrics", {}),
         **samples,
+        "interrupted": interrupted,
         "fault": fault,
     }
     summary["plots"] = [path.name for path in draw_plots(config, folder)] if after else []

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from redis import Redis
 
 from buffer.connection import Keys, connect
@@ -16,7 +17,15 @@ from common.config import RedisSection
 from common.trajectory import Behaviour, Query, Trajectory
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Threads that spin while they wait slow everything down where tests start processes beside themselves.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_for_tiny_models(request: pytest.FixtureRequest) -> None:
+    """Tiny matrices are slower on two threads than on one."""
+    torch.set_num_threads(2 if request.node.get_closest_marker("integration") else 1)
 
 
 @pytest.fixture(scope="session")

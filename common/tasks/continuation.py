@@ -37,6 +37,7 @@ class ContinuationConfig(TaskConfig):
         r"[A-Za-z0-9 ,'\-]",
         description="a regular expression for one character; tokens with any other character are masked out",
     )
+    forbidden: list[str] = Field([], description="texts of single tokens that are masked out besides, e.g. [' Mr']")
     evaluation_samples: int = Field(10, ge=2, description="samples a prompt for the evaluation")
     evaluation_temperatures: list[float] = Field(
         [0.7, 0.8, 0.9, 1.0], description="temperatures of the base model that the trained sampler is compared with"
@@ -74,10 +75,11 @@ class ContinuationTask(Task[ContinuationConfig]):
                 "task.terminator", self.config.terminator, f"is {len(terminator)} tokens", "choose a text of one token"
             )
         character = re.compile(f"(?:{self.config.allowed_characters})+")
+        forbidden = {*self.codec.special_ids, *self._forbidden_ids(terminator[0])}
         allowed = [
             token
             for token in range(self.codec.vocab_size)
-            if token not in self.codec.special_ids and character.fullmatch(self.codec.token_text(token))
+            if token not in forbidden and character.fullmatch(self.codec.token_text(token))
         ]
         return ActionSpace(
             vocab_size=self.codec.vocab_size,
@@ -86,6 +88,19 @@ class ContinuationTask(Task[ContinuationConfig]):
             min_len=self.config.min_len,
             max_len=self.config.max_len,
         )
+
+    def _forbidden_ids(self, terminator: int) -> set[int]:
+        found = set()
+        for text in self.config.forbidden:
+            ids = self.codec.encode(text)
+            if len(ids) != 1:
+                raise UserError("task.forbidden", text, f"is {len(ids)} tokens", "list texts of one token each")
+            if ids[0] == terminator:
+                raise UserError(
+                    "task.forbidden", text, "forbids the terminator, so no sentence could end", "take it off the list"
+                )
+            found.add(ids[0])
+        return found
 
     def queries(self, split: Split) -> list[Query]:
         train, test = self._prompts

@@ -55,6 +55,13 @@ class RngTask(Task[RngConfig]):
     def action_space(self) -> ActionSpace:
         digits = [self._one_token(str(digit), "a digit") for digit in range(10)]
         terminator = self._one_token(self.config.terminator, "task.terminator")
+        if terminator in digits:
+            raise UserError(
+                "task.terminator",
+                self.config.terminator,
+                "is a digit, so numbers that hold it could not be written",
+                "choose a text that is no digit, such as '.'",
+            )
         return ActionSpace(
             vocab_size=self.codec.vocab_size,
             terminator_id=terminator,

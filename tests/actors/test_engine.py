@@ -1,4 +1,4 @@
-"""The real vLLM engine on a tiny model, against transformers: sampling, scoring, adapters, and the reference's purity."""
+"""The real vLLM engine on a tiny model, held against transformers: sampling, scoring, adapters, a pure reference."""
 
 from __future__ import annotations
 

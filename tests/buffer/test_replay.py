@@ -106,7 +106,9 @@ def test_the_same_seed_gives_the_same_sample_and_another_another(redis_client: R
     assert draw(1) != draw(2)
 
 
-def test_concurrent_writers_never_break_the_bounds_or_lose_count(redis_client: Redis, redis_url: str, keys: Keys) -> None:
+def test_concurrent_writers_never_break_the_bounds_or_lose_count(
+    redis_client: Redis, redis_url: str, keys: Keys
+) -> None:
     bounds = {"capacity": 50, "capacity_per_query": 20}
 
     def write(worker: int) -> None:

@@ -91,7 +91,13 @@ def test_another_wire_version_is_refused_not_misread() -> None:
 
 def test_wire_size_is_at_most_a_fifth_above_the_raw_arrays_at_32_actions(capsys: pytest.CaptureFixture[str]) -> None:
     item = make_trajectory(make_query(), list(range(32)))
-    arrays = (item.action_ids, item.log_prior, item.log_likelihood, item.log_constraint, item.behaviour.sampler_log_prob)
+    arrays = (
+        item.action_ids,
+        item.log_prior,
+        item.log_likelihood,
+        item.log_constraint,
+        item.behaviour.sampler_log_prob,
+    )
     raw = sum(array.nbytes for array in arrays)
     wire = len(item.to_bytes())
     with capsys.disabled():

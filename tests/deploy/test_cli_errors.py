@@ -1,0 +1,114 @@
+"""Wrong input on the real command line: one line, the right exit status, no traceback, and quickly."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+LIMIT_S = 15.0
+RNG = "task: {name: rng}\n"
+
+
+def amortis(*arguments: str, cwd: Path) -> tuple[int, str, float]:
+    """Exit status, standard error and seconds of a command."""
+    start = time.monotonic()
+    result = subprocess.run(
+        [sys.executable, "-m", "deploy.cli", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": "/usr/bin:/bin", "HOME": str(Path.home())},
+        check=False,
+    )
+    return result.returncode, result.stderr.strip(), time.monotonic() - start
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "expected"),
+    [
+        (RNG, ["--model.name", "./no/such/model"], ["model.name", "./no/such/model", "no such folder"]),
+        (RNG, ["--model.name", "{empty}"], ["model.name", "no config.json"]),
+        (RNG, ["--model.name", "nobody/no-such-model"], ["model.name", "nobody/no-such-model", "local folder"]),
+        ("task: [\n", [], ["CONFIG", "config.yaml", "not valid YAML", "line 2"]),
+        ("task: {name: rng, high: many}\n", [], ["task.high", "'many'", "valid integer"]),
+        (RNG, ["--redis.url", "redis://127.0.0.1:1/0"], ["redis.url", "127.0.0.1:1", "embedded"]),
+        (RNG, ["--redis.url", "ftp://somewhere"], ["redis.url", "ftp://somewhere"]),
+        ("task: {name: continuation, train_path: '{prompts}'}\n", [], ["task.train_path", "prompts.txt", "no prompt"]),
+        ("task: {name: continuation, train_path: gone.txt}\n", [], ["task.train_path", "gone.txt", "No such file"]),
+        (
+            "task: {name: continuation, train_path: '{some}', forbidden: ['.']}\n",
+            [],
+            ["task.forbidden", "'.'", "forbids the terminator"],
+        ),
+        ("task: {name: rng, terminator: '5'}\n", [], ["task.terminator", "'5'", "is a digit"]),
+        (RNG, ["--metrics.port", "{port}"], ["metrics.port", "Address already in use", "choose another"]),
+        (RNG, ["--actor.max_model_len", "9"], ["actor.max_model_len", "9", "raise it to"]),
+        (RNG, ["--learner.lrr", "1"], ["learner.lrr", "did you mean learner.lr?"]),
+        (RNG, ["--run.resume", "true"], ["run.resume", "no checkpoint"]),
+    ],
+)
+def test_a_mistake_is_one_line_with_field_value_and_remedy(
+    tmp_path: Path, digit_model: Path, taken_port: int, text: str, overrides: list[str], expected: list[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "prompts.txt").write_text("\n  \n")
+    (tmp_path / "some.txt").write_text("number 1\n")
+    names = {
+        "{empty}": str(tmp_path / "empty"),
+        "{prompts}": str(tmp_path / "prompts.txt"),
+        "{some}": str(tmp_path / "some.txt"),
+        "{port}": str(taken_port),
+    }
+    for name, value in names.items():
+        text = text.replace(name, value)
+        overrides = [item.replace(name, value) for item in overrides]
+    (tmp_path / "config.yaml").write_text(text)
+    if "--model.name" not in overrides:
+        overrides = ["--model.name", str(digit_model), *overrides]
+    status, errors, seconds = amortis("train", "config.yaml", "--run.name", "r", *overrides, cwd=tmp_path)
+    assert status == 2, errors
+    (line,) = errors.splitlines()
+    assert all(part in line for part in expected), line
+    assert seconds < LIMIT_S
+    assert not (tmp_path / "runs").exists(), "nothing may be left behind"
+
+
+def test_an_existing_run_is_never_overwritten_unasked(tmp_path: Path, digit_model: Path) -> None:
+    (tmp_path / "config.yaml").write_text(RNG)
+    kept = tmp_path / "runs" / "mine" / "adapter"
+    kept.mkdir(parents=True)
+    arguments = ("train", "config.yaml", "--model.name", str(digit_model), "--run.name", "mine")
+    status, errors, _ = amortis(*arguments, cwd=tmp_path)
+    assert status == 2 and "run.name = 'mine'" in errors and "--run.overwrite true" in errors
+    assert kept.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("sample", "runs/none"), "is no run's folder"),
+        (("evaluate", "."), "is no run's folder"),
+        (("sample", ".", "-n", "0"), "-n = 0"),
+        (("sample", ".", "--temperature", "0"), "--temperature = 0.0"),
+    ],
+)
+def test_commands_on_runs_say_what_is_wrong_with_their_arguments(
+    tmp_path: Path, arguments: tuple[str, ...], expected: str
+) -> None:
+    status, errors, _ = amortis(*arguments, cwd=tmp_path)
+    assert status == 2 and expected in errors and len(errors.splitlines()) == 1

@@ -1,0 +1,92 @@
+"""What the documentation shows is true: examples load, settings and metrics exist, the reference is current."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from common.config_loading import known_keys, load_config
+from common.metrics import ActorMetrics, LauncherMetrics, LearnerMetrics
+from deploy.cli import _parser
+from deploy.reference import reference
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(kind: str) -> list[tuple[str, str]]:
+    pattern = re.compile(rf"^```{kind}\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    return [(page.name, found) for page in PAGES for found in pattern.findall(page.read_text(encoding="utf-8"))]
+
+
+def test_there_is_something_to_check() -> None:
+    assert len(blocks("yaml")) >= 8 and len(blocks("console")) >= 8
+
+
+@pytest.mark.parametrize(("page", "text"), blocks("yaml"))
+def test_every_configuration_example_loads(page: str, text: str, tmp_path: Path) -> None:
+    path = tmp_path / "example.yaml"
+    path.write_text(text)
+    load_config(path)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "deploy" / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_configuration_loads(path: Path) -> None:
+    load_config(path)
+
+
+def shown_commands() -> list[tuple[str, str]]:
+    lines = [
+        (page, line[2:]) for page, text in blocks("console") for line in text.splitlines() if line.startswith("$ ")
+    ]
+    return [(page, line) for page, line in lines if "amortis " in line]
+
+
+@pytest.mark.parametrize(("page", "line"), shown_commands())
+def test_every_amortis_command_that_is_shown_is_one(page: str, line: str) -> None:
+    words = line.split("amortis ", 1)[1].replace("…", "").split(" #")[0].split()
+    options, rest = _parser().parse_known_args(words)
+    settings = [word.lstrip("-").split("=")[0] for word in rest if word.startswith("--")]
+    assert set(settings) <= set(known_keys()), settings
+    assert not settings or options.command.__name__ == "train"
+    if options.command.__name__ == "train":
+        named = ROOT / options.config
+        assert named.exists() or options.config.parent == Path() or "runs" in options.config.parts, (
+            f"{named} is missing"
+        )
+
+
+def test_every_make_target_that_is_shown_exists() -> None:
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    shown = {
+        word for page in PAGES for word in re.findall(r"`make (\w+)`|^\$ make (\w+)", page.read_text()) for word in word
+    }
+    assert {"demo", "test", "setup"} <= shown - {""} <= targets
+
+
+def test_the_configuration_reference_is_current() -> None:
+    assert (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8") == reference(), "run `make docs`"
+
+
+def test_every_exported_metric_is_documented_and_every_documented_one_exported() -> None:
+    registry = CollectorRegistry()
+    for kind in (ActorMetrics, LearnerMetrics, LauncherMetrics):
+        kind(registry)
+    exported = {family.name + ("_total" if family.type == "counter" else "") for family in registry.collect()}
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"`(amortis_[a-z_]+)", text))
+    assert documented == exported
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_nothing_speaks_of_machine_paths() -> None:
+    for page in PAGES:
+        assert not re.search(r"/(work|root|home)/", page.read_text(encoding="utf-8")), page.name

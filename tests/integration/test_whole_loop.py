@@ -1,0 +1,207 @@
+"""Real Redis, Ray, vLLM and the learner, started as a user starts them, on a tiny saved model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from redis import Redis
+
+from buffer.connection import Keys
+from buffer.embedded import EmbeddedRedis
+from buffer.replay import ReplayBuffer
+from common.config import BufferSection
+from common.reward import RewardWeights
+from common.trajectory import Trajectory
+from tests.integration.conftest import ROOT, TIMEOUT_S, amortis, command, write_config
+
+pytestmark = pytest.mark.integration
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def stored(run: Path) -> list[Trajectory]:
+    """Every trajectory in the buffer that the run left."""
+    with EmbeddedRedis(run / "redis") as server, Redis.from_url(server.url) as client:
+        weights = RewardWeights(prior=0, likelihood=0)
+        return ReplayBuffer(client, Keys("tiny"), BufferSection(), weights).sample(9, 10_000, seed=0)
+
+
+def test_the_run_leaves_everything_that_it_promises(trained: Path) -> None:
+    summary = json.loads((trained / "summary.json").read_text())
+    assert summary["task"] == "rng" and summary["steps"] == 120 and summary["fault"] is None
+    assert summary["trajectories_trained"] > 0 and summary["trajectories_pushed"] >= summary["trajectories_trained"] / 2
+    assert summary["adapter_versions_published"] >= 5
+    assert summary["adapter_versions_trained_on"] >= 3
+    assert 0 <= summary["sampler_gap_max"] < 1e-3
+    assert 0 <= summary["total_variation"] <= 1 and 0 <= summary["total_variation_before"] <= 1
+    assert 0 <= summary["valid_fraction"] <= 1 and summary["samples"] == 64 and summary["wall_s"] > 0
+    names = ["config.yaml", "metrics.jsonl", "adapter", "checkpoints", "distribution.png"]
+    assert [name for name in names if not (trained / name).exists()] == []
+    assert (trained / "distribution.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_training_moves_the_sampler_towards_the_exact_posterior(trained: Path) -> None:
+    summary = json.loads((trained / "summary.json").read_text())
+    assert summary["total_variation"] < summary["total_variation_before"] - 0.05
+
+
+def test_every_step_is_in_the_metrics_file(trained: Path) -> None:
+    found = rows(trained)
+    assert [row["step"] for row in found] == list(range(1, 121))
+    expected = {"loss", "log_reward", "log_z", "buffer_size", "adapter_version", "staleness", "wait_s", "step_s"}
+    assert all(expected <= row.keys() and np.isfinite(row["loss"]) for row in found)
+    assert [row["step"] for row in found if "total_variation" in row] == [40, 80, 120]
+
+
+def test_later_trajectories_carry_later_adapter_versions(trained: Path) -> None:
+    drawn = sorted(stored(trained), key=lambda item: item.created_at)
+    versions = [item.behaviour.adapter_version for item in drawn]
+    assert len(set(versions)) >= 3 and min(versions) >= 1
+    # A request in flight finishes under the version that it began with, so neighbours may be out of order.
+    first_seen = [versions.index(version) for version in sorted(set(versions))]
+    assert first_seen == sorted(first_seen)
+    quarters = [float(np.mean(part)) for part in np.array_split(versions, 4)]
+    assert quarters == sorted(set(quarters)), "versions must rise with time"
+    checksums = {item.behaviour.adapter_version: item.behaviour.adapter_sha256 for item in drawn}
+    assert len(set(checksums.values())) == len(checksums), "every version must be other weights"
+
+
+def test_the_adapter_folder_is_a_plain_peft_adapter_that_changes_the_model(trained: Path, digit_model: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(digit_model)
+    ids = torch.tensor([[14, 15, 3]])
+    with torch.no_grad():
+        before = base(ids).logits
+        adapted = PeftModel.from_pretrained(base, str(trained / "adapter"))(ids).logits
+    assert not torch.allclose(before, adapted, atol=1e-3)
+    assert not list((trained / "adapter").glob("*.bin")), "nothing in it needs unpickling"
+
+
+def test_sampling_shows_log_q_and_log_r_of_each_sample(trained: Path) -> None:
+    drawn = json.loads(amortis("sample", str(trained), "--prompt", "number :", "-n", "5", "--json"))
+    assert len(drawn) == 5
+    for row in drawn:
+        assert row["log_q"] <= 0 and row["log_r"] == (0.0 if row["text"].strip().isdecimal() else -10.0)
+
+
+def test_evaluating_anew_finds_what_the_run_reported(trained: Path) -> None:
+    summary = json.loads((trained / "summary.json").read_text())
+    figures = json.loads(amortis("evaluate", str(trained), "--json"))
+    assert figures["total_variation"] == pytest.approx(summary["total_variation"], abs=1e-4)
+    assert figures["valid_fraction"] == pytest.approx(summary["valid_fraction"], abs=1e-4)
+
+
+def test_a_resumed_run_goes_on_where_it_stopped(trained: Path, digit_model: Path) -> None:
+    before = json.loads((trained / "summary.json").read_text())
+    config = write_config(trained.parents[1], digit_model, steps=130)
+    amortis("train", str(config), "--run.name", "tiny", "--run.resume", "true")
+    assert [row["step"] for row in rows(trained)] == list(range(1, 131))
+    after = json.loads((trained / "summary.json").read_text())
+    assert after["steps"] == 130
+    assert after["trajectories_pushed"] >= before["trajectories_pushed"], "the buffer was lost"
+    assert after["adapter_versions_published"] > before["adapter_versions_published"]
+    assert after["total_variation_before"] == before["total_variation_before"]
+
+
+def wait_for(condition: Callable[[], Any], what: str, process: subprocess.Popen[str]) -> Any:
+    deadline = time.monotonic() + TIMEOUT_S / 2
+    while time.monotonic() < deadline:
+        assert process.poll() is None, f"the run ended before {what}"
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.5)
+    raise AssertionError(f"waited in vain for {what}")
+
+
+def descendants(pid: int) -> set[int]:
+    listed = subprocess.run(["ps", "-e", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    parents = [tuple(map(int, line.split())) for line in listed.splitlines()]
+    found, frontier = set(), {pid}
+    while frontier:
+        frontier = {child for child, parent in parents if parent in frontier} - found
+        found |= frontier
+    return found
+
+
+def free_ports(n: int) -> int:
+    for base in range(21_000, 29_000, 50):
+        try:
+            for port in range(base, base + n):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+            return base
+        except OSError:
+            continue
+    raise AssertionError("no free ports")
+
+
+def scrape(port: int) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        return str(answer.read().decode())
+
+
+def test_a_run_exports_metrics_outlives_an_actor_and_stops_cleanly_on_ctrl_c(tmp_path: Path, digit_model: Path) -> None:
+    port = free_ports(3)
+    config = write_config(tmp_path, digit_model, steps=100_000, sync_every=20)
+    arguments = command("train", str(config), "--run.name", "tiny", "--metrics.port", str(port))
+    run = tmp_path / "runs" / "tiny"
+    process = subprocess.Popen(
+        arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        wait_for(lambda: (run / "metrics.jsonl").exists() and len(rows(run)) >= 5, "five steps", process)
+        assert "amortis_buffer_trajectories " in scrape(port)
+        assert float(scrape(port + 1).split("\namortis_learner_step ")[1].split()[0]) >= 5
+        actor = scrape(port + 2)
+        assert 'amortis_actor_samples_total{source="policy"}' in actor and "amortis_actor_adapter_version " in actor
+
+        children = descendants(process.pid)
+        names = {pid: Path(f"/proc/{pid}/cmdline").read_text(errors="replace") for pid in children}
+        actor_pid = next(pid for pid, name in names.items() if "ray::RayActor" in name)
+        os.kill(actor_pid, signal.SIGKILL)
+        step = rows(run)[-1]["step"]
+        pushed = rows(run)[-1]["trajectories_pushed"]
+        wait_for(
+            lambda: rows(run)[-1]["trajectories_pushed"] > pushed + 50 and rows(run)[-1]["step"] > step,
+            "training to go on after the actor was killed",
+            process,
+        )
+        children |= descendants(process.pid)
+        os.kill(process.pid, signal.SIGINT)
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 130, output[-3000:]
+        assert "Traceback" not in output
+    finally:
+        process.kill()
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["interrupted"] and summary["stopped_because"] == "interrupted" and summary["steps"] >= 5
+    checkpoint = sorted((run / "checkpoints").iterdir())[-1]
+    assert checkpoint.name == f"step-{summary['steps']:06d}"
+    deadline = time.monotonic() + 15
+    while time.monotonic() < deadline and any(alive(pid) for pid in children):
+        time.sleep(0.5)
+    assert [pid for pid in children if alive(pid)] == [], "processes were left behind"
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
