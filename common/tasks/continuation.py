@@ -40,7 +40,7 @@ class ContinuationConfig(TaskConfig):
     forbidden: list[str] = Field([], description="texts of single tokens that are masked out besides, e.g. [' Mr']")
     evaluation_samples: int = Field(10, ge=2, description="samples a prompt for the evaluation")
     evaluation_temperatures: list[float] = Field(
-        [0.7, 0.8, 0.9, 1.0], description="temperatures of the base model that the trained sampler is compared with"
+        [0.7, 0.85, 1.0], description="temperatures of the base model that the trained sampler is compared with"
     )
 
     @field_validator("allowed_characters")

@@ -1,0 +1,62 @@
+"""What follows from the machine, and the metrics that every process exports."""
+
+from __future__ import annotations
+
+import socket
+import urllib.request
+
+import pytest
+
+import common.devices
+from common.config import MetricsSection, RunConfig
+from common.devices import resolve_devices
+from common.errors import UserError
+from common.metrics import ActorMetrics, LauncherMetrics, LearnerMetrics, new_registry, serve
+
+
+def test_on_a_cpu_everything_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(common.devices, "has_gpu", lambda: False)
+    config = resolve_devices(RunConfig.model_validate({"task": {"name": "rng"}}))
+    assert (config.actor.dtype, config.reference.dtype, config.learner.dtype) == ("float32",) * 3
+    assert (config.actor.num_gpus, config.learner.device, config.learner.max_sampler_gap) == (0.0, "cpu", 0.01)
+
+
+def test_with_a_gpu_the_engine_is_bfloat16_and_the_learner_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(common.devices, "has_gpu", lambda: True)
+    config = resolve_devices(RunConfig.model_validate({"task": {"name": "rng"}}))
+    assert (config.actor.dtype, config.reference.dtype, config.learner.dtype) == ("bfloat16", "bfloat16", "float32")
+    assert (config.actor.num_gpus, config.learner.device, config.learner.max_sampler_gap) == (1.0, "cuda", 0.2)
+
+
+def test_what_is_configured_is_never_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(common.devices, "has_gpu", lambda: True)
+    wanted = {"actor": {"dtype": "float32", "num_gpus": 0.5}, "learner": {"device": "cpu", "threads": 3}}
+    config = resolve_devices(RunConfig.model_validate({"task": {"name": "rng"}, **wanted}))
+    assert (config.actor.dtype, config.actor.num_gpus, config.reference.dtype) == ("float32", 0.5, "float32")
+    assert (config.learner.device, config.learner.threads, config.learner.max_sampler_gap) == ("cpu", 3, 0.01)
+
+
+def test_every_metric_follows_prometheus_conventions_and_exists_from_the_start() -> None:
+    registry = new_registry()
+    for kind in (ActorMetrics, LearnerMetrics, LauncherMetrics):
+        kind(registry)
+    ours = [family for family in registry.collect() if not family.name.startswith(("process_", "python_"))]
+    assert len(ours) > 25
+    for family in ours:
+        assert family.name.startswith("amortis_") and family.documentation and family.samples
+        assert not family.name.endswith(("_ms", "_minutes", "_percent", "_mb")), "base units"
+
+
+def test_metrics_are_served_on_the_configured_port_and_a_taken_one_is_named() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        base = probe.getsockname()[1]
+    registry = new_registry()
+    LearnerMetrics(registry).step.set(7)
+    section = MetricsSection(port=base - 1)
+    assert serve(registry, section, 1) == base
+    with urllib.request.urlopen(f"http://127.0.0.1:{base}/metrics", timeout=5) as answer:
+        assert "amortis_learner_step 7.0" in answer.read().decode()
+    with pytest.raises(UserError, match=f"metrics.port = {base}: can't be listened on"):
+        serve(registry, section, 1)
+    assert serve(registry, MetricsSection(enabled=False), 0) is None

@@ -1,0 +1,135 @@
+"""The policy's log-probabilities against a plain forward pass: shared prompts, padding, tools, masks, gradients."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from common.action_space import ActionSpace
+from common.config import LoraSection
+from common.errors import UserError
+from common.trajectory import Query
+from learner.policy import Actions, LoraPolicy
+from tests.conftest import make_query
+from tests.tiny import VOCABULARY, save_digit_model, tiny_llama
+
+TERMINATOR = 13
+
+
+def make_policy(
+    allowed: tuple[int, ...] | None = (3, 4, 5, TERMINATOR), min_len: int = 0, max_len: int = 4
+) -> LoraPolicy:
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(3)
+    model = get_peft_model(tiny_llama(), LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    space = ActionSpace(
+        vocab_size=len(VOCABULARY), terminator_id=TERMINATOR, allowed_ids=allowed, min_len=min_len, max_len=max_len
+    )
+    return LoraPolicy(model, space, torch.device("cpu"))
+
+
+def plain_log_q(policy: LoraPolicy, context: list[int], t: int) -> Tensor:
+    """The masked distribution after `context` at state t, by one unpadded pass without a cache."""
+    space = policy.space
+    logits = policy.model(torch.tensor([context])).logits[0, -1].double()
+    mask = torch.full_like(logits, -torch.inf)
+    allowed = list(range(space.vocab_size)) if space.allowed_ids is None else list(space.allowed_ids)
+    if t < space.min_len:
+        allowed.remove(TERMINATOR)
+    mask[allowed] = 0
+    return (logits + mask).log_softmax(-1)
+
+
+@pytest.mark.parametrize("allowed", [(3, 4, 5, TERMINATOR), None])
+def test_a_mixed_batch_equals_one_pass_for_each_trajectory(allowed: tuple[int, ...] | None) -> None:
+    policy = make_policy(allowed, min_len=1)
+    # Prompts of different lengths, one of a single token; the first query twice, not next to each other.
+    queries = [make_query(14, 15, 3, 9, 2), make_query(7), make_query(14, 15, 3, 9, 2), make_query(8, 1)]
+    actions = [[3], [4, 5, 3, 4], [5, 5], [3, 4, 5]]
+    with torch.no_grad():
+        found = policy.log_probs([Actions.plain(q, z) for q, z in zip(queries, actions, strict=True)])
+        for b, (query, z) in enumerate(zip(queries, actions, strict=True)):
+            prompt = query.prompt_ids.tolist()
+            for t in range(len(z) + 1):
+                log_q = plain_log_q(policy, [*prompt, *z[:t]], t) if t < 4 else None
+                if t < len(z):
+                    assert log_q is not None
+                    assert float(found.log_pf[b, t]) == pytest.approx(float(log_q[z[t]]), abs=1e-5)
+                if t == policy.space.max_len:
+                    assert float(found.log_pterm[b, t]) == 0.0, "stopping is forced at max_len"
+                elif t >= policy.space.min_len and log_q is not None:
+                    assert float(found.log_pterm[b, t]) == pytest.approx(float(log_q[TERMINATOR]), abs=1e-5)
+
+
+def test_tool_tokens_are_read_as_context_and_are_no_decision() -> None:
+    policy, query = make_policy(), make_query(14, 15)
+    inputs = np.array([3, 8, 9, 4, 10], np.int32)
+    item = Actions(query, np.array([3, 4], np.int32), inputs, np.array([-1, 2, 4]))
+    with torch.no_grad():
+        found = policy.log_probs([item])
+        contexts = [[14, 15], [14, 15, 3, 8, 9], [14, 15, 3, 8, 9, 4, 10]]
+        expected = [plain_log_q(policy, context, t) for t, context in enumerate(contexts)]
+    assert found.log_pf[0].tolist() == pytest.approx([float(expected[0][3]), float(expected[1][4])], abs=1e-5)
+    assert found.log_pterm[0].tolist() == pytest.approx([float(row[TERMINATOR]) for row in expected], abs=1e-5)
+
+
+def test_the_gradient_through_shared_prompts_equals_that_of_separate_passes() -> None:
+    policy = make_policy()
+    queries = [make_query(14, 15, 3, 9), make_query(8, 1)]
+    batch = [Actions.plain(q, z) for q, z in itertools.product(queries, ([3, 4], [5], [4, 4, 3]))]
+
+    def gradient(parts: list[list[Actions]]) -> dict[str, Tensor]:
+        policy.model.zero_grad()
+        for part in parts:
+            policy.log_probs(part).total().sum().backward()  # type: ignore[no-untyped-call]
+        return {name: p.grad.clone() for name, p in policy.trainable().items() if p.grad is not None}
+
+    together, apart = gradient([batch]), gradient([[item] for item in batch])
+    assert together.keys() == apart.keys() == policy.trainable().keys()
+    for name, value in together.items():
+        assert torch.allclose(value, apart[name], atol=2e-4), name
+    assert max(float(value.abs().max()) for value in together.values()) > 1e-2
+
+
+def test_log_probs_have_no_dropout_whatever_mode_and_dropout_the_model_comes_with() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    base = tiny_llama()
+    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=0.5, init_lora_weights=False)
+    model = get_peft_model(base, lora).train()
+    ids = torch.tensor([[14, 15, 3]])
+    assert not torch.equal(model(ids).logits, model(ids).logits), "without the policy's care there is dropout"
+    policy = LoraPolicy(model, make_policy().space, torch.device("cpu"))
+    batch = [Actions.plain(make_query(14, 15), [3, 4, 5])]
+    assert torch.equal(policy.log_probs(batch).log_pf, policy.log_probs(batch).log_pf)
+
+
+def test_swapped_weights_come_back() -> None:
+    policy, query = make_policy(), make_query(14, 15)
+    before = policy.log_prob(query, [[3], [4, 5]])
+    zero = {name: torch.zeros_like(value) for name, value in policy.snapshot().items()}
+    with policy.swapped(zero):
+        assert not np.allclose(policy.log_prob(query, [[3], [4, 5]]), before, atol=1e-3)
+    assert np.array_equal(policy.log_prob(query, [[3], [4, 5]]), before)
+
+
+def test_target_modules_that_the_model_lacks_are_named(tmp_path: object) -> None:
+    from pathlib import Path
+
+    folder = save_digit_model(Path(str(tmp_path)) / "model")
+    space = make_policy().space
+    lora = LoraSection(target_modules=["query_proj"])
+    with pytest.raises(UserError, match=r"model\.lora\.target_modules.*query_proj"):
+        LoraPolicy.load(str(folder), lora, space, dtype="float32", device=torch.device("cpu"))
+
+
+def test_a_query_may_have_one_prompt_token_only() -> None:
+    policy = make_policy()
+    query = Query(task="rng", prompt_ids=[7])
+    space = [list(z) for k in range(5) for z in itertools.product((3, 4, 5), repeat=k)]
+    assert np.exp(policy.log_prob(query, space)).sum() == pytest.approx(1.0, abs=1e-5)
