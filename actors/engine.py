@@ -164,6 +164,8 @@ class Engine:
             logprobs=0,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            # Made for this request alone: no need to copy a list of allowed tokens as long as the vocabulary.
+            skip_clone=True,
         )
         self._add(request_id, prompt_ids, params, adapter)
 
