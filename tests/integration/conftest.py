@@ -15,13 +15,13 @@ TIMEOUT_S = 400
 
 
 def write_config(folder: Path, model: Path, **learner: Any) -> Path:
-    """A run of a minute at most: integers from 0 to 9 on a tiny model."""
+    """A run of a minute at most: integers from 0 to 99 on a tiny model."""
     config = {
-        "task": {"name": "rng", "low": 0, "high": 9, "prompt": "number : ", "evaluation_samples": 64},
+        "task": {"name": "rng", "low": 0, "high": 99, "prompt": "number : ", "evaluation_samples": 64},
         "model": {"name": str(model)},
         "run": {"folder": str(folder / "runs")},
         "learner": {
-            "steps": 120,
+            "steps": 200,
             "queries_per_step": 1,
             "trajectories_per_query": 16,
             "lr": 0.005,
@@ -30,7 +30,7 @@ def write_config(folder: Path, model: Path, **learner: Any) -> Path:
             "min_trajectories": 16,
             # The learner may not run ahead of the actor, so that every version is sampled from.
             "max_reuse": 1.0,
-            "evaluate_every": 40,
+            "evaluate_every": 50,
             **learner,
         },
         "actor": {
