@@ -82,10 +82,11 @@ def stamp(device: str) -> str:
 
 def install(device: str, started: float) -> None:
     """Make the virtual environment and install everything into it."""
-    if not (VENV / "bin" / "python").exists():
+    if not has_pip():
         say("creating .venv", started)
         run([sys.executable, "-m", "venv", str(VENV)], "no virtual environment could be made; install python3-venv")
     STAMP.unlink(missing_ok=True)
+    forget_torn_packages(VENV)
     if device == "cpu":
         install_cpu_torch(started)
     say(f"installing packages for a {device.upper()} (a few minutes)", started)
@@ -94,6 +95,20 @@ def install(device: str, started: float) -> None:
         # Checked, as uninstalling what isn't there is fine but a failure isn't.
         run([*pip(), "uninstall", "--yes", "-qq", *UNUSABLE_ON_CPU], "pip could not remove packages")
     say("installed", started)
+
+
+def has_pip() -> bool:
+    """Whether the virtual environment is whole: an interrupted creation leaves a python without pip."""
+    if not (VENV / "bin" / "python").exists():
+        return False
+    return subprocess.run([*pip(), "--version"], capture_output=True, check=False).returncode == 0
+
+
+def forget_torn_packages(venv: Path) -> None:
+    """Make pip install again what it was killed in the middle of: RECORD is the last file it writes of a package."""
+    for info in venv.glob("lib/python*/site-packages/*.dist-info"):
+        if not (info / "RECORD").exists():
+            shutil.rmtree(info)
 
 
 def install_cpu_torch(started: float) -> None:

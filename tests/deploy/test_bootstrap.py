@@ -38,6 +38,25 @@ def test_too_little_disk_is_said_before_anything_is_downloaded(monkeypatch: pyte
         bootstrap.check_machine()
 
 
+def test_a_package_whose_installation_was_cut_off_is_installed_again(tmp_path: Path) -> None:
+    packages = tmp_path / "lib" / "python3.11" / "site-packages"
+    for name in ("whole-1.dist-info", "torn-1.dist-info"):
+        (packages / name).mkdir(parents=True)
+        (packages / name / "METADATA").write_text("")
+    (packages / "whole-1.dist-info" / "RECORD").write_text("")
+    bootstrap.forget_torn_packages(tmp_path)
+    assert [path.name for path in packages.iterdir()] == ["whole-1.dist-info"]
+
+
+def test_a_virtual_environment_without_pip_is_not_taken_as_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bootstrap, "VENV", tmp_path / "venv")
+    assert not bootstrap.has_pip()
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
+    assert not bootstrap.has_pip()
+
+
 def test_the_set_up_needs_nothing_installed() -> None:
     # Isolated and without site-packages, as on a fresh machine.
     code = f"import sys; sys.path.insert(0, {str(ROOT / 'deploy')!r}); import bootstrap; bootstrap.check_machine()"
