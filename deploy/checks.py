@@ -30,6 +30,7 @@ def prepare(config: RunConfig) -> RunConfig:
         update={"model": config.model.model_copy(update={"name": find_model(config.model.name)})}
     )
     _check_task(config)
+    _check_target_modules(config)
     return resolve_devices(config)
 
 
@@ -45,9 +46,9 @@ def find_model(name: str | None) -> str:
         return str(path)
     path = Path(name).expanduser()
     if path.is_dir():
-        missing = [part for part in ("config.json",) if not (path / part).is_file()]
-        if missing:
-            raise UserError("model.name", name, f"the folder has no {missing[0]}", "give a Hugging Face model folder")
+        for pattern in ("config.json", "*.safetensors"):
+            if not any(path.glob(pattern)):
+                raise UserError("model.name", name, f"the folder has no {pattern}", "give a Hugging Face model folder")
         return str(path.resolve())
     looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1
     if looks_like_path:
@@ -165,6 +166,23 @@ def _check_task(config: RunConfig) -> None:
             f"the model's context has {limit} tokens",
             f"lower it to {limit}",
         )
+
+
+def _check_target_modules(config: RunConfig) -> None:
+    """Look for the adapter's modules in the model without weights: a wrong name would show much later."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    assert config.model.name is not None
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(config.model.name))
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    for target in config.model.lora.target_modules:
+        if not any(name == target or name.endswith(f".{target}") for name in linear):
+            known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+            raise UserError(
+                "model.lora.target_modules", target, "is no linear layer of this model", f"choose among {known}"
+            )
 
 
 def _context_length(model: str) -> int | None:

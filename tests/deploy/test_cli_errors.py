@@ -58,6 +58,12 @@ def taken_port() -> Iterator[int]:
         ("task: {name: rng, terminator: '5'}\n", [], ["task.terminator", "'5'", "is a digit"]),
         (RNG, ["--metrics.port", "{port}"], ["metrics.port", "Address already in use", "choose another"]),
         (RNG, ["--actor.max_model_len", "9"], ["actor.max_model_len", "9", "raise it to"]),
+        (
+            "task: {name: rng}\nactor: {max_model_len: 64}\n",
+            ["--model.lora.target_modules", '["query"]'],
+            ["model.lora.target_modules", "'query'", "q_proj"],
+        ),
+        (RNG, ["--model.lora.rank", "600"], ["model.lora.rank", "600", "less than or equal to 512"]),
         (RNG, ["--learner.lrr", "1"], ["learner.lrr", "did you mean learner.lr?"]),
         (RNG, ["--run.resume", "true"], ["run.resume", "no checkpoint"]),
     ],
