@@ -120,10 +120,19 @@ class ReplayBuffer:
                 raise MalformedTrajectory("stored under another query's or trajectory's key")
         except MalformedTrajectory as error:
             self.quarantine(payload, reason=str(error), origin=f"query {query.decode()}")
-            keys = [self._keys.buffer_queries, self._keys.buffer_stats]
-            self._discard(keys=keys, args=[self._keys.buffer_prefix, query, item])
+            self._drop(query, item)
             return None
         return trajectory
+
+    def reject(self, trajectory: Trajectory, reason: str) -> None:
+        """Take a stored trajectory that can't be used out of the buffer and into the quarantine."""
+        origin = trajectory.actor_id or trajectory.source
+        self.quarantine(trajectory.to_bytes(), reason=reason, origin=origin)
+        self._drop(trajectory.query_id, bytes.fromhex(trajectory.id))
+
+    def _drop(self, query: str | bytes, item: bytes) -> None:
+        keys = [self._keys.buffer_queries, self._keys.buffer_stats]
+        self._discard(keys=keys, args=[self._keys.buffer_prefix, query, item])
 
     def quarantine(self, payload: bytes, *, reason: str, origin: str) -> None:
         """Keep what is unusable for a look, with reason and origin; the list is capped."""

@@ -158,6 +158,14 @@ def _check_task(config: RunConfig) -> None:
             f"the longest prompt, rationale and target take {needed} tokens",
             f"raise it to {needed}",
         )
+    learner = config.learner
+    if space.min_len > 0 and learner.objective in ("subtb", "db") and learner.trajectories_per_query < 2:
+        raise UserError(
+            "learner.trajectories_per_query",
+            learner.trajectories_per_query,
+            f"with task.min_len = {space.min_len}, {learner.objective} compares trajectories of a query up to min_len",
+            "give 2 or more",
+        )
     limit = _context_length(config.model.name)
     if limit is not None and config.actor.max_model_len > limit:
         raise UserError(

@@ -167,7 +167,7 @@ class Trainer:
         if item.query_id not in self.queries:
             reason = "its query is not stored"
         if reason is not None:
-            self.buffer.quarantine(item.to_bytes(), reason=reason, origin=item.actor_id or item.source)
+            self.buffer.reject(item, reason)
         return reason is None
 
     def _update(self, batch: Sequence[Trajectory]) -> dict[str, float]:

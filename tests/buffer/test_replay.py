@@ -146,6 +146,16 @@ def test_a_corrupted_entry_is_quarantined_with_its_reason_and_the_rest_is_served
     assert buffer.stats().quarantined == 1 and buffer.stats().size == 1
 
 
+def test_a_rejected_trajectory_is_out_of_the_buffer_and_in_the_quarantine(redis_client: Redis, keys: Keys) -> None:
+    buffer = make_buffer(redis_client, keys)
+    good, bad = make_trajectory(make_query(), [1]), make_trajectory(make_query(9), [2])
+    buffer.push([good, bad])
+    buffer.reject(bad, "forbidden tokens [2]")
+    assert [item.id for item in buffer.sample(5, 5, seed=0)] == [good.id]
+    assert [(reason, origin) for _, reason, origin, _ in buffer.quarantined()] == [("forbidden tokens [2]", "actor-0")]
+    assert buffer.stats().size == 1
+
+
 def test_queries_are_kept_beside_their_trajectories(redis_client: Redis, keys: Keys) -> None:
     buffer, query = make_buffer(redis_client, keys), make_query(5, 6)
     buffer.put_queries([query])
