@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from common.action_space import ActionSpace
+from common.errors import UserError
 from common.reward import FloatArray, RewardWeights
 from common.trajectory import Query, Trajectory
 
@@ -46,6 +47,14 @@ class TokenCodec(Protocol):
 
     def token_text(self, token_id: int) -> str:
         """The text of one token."""
+
+
+def one_token(codec: TokenCodec, text: str, field: str, remedy: str) -> int:
+    """The token that a text is; raises UserError naming `field` if it is none or several."""
+    ids = codec.encode(text)
+    if len(ids) != 1:
+        raise UserError(field, text, f"is {len(ids)} tokens", remedy)
+    return ids[0]
 
 
 class PolicyScorer(Protocol):

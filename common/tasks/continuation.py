@@ -15,7 +15,7 @@ from pydantic import Field, field_validator
 from common.action_space import ActionSpace
 from common.errors import UserError
 from common.reward import RewardWeights
-from common.tasks.base import SampleRequest, SampleSets, Split, Task, TaskConfig
+from common.tasks.base import SampleRequest, SampleSets, Split, Task, TaskConfig, one_token
 from common.trajectory import Query, Trajectory
 
 
@@ -69,13 +69,9 @@ class ContinuationTask(Task[ContinuationConfig]):
 
     @cached_property
     def action_space(self) -> ActionSpace:
-        terminator = self.codec.encode(self.config.terminator)
-        if len(terminator) != 1:
-            raise UserError(
-                "task.terminator", self.config.terminator, f"is {len(terminator)} tokens", "choose a text of one token"
-            )
+        terminator = one_token(self.codec, self.config.terminator, "task.terminator", "choose a text of one token")
         character = re.compile(f"(?:{self.config.allowed_characters})+")
-        forbidden = {*self.codec.special_ids, *self._forbidden_ids(terminator[0])}
+        forbidden = {*self.codec.special_ids, *self._forbidden_ids(terminator)}
         allowed = [
             token
             for token in range(self.codec.vocab_size)
@@ -83,8 +79,8 @@ class ContinuationTask(Task[ContinuationConfig]):
         ]
         return ActionSpace(
             vocab_size=self.codec.vocab_size,
-            terminator_id=terminator[0],
-            allowed_ids=tuple(sorted({*allowed, terminator[0]})),
+            terminator_id=terminator,
+            allowed_ids=tuple(sorted({*allowed, terminator})),
             min_len=self.config.min_len,
             max_len=self.config.max_len,
         )
@@ -92,14 +88,12 @@ class ContinuationTask(Task[ContinuationConfig]):
     def _forbidden_ids(self, terminator: int) -> set[int]:
         found = set()
         for text in self.config.forbidden:
-            ids = self.codec.encode(text)
-            if len(ids) != 1:
-                raise UserError("task.forbidden", text, f"is {len(ids)} tokens", "list texts of one token each")
-            if ids[0] == terminator:
+            token = one_token(self.codec, text, "task.forbidden", "list texts of one token each")
+            if token == terminator:
                 raise UserError(
                     "task.forbidden", text, "forbids the terminator, so no sentence could end", "take it off the list"
                 )
-            found.add(ids[0])
+            found.add(token)
         return found
 
     def queries(self, split: Split) -> list[Query]:

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from common.action_space import ActionSpace
 from common.errors import UserError
 from common.reward import FloatArray, RewardWeights
-from common.tasks.base import PolicyScorer, SampleRequest, SampleSets, Split, Task, TaskConfig
+from common.tasks.base import PolicyScorer, SampleRequest, SampleSets, Split, Task, TaskConfig, one_token
 from common.trajectory import Query
 
 
@@ -53,8 +53,9 @@ class RngTask(Task[RngConfig]):
 
     @cached_property
     def action_space(self) -> ActionSpace:
-        digits = [self._one_token(str(digit), "a digit") for digit in range(10)]
-        terminator = self._one_token(self.config.terminator, "task.terminator")
+        remedy = "use a model whose tokenizer has a token for each digit"
+        digits = [one_token(self.codec, str(digit), "digit", remedy) for digit in range(10)]
+        terminator = one_token(self.codec, self.config.terminator, "task.terminator", "choose a text of one token")
         if terminator in digits:
             raise UserError(
                 "task.terminator",
@@ -68,14 +69,6 @@ class RngTask(Task[RngConfig]):
             allowed_ids=tuple(dict.fromkeys([*digits, terminator])),
             max_len=len(str(self.config.high)),
         )
-
-    def _one_token(self, text: str, role: str) -> int:
-        ids = self.codec.encode(text)
-        if len(ids) != 1:
-            raise UserError(
-                "model.name", None, f"{role} {text!r} is {len(ids)} tokens", "use a tokenizer where it is one"
-            )
-        return ids[0]
 
     def queries(self, split: Split) -> list[Query]:
         text = self.config.prompt.format(low=self.config.low, high=self.config.high)
