@@ -119,6 +119,27 @@ def test_a_resumed_run_goes_on_where_it_stopped(trained: Path, digit_model: Path
     assert after["total_variation_before"] == before["total_variation_before"]
 
 
+def test_two_actors_share_a_given_redis_whose_password_is_written_nowhere(
+    tmp_path: Path, digit_model: Path, redis_client: Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    password = "correct-horse-battery"
+    redis_client.acl_setuser(
+        "trainer", enabled=True, passwords=[f"+{password}"], keys=["*"], channels=["*"], commands=["+@all"]
+    )
+    monkeypatch.setenv("AMORTIS_REDIS__URL", redis_url.replace("redis://", f"redis://trainer:{password}@"))
+    config = write_config(tmp_path, digit_model, steps=40)
+    amortis("train", str(config), "--run.name", "shared", "--actor.count", "2", "--actor.num_cpus", "0.5")
+    run = tmp_path / "runs" / "shared"
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["steps"] == 40 and summary["fault"] is None
+    weights = RewardWeights(prior=0, likelihood=0)
+    kept = ReplayBuffer(redis_client, Keys("shared"), BufferSection(), weights).sample(9, 10_000, seed=0)
+    assert {item.actor_id for item in kept} == {"actor-0", "actor-1"}
+    assert not (run / "redis").exists(), "a server was given, so none is started"
+    written = b"".join(path.read_bytes() for path in run.rglob("*") if path.is_file())
+    assert password.encode() not in written
+
+
 def wait_for(condition: Callable[[], Any], what: str, process: subprocess.Popen[str]) -> Any:
     deadline = time.monotonic() + TIMEOUT_S / 2
     while time.monotonic() < deadline:
