@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest and options.command is not train:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Libraries' notes to their own developers; ours are errors and logs.
+    warnings.simplefilter("ignore", FutureWarning)
     console = Console(stderr=options.json)
     try:
         command: Command = options.command
@@ -149,7 +152,8 @@ def sample(options: argparse.Namespace, _: list[str], console: Console) -> int:
     if options.json:
         print(json.dumps(rows))
         return 0
-    table = Table(title=run.codec.decode(query.prompt_ids), title_justify="left")
+    console.print(run.codec.decode(query.prompt_ids), markup=False, highlight=False)
+    table = Table()
     for column in ("log q", "log R", "Z"):
         table.add_column(column, justify="left" if column == "Z" else "right")
     for row in rows:

@@ -149,7 +149,9 @@ def _python(code: str, *arguments: str) -> Callable[[], str]:
 def _engine_trial() -> str:
     """Sample from and score with a random model of a few thousand weights, through a real engine."""
     from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         config = LlamaConfig(
             vocab_size=64,

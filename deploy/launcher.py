@@ -41,6 +41,7 @@ from deploy.report import write_summary
 log = get_logger("launcher")
 POLL_S = 0.5
 ACTOR_RETRIES = 3
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STOP_LIMIT_S = 120.0
 """Longest time that the learner gets to finish its step, checkpoint and evaluate after a stop was asked for."""
 
@@ -107,6 +108,8 @@ class Launcher:
         learner = stack.enter_context(self._learner(folder, url))
         self._show("starting actors")
         actors = stack.enter_context(_RayActors(self.config, url))
+        # Ray puts a handler of its own in place, which would end this process at once.
+        self._catch_signals()
         try:
             self._watch_training(learner, actors)
             fault = self.control.fault()
@@ -218,15 +221,20 @@ class Launcher:
     def _signals(self) -> Iterator[None]:
         """Ctrl-C and SIGTERM stop in good order; a second one doesn't wait for the learner."""
 
-        def on_signal(number: int, frame: FrameType | None) -> None:
-            self._interrupts += 1
-
-        before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+        self._catch_signals()
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _catch_signals(self) -> None:
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            self._interrupts += 1
+
+        for number in STOP_SIGNALS:
+            signal.signal(number, on_signal)
 
 
 def _forget(client: Redis, keys: Keys) -> None:
