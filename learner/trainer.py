@@ -301,7 +301,15 @@ class Trainer:
         torch.set_rng_state(tensors["rng"])
         versions = set(state.pop("versions_trained_on"))
         self.progress = Progress(**state, versions_trained_on=versions)
+        self._forget_rows_after(self.progress.step)
         log.info("resumed at step %d", self.progress.step)
+
+    def _forget_rows_after(self, step: int) -> None:
+        """Steps after the checkpoint are done again: metrics.jsonl holds each step once."""
+        path = self.folder / "metrics.jsonl"
+        rows = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        kept = [row for row in rows if json.loads(row)["step"] <= step]
+        path.write_text("".join(f"{row}\n" for row in kept), encoding="utf-8")
 
     def _write_summary(self) -> None:
         """The learner's part of summary.json, which the launcher completes."""
