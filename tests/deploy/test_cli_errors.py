@@ -1,23 +1,20 @@
-"""Wrong input on the real command line: one line, the right exit status, no traceback, and quickly."""
+"""Wrong input on the real command line: one line, the right exit status, no traceback, nothing started."""
 
 from __future__ import annotations
 
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-LIMIT_S = 15.0
 RNG = "task: {name: rng}\n"
 
 
-def amortis(*arguments: str, cwd: Path) -> tuple[int, str, float]:
-    """Exit status, standard error and seconds of a command."""
-    start = time.monotonic()
+def amortis(*arguments: str, cwd: Path) -> tuple[int, str]:
+    """Exit status and standard error of a command."""
     result = subprocess.run(
         [sys.executable, "-m", "deploy.cli", *arguments],
         cwd=cwd,
@@ -27,7 +24,7 @@ def amortis(*arguments: str, cwd: Path) -> tuple[int, str, float]:
         env={"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": "/usr/bin:/bin", "HOME": str(Path.home())},
         check=False,
     )
-    return result.returncode, result.stderr.strip(), time.monotonic() - start
+    return result.returncode, result.stderr.strip()
 
 
 @pytest.fixture
@@ -86,11 +83,10 @@ def test_a_mistake_is_one_line_with_field_value_and_remedy(
     (tmp_path / "config.yaml").write_text(text)
     if "--model.name" not in overrides:
         overrides = ["--model.name", str(digit_model), *overrides]
-    status, errors, seconds = amortis("train", "config.yaml", "--run.name", "r", *overrides, cwd=tmp_path)
+    status, errors = amortis("train", "config.yaml", "--run.name", "r", *overrides, cwd=tmp_path)
     assert status == 2, errors
     (line,) = errors.splitlines()
     assert all(part in line for part in expected), line
-    assert seconds < LIMIT_S
     assert not (tmp_path / "runs").exists(), "nothing may be left behind"
 
 
@@ -99,7 +95,7 @@ def test_an_existing_run_is_never_overwritten_unasked(tmp_path: Path, digit_mode
     kept = tmp_path / "runs" / "mine" / "adapter"
     kept.mkdir(parents=True)
     arguments = ("train", "config.yaml", "--model.name", str(digit_model), "--run.name", "mine")
-    status, errors, _ = amortis(*arguments, cwd=tmp_path)
+    status, errors = amortis(*arguments, cwd=tmp_path)
     assert status == 2 and "run.name = 'mine'" in errors and "--run.overwrite true" in errors
     assert kept.is_dir()
 
@@ -116,5 +112,5 @@ def test_an_existing_run_is_never_overwritten_unasked(tmp_path: Path, digit_mode
 def test_commands_on_runs_say_what_is_wrong_with_their_arguments(
     tmp_path: Path, arguments: tuple[str, ...], expected: str
 ) -> None:
-    status, errors, _ = amortis(*arguments, cwd=tmp_path)
+    status, errors = amortis(*arguments, cwd=tmp_path)
     assert status == 2 and expected in errors and len(errors.splitlines()) == 1
