@@ -20,6 +20,7 @@ from actors.scoring import ScoreText
 from buffer.adapters import AdapterRegistry
 from buffer.connection import Keys, connect
 from buffer.control import Control
+from buffer.rate_limiter import RateLimiter
 from buffer.replay import ReplayBuffer
 from common.config import RunConfig
 from common.errors import RunFault
@@ -48,7 +49,7 @@ class Actor:
         self._random = random.Random(seed)
         client, keys = connect(config.redis, redis_url), Keys(config.run.name)
         self.control = Control(client, keys)
-        self.buffer = ReplayBuffer(client, keys, config.buffer, config.reward_weights)
+        self.buffer = ReplayBuffer.of(config, client, keys)
         self.task = make_task(config.task, load_codec(config.model.name))
         self.queries = list(self.buffer.queries().values())
         registry = new_registry()
@@ -68,6 +69,7 @@ class Actor:
         first = self.queries[0]
         probe = ScoreText((*first.prompt_ids.tolist(), space.terminator_id), first=1)
         self.adapters = AdapterFollower(engine, AdapterRegistry(client, keys), probe, self.metrics, self.section.dtype)
+        self._limiter = RateLimiter.of(config)
         self._ready: list[Trajectory] = []
         self._pushed = 0
         self._next_housekeeping = self._last_push = 0.0
@@ -136,13 +138,12 @@ class Actor:
 
     def _follow_back_pressure(self) -> None:
         """Wait while far more was pushed than the learner used, so that samples aren't stale when they are."""
-        stats, learner = self.buffer.stats(), self.config.learner
-        per_sync = learner.sync_every * self.config.trajectories_per_step
-        bound = learner.min_trajectories + self.section.max_ahead * per_sync
+        stats = self.buffer.stats()
         now = time.monotonic()
         if self._blocked_since is not None:
             self.metrics.blocked.inc(now - self._blocked_since)
-        self._blocked_since = now if stats.pushed - stats.trained > bound else None
+        may_go_on = self._limiter.may_insert(inserted=stats.pushed, sampled=stats.trained)
+        self._blocked_since = None if may_go_on else now
 
     def _feed(self) -> None:
         """Fill the engine up with groups of samples, each of one query at one temperature."""

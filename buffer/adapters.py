@@ -12,9 +12,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from redis import Redis
-
-from buffer.connection import Keys, load_script
+from buffer.connection import Client, Keys
+from buffer.scripts import load_script
 
 CHUNK_BYTES = 64 * 2**20
 _SUFFIXES = (".safetensors", ".json")
@@ -47,7 +46,7 @@ def files_sha256(files: Mapping[str, bytes]) -> str:
 class AdapterRegistry:
     """Versions count up from 1."""
 
-    def __init__(self, client: Redis, keys: Keys, keep: int = 4) -> None:
+    def __init__(self, client: Client, keys: Keys, keep: int = 4) -> None:
         self._client, self._keys, self._keep = client, keys, keep
         self._publish = load_script(client, "publish")
 

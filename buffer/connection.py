@@ -1,15 +1,24 @@
-"""Redis connections: retries, one-line errors, and the names of all keys."""
+"""Redis connections: one server, Sentinel or Cluster behind one call, retries, one-line errors, and all keys' names."""
 
 from __future__ import annotations
 
-from importlib.resources import files
-from typing import Any
-from urllib.parse import urlsplit
+import contextlib
+from typing import Any, TypeAlias
+from urllib.parse import urlsplit, urlunsplit
 
-from redis import Redis
+from redis import Redis, Sentinel
 from redis.backoff import ExponentialBackoff
+from redis.cluster import RedisCluster
+from redis.exceptions import (
+    ClusterDownError,
+    MasterDownError,
+    MovedError,
+    ReadOnlyError,
+    RedisClusterException,
+    RedisError,
+    TryAgainError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
@@ -17,19 +26,38 @@ from common.config import RedisSection
 from common.errors import UserError
 
 MIN_REDIS = (6, 2)
-_RETRIED = (RedisConnectionError, RedisTimeoutError)
+Client: TypeAlias = "Redis | RedisCluster"
+LOST = (RedisConnectionError, RedisTimeoutError)
+MOVING = (ClusterDownError, MasterDownError, MovedError, ReadOnlyError, TryAgainError, RedisClusterException)
+"""What a fail-over answers until it is over."""
+_SENTINEL = "redis+sentinel"
+_HOW = "write redis://HOST:PORT/DB, rediss://… for TLS, or redis+sentinel://HOST:PORT,HOST:PORT/NAME/DB"
+
+
+class ShardKeys:
+    """Names of the keys of one shard of the buffer: one slot, so that one script can change them together."""
+
+    def __init__(self, run: str, index: int) -> None:
+        self.prefix = f"amortis:{{{run}:{index}}}:buffer:"
+        self.stats = f"{self.prefix}stats"
+        self.queries = f"{self.prefix}queries"
+
+    def of_query(self, query_id: str, part: str) -> str:
+        """A query's `items`, `priority`, `order`, `version` or `loss`."""
+        return f"{self.prefix}q:{query_id}:{part}"
 
 
 class Keys:
-    """Names of a run's keys. The braces make them one slot of a Redis Cluster."""
+    """Names of a run's keys. The braces make them one slot of a Redis Cluster; each shard of the buffer has its own."""
 
     def __init__(self, run: str) -> None:
+        self.run = run
         self.base = f"amortis:{{{run}}}:"
-        self.buffer_queries = f"{self.base}buffer:queries"
-        self.buffer_stats = f"{self.base}buffer:stats"
-        self.buffer_prefix = f"{self.base}buffer:q:"
+        self.buffer_meta = f"{self.base}buffer:meta"
         self.query_index = f"{self.base}queries"
         self.quarantine = f"{self.base}quarantine"
+        self.quarantine_count = f"{self.base}quarantine:count"
+        self.seeds = f"{self.base}seeds"
         self.adapter_latest = f"{self.base}adapter:latest"
         self.adapter_versions = f"{self.base}adapter:versions"
         self.control = f"{self.base}control"
@@ -40,30 +68,79 @@ class Keys:
         """The hash that holds a version's files and manifest."""
         return f"{self.base}adapter:v{version}"
 
+    def shard(self, index: int) -> ShardKeys:
+        """The names of one shard of the buffer."""
+        return ShardKeys(self.run, index)
 
-def connect(section: RedisSection, url: str | None = None) -> Redis:
-    """A client that reconnects with exponential back-off; raises UserError if the server can't be used."""
+    def seeds_of(self, actor_id: str) -> str:
+        """Seeds that an actor has taken and not yet pushed."""
+        return f"{self.seeds}:{actor_id}"
+
+    @property
+    def patterns(self) -> tuple[str, str]:
+        """What SCAN matches all of the run's keys with."""
+        return f"{self.base}*", f"amortis:{{{self.run}:*"
+
+
+def forget(client: Client, keys: Keys) -> None:
+    """Delete everything that is kept of a run."""
+    for pattern in keys.patterns:
+        for key in client.scan_iter(match=pattern, count=1_000):
+            client.unlink(key)
+
+
+def connect(section: RedisSection, url: str | None = None) -> Client:
+    """A client that reconnects with exponential back-off and follows fail-overs.
+
+    A URL of any node of a Redis Cluster gives a cluster client. Raises UserError if the server can't be used.
+    """
     configured = section.url.get_secret_value() if section.url else None
     address = url or configured
     if address is None:
         raise ValueError("no Redis URL: the launcher starts an embedded server and hands its URL on")
+    options: dict[str, Any] = {
+        "socket_timeout": section.timeout_s,
+        "socket_connect_timeout": section.timeout_s,
+        "retry": retry(section),
+    }
     try:
-        client = Redis.from_url(
-            address,
-            socket_timeout=section.timeout_s,
-            socket_connect_timeout=section.timeout_s,
-            retry=Retry(ExponentialBackoff(cap=2.0, base=0.05), section.retries),
-            retry_on_error=list(_RETRIED),
-        )
-    except ValueError as error:
-        raise UserError("redis.url", _safe(address), str(error), "write redis://HOST:PORT/DB") from error
-    _check_server(client, address)
+        client = _sentinel_client(address, options) if address.startswith(f"{_SENTINEL}://") else None
+        client = client or Redis.from_url(address, retry_on_error=[*LOST, ReadOnlyError], **options)
+    except (ValueError, TypeError) as error:
+        raise UserError("redis.url", _safe(address), str(error), _HOW) from error
+    if not _check_server(client, address):
+        return client
+    client.close()
+    # Patience for a fail-over: the client asks for the new layout between attempts.
+    return RedisCluster.from_url(address, cluster_error_retry_attempts=section.retries, **options)
+
+
+def retry(section: RedisSection) -> Retry:
+    """The one policy of retrying: exponential back-off."""
+    return Retry(ExponentialBackoff(cap=2.0, base=0.05), section.retries, supported_errors=(*LOST, ReadOnlyError))
+
+
+def _sentinel_client(address: str, options: dict[str, Any]) -> Redis:
+    parts = urlsplit(address)
+    credentials, _, hosts = parts.netloc.rpartition("@")
+    name, _, database = parts.path.strip("/").partition("/")
+    sentinels = [(host.rpartition(":")[0] or host, int(host.rpartition(":")[2] or 26379)) for host in hosts.split(",")]
+    if not name:
+        raise ValueError("names no master")
+    user, _, password = credentials.partition(":")
+    own = {"username": user or None, "password": password or None}
+    timeouts = {key: value for key, value in options.items() if key != "retry"}
+    sentinel = Sentinel(sentinels, sentinel_kwargs=timeouts)
+    client: Redis = sentinel.master_for(
+        name, db=int(database or 0), retry_on_error=[*LOST, ReadOnlyError], **own, **options
+    )
     return client
 
 
-def _check_server(client: Redis, address: str) -> None:
+def _check_server(client: Redis, address: str) -> bool:
+    """Refuse a server that can't be used; whether it is a node of a Redis Cluster."""
     try:
-        info: dict[str, Any] = client.info("server")
+        info: dict[str, Any] = client.info()
     except RedisError as error:
         reason = str(error).rstrip(".") or type(error).__name__
         raise UserError(
@@ -75,19 +152,20 @@ def _check_server(client: Redis, address: str) -> None:
     version = tuple(int(part) for part in str(info["redis_version"]).split(".")[:2])
     if version < MIN_REDIS:
         raise UserError("redis.url", _safe(address), f"runs Redis {info['redis_version']}", "use Redis 6.2 or newer")
+    policy = info.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction" and int(info.get("maxmemory", 0)):
+        raise UserError(
+            "redis.url",
+            _safe(address),
+            f"deletes keys by itself when its memory is full (maxmemory-policy {policy})",
+            "set its maxmemory-policy to noeviction: a run's keys belong together",
+        )
+    return bool(int(info.get("cluster_enabled", 0)))
 
 
 def _safe(url: str) -> str:
-    """The URL without user and password."""
-    try:
+    """The URL without user, password and options."""
+    with contextlib.suppress(ValueError):
         parts = urlsplit(url)
-        host = parts.hostname or ""
-        port = f":{parts.port}" if parts.port else ""
-    except ValueError:
-        return "(unreadable URL)"
-    return f"{parts.scheme}://{host}{port}{parts.path}"
-
-
-def load_script(client: Redis, name: str) -> Any:
-    """A registered Lua script of `buffer/scripts`."""
-    return client.register_script(files("buffer").joinpath("scripts", f"{name}.lua").read_text(encoding="utf-8"))
+        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    return "(unreadable URL)"

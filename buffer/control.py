@@ -6,9 +6,7 @@ import json
 import time
 from typing import Any
 
-from redis import Redis
-
-from buffer.connection import Keys
+from buffer.connection import Client, Keys
 
 ALIVE_S = 15.0
 """An actor that has said nothing for so long counts as dead."""
@@ -17,7 +15,7 @@ ALIVE_S = 15.0
 class Control:
     """Signals between launcher, learner and actors; whoever misses one sees it at the next look."""
 
-    def __init__(self, client: Redis, keys: Keys) -> None:
+    def __init__(self, client: Client, keys: Keys) -> None:
         self._client, self._keys = client, keys
 
     def reset(self) -> None:

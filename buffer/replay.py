@@ -1,64 +1,165 @@
 """The replay buffer: scored trajectories by query, pushed by actors, sampled by the learner.
 
-Every compound change is one Lua script, so no number of writers can tear it, and everything that a Redis restart
-keeps is a valid buffer.
+Every compound change is one Lua script on one shard, so no number of writers can tear it, and everything that a Redis
+restart keeps is a valid buffer. A query lives on one shard whole; a shard is one slot of a Redis Cluster.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
 
 import msgpack
-from redis import Redis
+import numpy as np
+from redis.exceptions import OutOfMemoryError, ResponseError
 
-from buffer.connection import Keys, load_script
-from common.config import BufferSection
+from buffer.connection import Client, Keys, retry
+from buffer.near_duplicates import Known, as_letters, screen
+from buffer.scripts import ReplicatedScript, load_script
+from common.config import BufferSection, RedisSection, RunConfig
+from common.errors import UserError
 from common.reward import RewardWeights
 from common.trajectory import MalformedTrajectory, Query, Trajectory
 
+FORMAT = 2
+"""Of what stands in Redis; another one is refused, never misread."""
 QUARANTINE_CAPACITY = 1_000
+ITEM_OVERHEAD_BYTES = 450
+"""What Redis keeps for a trajectory besides its bytes: names and indexes, measured with all indexes in use."""
+_NEVER_STALE = 2**20
+"""The version of what no adapter sampled (seeds, data sets): it is as off-policy today as it was."""
+_EXPIRE_AT_ONCE = 2_000
+_SCAN = 500
+_REPLAY_INDEX = {"reward": "priority", "loss": "loss", "uniform": "order"}
+_CONFLICT_RETRIES = 20
+
+
+class BufferFull(Exception):
+    """Redis refuses to store more, being at its own memory limit; nothing of the push was stored."""
 
 
 @dataclass(frozen=True)
 class PushResult:
     """What became of a push."""
 
-    added: int
-    duplicates: int
+    added: int = 0
+    duplicates: int = 0
     """Trajectories that were there already; theirs is now the newer behaviour."""
-    evicted: int
+    evicted: int = 0
+    refused: int = 0
+    """Larger than `buffer.max_bytes` on their own."""
+    near_duplicates: int = 0
+    """Dropped, as one like them with at least their reward is there."""
+
+    def __add__(self, other: PushResult) -> PushResult:
+        return PushResult(*(getattr(self, item.name) + getattr(other, item.name) for item in fields(self)))
 
 
 @dataclass(frozen=True)
 class BufferStats:
-    """Counters since the buffer was made, and its present size."""
+    """Counters since the buffer was made, and its present size; sums over shards."""
 
     size: int = 0
+    bytes: int = 0
+    """Of the trajectories, with what Redis needs around them (an estimate)."""
     pushed: int = 0
+    """Trajectories that actors pushed, duplicates among them."""
+    seeded: int = 0
+    """Those from elsewhere: seeds, imports."""
     added: int = 0
     duplicates: int = 0
+    near_duplicates: int = 0
     evicted: int = 0
+    expired: int = 0
+    """Taken out as staler than `buffer.max_staleness`."""
+    refused: int = 0
     trained: int = 0
     """Trajectories that learner steps used, each use counted."""
     quarantined: int = 0
 
 
+@dataclass
+class _Mirror:
+    """What a client remembers of a query's stored trajectories, so that each is decoded once."""
+
+    known: dict[bytes, Known] = field(default_factory=dict)
+
+
 class ReplayBuffer:
     """Two levels: queries, and within a query its trajectories."""
 
-    def __init__(self, client: Redis, keys: Keys, section: BufferSection, weights: RewardWeights) -> None:
+    def __init__(
+        self,
+        client: Client,
+        keys: Keys,
+        section: BufferSection,
+        weights: RewardWeights,
+        *,
+        near_duplicate_tolerance: float = 0.0,
+        redis: RedisSection | None = None,
+    ) -> None:
+        """`redis` says how many replicas must confirm a push (none without it)."""
         self._client, self._keys, self._section, self._weights = client, keys, section, weights
-        self._push = load_script(client, "push")
-        self._sample = load_script(client, "sample")
-        self._discard = load_script(client, "discard")
+        self._shards = [keys.shard(index) for index in range(section.shards)]
+        redis = redis or RedisSection()
+        self._push = ReplicatedScript(client, "push", redis.min_replicas, redis.timeout_s, retry(redis))
+        self._choose, self._draw = load_script(client, "choose"), load_script(client, "draw")
+        self._trained, self._discard = load_script(client, "trained"), load_script(client, "discard")
+        self._tolerance = near_duplicate_tolerance
+        self._mirrors: defaultdict[str, _Mirror] = defaultdict(_Mirror)
+
+    @classmethod
+    def of(cls, config: RunConfig, client: Client, keys: Keys) -> Self:
+        """The buffer of a run."""
+        tolerance = config.near_duplicate_tolerance
+        weights, redis = config.reward_weights, config.redis
+        return cls(client, keys, config.buffer, weights, near_duplicate_tolerance=tolerance, redis=redis)
+
+    @property
+    def _by_version(self) -> bool:
+        return self._section.evict == "stalest" or self._section.max_staleness is not None
+
+    @property
+    def _by_loss(self) -> bool:
+        return self._section.replay_priority == "loss"
+
+    def open(self) -> None:
+        """Check what is stored, or mark a new buffer; index what the configuration needs and an earlier one did not.
+
+        One process of a run calls it before the others use the buffer. Raises UserError for a buffer of another format
+        or another number of shards.
+        """
+        meta = {key.decode(): int(value) for key, value in self._client.hgetall(self._keys.buffer_meta).items()}
+        wanted = {"format": FORMAT, "shards": len(self._shards)}
+        remedy = "export it with the amortis that wrote it (`amortis buffer export`), clear it, and import it again"
+        if not meta and self._client.exists(f"{self._keys.base}buffer:stats"):
+            meta["format"] = 1
+        if meta and meta.get("format") != FORMAT:
+            raise UserError("buffer", None, f"is stored in format {meta.get('format')}, not {FORMAT}", remedy)
+        if meta and meta["shards"] != len(self._shards):
+            raise UserError("buffer.shards", len(self._shards), f"the stored buffer has {meta['shards']}", remedy)
+        self._client.hset(self._keys.buffer_meta, mapping=wanted)
+        missing = [
+            index
+            for index, needed in (("version", self._by_version), ("loss", self._by_loss))
+            if needed and not meta.get(index)
+        ]
+        if missing and self.stats().size:
+            self._build_indexes(missing)
+        present = {"version": int(self._by_version), "loss": int(self._by_loss)}
+        # An index that isn't kept up any more is built anew when it is wanted again.
+        self._client.hset(self._keys.buffer_meta, mapping=present)
 
     def put_queries(self, queries: Iterable[Query]) -> None:
         """Store queries, so that a trajectory in the buffer can always be read with its prompt."""
         mapping = {query.id: query.to_bytes() for query in queries}
-        self._client.hset(self._keys.query_index, mapping=mapping)
+        if mapping:
+            self._client.hset(self._keys.query_index, mapping=mapping)
 
     def queries(self, ids: Sequence[str] | None = None) -> dict[str, Query]:
         """Stored queries by id: those named, or all. Raises KeyError for one that is not stored."""
@@ -71,47 +172,216 @@ class ReplayBuffer:
             raise KeyError(f"queries {missing} are not in the buffer")
         return {query_id: Query.from_bytes(value) for query_id, value in zip(ids, values, strict=True)}
 
-    def push(self, trajectories: Sequence[Trajectory]) -> PushResult:
-        """Insert atomically; acknowledged once it returns."""
-        if not trajectories:
-            return PushResult(0, 0, 0)
-        section = self._section
-        arguments: list[str | bytes | int | float] = [
-            self._keys.buffer_prefix,
-            section.capacity_per_query,
-            section.capacity,
-            section.evict,
-        ]
-        for trajectory in trajectories:
-            priority = float(trajectory.log_reward(self._weights)[-1])
-            arguments += [trajectory.query_id, bytes.fromhex(trajectory.id), priority, trajectory.to_bytes()]
-        return PushResult(*self._push(keys=[self._keys.buffer_queries, self._keys.buffer_stats], args=arguments))
+    def push(self, trajectories: Sequence[Trajectory], *, from_actor: bool = True) -> PushResult:
+        """Insert; acknowledged once it returns. What belongs to one query or shard goes in at once or not at all.
 
-    def sample(self, n_queries: int, per_query: int, *, seed: int) -> list[Trajectory]:
+        `from_actor` says whether rate control counts them: seeds and imports it does not. Raises BufferFull when Redis
+        has no memory left: nothing of the refused part is stored, and pushing it again later is safe.
+        """
+        total = PushResult()
+        if self._tolerance > 0:
+            by_query: defaultdict[str, list[Trajectory]] = defaultdict(list)
+            for item in trajectories:
+                by_query[item.query_id].append(item)
+            for query_id, group in by_query.items():
+                total += self._push_screened(query_id, group, from_actor)
+            return total
+        by_shard: defaultdict[int, list[Trajectory]] = defaultdict(list)
+        for item in trajectories:
+            by_shard[self._shard_of(item.query_id)].append(item)
+        for shard, group in by_shard.items():
+            result = self._push_to(shard, group, from_actor)
+            assert result is not None
+            total += result
+        return total
+
+    def _push_to(
+        self,
+        shard: int,
+        trajectories: Sequence[Trajectory],
+        from_actor: bool,
+        newest: int | str = "",
+        replaced: Sequence[bytes] = (),
+    ) -> PushResult | None:
+        """Insert into a shard; None if `newest`, the query's sequence number, isn't that any more."""
+        section, share = self._section, len(self._shards)
+        settings = [
+            section.capacity_per_query,
+            max(1, section.capacity // share),
+            max(1, section.max_bytes // share),
+            ITEM_OVERHEAD_BYTES,
+            section.evict,
+            int(from_actor),
+            int(self._by_version),
+            int(self._by_loss),
+        ]
+        items: list[Any] = []
+        for item in trajectories:
+            items += [item.query_id, bytes.fromhex(item.id), self._log_reward(item), _version(item), item.to_bytes()]
+        keys = self._shards[shard]
+        try:
+            answer = self._push(
+                keys=[keys.stats], args=[keys.prefix, _pack(settings), _pack(items), newest, _pack(list(replaced))]
+            )
+        except ResponseError as error:
+            if isinstance(error, OutOfMemoryError) or "OOM" in str(error):
+                raise BufferFull(
+                    f"Redis is at its memory limit and refused {len(trajectories)} trajectories: raise its maxmemory, "
+                    "or lower buffer.max_bytes"
+                ) from error
+            raise
+        return None if answer[0] < 0 else PushResult(*answer)
+
+    def _log_reward(self, item: Trajectory) -> float:
+        weights = self._weights
+        total = float(item.log_constraint[-1])
+        if weights.prior:
+            total += weights.prior * float(item.log_prior[-1])
+        if weights.likelihood:
+            total += weights.likelihood * float(item.log_likelihood[-1])
+        return total
+
+    def _push_screened(self, query_id: str, group: Sequence[Trajectory], from_actor: bool) -> PushResult:
+        """Insert what is no near-duplicate; again from the start when another writer was quicker."""
+        shard = self._shard_of(query_id)
+        new = [(bytes.fromhex(item.id), Known(as_letters(item.action_ids), self._log_reward(item))) for item in group]
+        for _ in range(_CONFLICT_RETRIES):
+            newest = self._newest(shard, query_id)
+            stored = self._sync_mirror(shard, query_id)
+            screened = screen(stored, new, self._tolerance)
+            dropped = len(group) - len(screened.kept)
+            kept = [group[i] for i in screened.kept]
+            result: PushResult | None = PushResult()
+            if kept:
+                result = self._push_to(shard, kept, from_actor, newest, screened.replaced)
+            if result is not None:
+                counts = {"near_duplicates": dropped, "pushed" if from_actor else "seeded": dropped}
+                if dropped:
+                    pipe = self._client.pipeline(transaction=False)
+                    for name, count in counts.items():
+                        pipe.hincrby(self._shards[shard].stats, name, count)
+                    pipe.execute()
+                return result + PushResult(near_duplicates=dropped)
+        # Under so many writers of one query, a near-duplicate too many is better than a wait.
+        result = self._push_to(shard, group, from_actor)
+        assert result is not None
+        return result
+
+    def _newest(self, shard: int, query_id: str) -> int:
+        found = self._client.zrange(self._shards[shard].of_query(query_id, "order"), 0, 0, desc=True, withscores=True)
+        return int(found[0][1]) if found else 0
+
+    def _sync_mirror(self, shard: int, query_id: str) -> dict[bytes, Known]:
+        keys, mirror = self._shards[shard], self._mirrors[query_id]
+        scores: dict[bytes, float] = dict(
+            self._client.zrange(keys.of_query(query_id, "priority"), 0, -1, withscores=True)
+        )
+        unknown = [key for key in scores if key not in mirror.known]
+        payloads = self._client.hmget(keys.of_query(query_id, "items"), unknown) if unknown else []
+        found = {key: item for key, item in mirror.known.items() if key in scores}
+        for key, payload in zip(unknown, payloads, strict=True):
+            if payload is not None:
+                letters = as_letters(Trajectory.from_bytes(payload).action_ids)
+                found[key] = Known(letters, scores[key])
+        mirror.known = found
+        return found
+
+    def sample(self, n_queries: int, per_query: int, *, seed: int, version: int | None = None) -> list[Trajectory]:
         """Up to `n_queries` × `per_query` trajectories, grouped by query; fewer where the buffer holds fewer.
 
-        Of a query's share the newest `fresh` part comes first, rounded up; the rest is drawn without replacement by
-        `buffer.replay_priority`. Malformed entries are quarantined and left out.
+        Queries are chosen by `buffer.query_selection`, each at most once. Of a query's share the newest `fresh` part
+        comes first, rounded up; the rest is drawn by `buffer.replay_priority`. With `buffer.max_staleness`, `version`
+        is the newest adapter version, and what lags further behind is taken out. Malformed entries are quarantined and
+        left out. The same buffer and seed give the same answer.
         """
+        found = []
+        for query, ids, payloads in self._drawn(n_queries, per_query, seed, version, payloads=True):
+            for item, payload in zip(ids, payloads, strict=True):
+                trajectory = self._decode(query, item, payload)
+                if trajectory is not None:
+                    found.append(trajectory)
+        return found
+
+    def sample_ids(
+        self, n_queries: int, per_query: int, *, seed: int, version: int | None = None
+    ) -> list[tuple[str, list[str]]]:
+        """Query id and trajectory ids of what `sample` would give."""
+        drawn = self._drawn(n_queries, per_query, seed, version, payloads=False)
+        return [(query.decode(), [item.hex() for item in ids]) for query, ids, _ in drawn]
+
+    def _drawn(
+        self, n_queries: int, per_query: int, seed: int, version: int | None, *, payloads: bool
+    ) -> Iterator[tuple[bytes, list[bytes], list[bytes]]]:
         section = self._section
         n_fresh = math.ceil(section.fresh * per_query)
-        answer = self._sample(
-            keys=[self._keys.buffer_queries],
-            args=[
-                self._keys.buffer_prefix,
-                seed % 2**31,
+        beta = 0.0 if section.replay_priority == "uniform" else 1 / section.replay_temperature
+        for shard, queries in self._chosen(n_queries, seed, version).items():
+            keys = self._shards[shard]
+            answer = self._draw(
+                keys=[keys.stats],
+                args=[
+                    keys.prefix,
+                    _scramble(seed, shard, "draw"),
+                    per_query,
+                    n_fresh,
+                    f":{_REPLAY_INDEX[section.replay_priority]}",
+                    repr(beta),
+                    int(section.replacement),
+                    int(payloads),
+                    _pack(queries),
+                ],
+            )
+            for query, ids, values in zip(answer[::3], answer[1::3], answer[2::3], strict=True):
+                yield query, [ids[i : i + 16] for i in range(0, len(ids), 16)], values
+
+    def _chosen(self, n_queries: int, seed: int, version: int | None) -> dict[int, list[bytes]]:
+        """Queries by shard: every shard names its best, and the best of all are taken."""
+        section, oldest = self._section, -1
+        if section.max_staleness is not None and version is not None:
+            oldest = max(0, version - section.max_staleness)
+        candidates: list[tuple[float, int, bytes]] = []
+        for shard, keys in enumerate(self._shards):
+            arguments = [
+                keys.prefix,
+                _scramble(seed, shard, "choose"),
                 n_queries,
-                per_query,
-                n_fresh,
-                section.replay_priority,
-                section.replay_temperature,
-            ],
-        )
-        return [
-            trajectory
-            for query, item, payload in zip(answer[::3], answer[1::3], answer[2::3], strict=True)
-            if (trajectory := self._decode(query, item, payload)) is not None
-        ]
+                section.query_selection,
+                repr(1 / section.query_temperature),
+                oldest,
+                _EXPIRE_AT_ONCE,
+                ITEM_OVERHEAD_BYTES,
+            ]
+            whole, *found = self._choose(keys=[keys.stats], args=arguments)
+            while not whole:
+                whole, *found = self._choose(keys=[keys.stats], args=arguments)
+            candidates += [(float(key), shard, query) for query, key in zip(found[::2], found[1::2], strict=True)]
+        chosen: dict[int, list[bytes]] = {}
+        best = candidates if len(self._shards) == 1 else sorted(candidates)[:n_queries]
+        for _, shard, query in best:
+            chosen.setdefault(shard, []).append(query)
+        return chosen
+
+    def update_priorities(self, trajectories: Sequence[Trajectory], priorities: Sequence[float]) -> None:
+        """Tell the buffer what a learner step used, and how far from balance each was.
+
+        A priority is the size of the trajectory's balance residual in nats, finite and not negative (the role of the
+        TD error in prioritized experience replay). A query's is the mean of its trajectories'. Raises ValueError for
+        others.
+        """
+        values = np.asarray(priorities, np.float64)
+        if len(values) != len(trajectories) or not np.isfinite(values).all() or (values < 0).any():
+            raise ValueError(f"{len(trajectories)} finite priorities of 0 or more expected, found {priorities}")
+        groups: defaultdict[str, list[Any]] = defaultdict(list)
+        for item, value in zip(trajectories, values.tolist(), strict=True):
+            groups[item.query_id] += [value, bytes.fromhex(item.id)]
+        by_shard: defaultdict[int, list[Any]] = defaultdict(list)
+        for query_id, group in groups.items():
+            used = len(group) // 2
+            pairs = group if self._by_loss else []
+            by_shard[self._shard_of(query_id)] += [query_id, used, sum(group[::2]) / used, pairs]
+        for shard, packed in by_shard.items():
+            keys = self._shards[shard]
+            self._trained(keys=[keys.stats], args=[keys.prefix, repr(time.time()), int(self._by_loss), _pack(packed)])
 
     def _decode(self, query: bytes, item: bytes, payload: bytes) -> Trajectory | None:
         try:
@@ -120,7 +390,7 @@ class ReplayBuffer:
                 raise MalformedTrajectory("stored under another query's or trajectory's key")
         except MalformedTrajectory as error:
             self.quarantine(payload, reason=str(error), origin=f"query {query.decode()}")
-            self._drop(query, item)
+            self._drop(query.decode(), item)
             return None
         return trajectory
 
@@ -130,17 +400,17 @@ class ReplayBuffer:
         self.quarantine(trajectory.to_bytes(), reason=reason, origin=origin)
         self._drop(trajectory.query_id, bytes.fromhex(trajectory.id))
 
-    def _drop(self, query: str | bytes, item: bytes) -> None:
-        keys = [self._keys.buffer_queries, self._keys.buffer_stats]
-        self._discard(keys=keys, args=[self._keys.buffer_prefix, query, item])
+    def _drop(self, query_id: str, item: bytes) -> None:
+        keys = self._shards[self._shard_of(query_id)]
+        self._discard(keys=[keys.stats], args=[keys.prefix, query_id, item, ITEM_OVERHEAD_BYTES])
 
     def quarantine(self, payload: bytes, *, reason: str, origin: str) -> None:
         """Keep what is unusable for a look, with reason and origin; the list is capped."""
         entry = msgpack.packb([time.time(), reason, origin, payload])
-        pipe = self._client.pipeline()
+        pipe = self._client.pipeline(transaction=False)
         pipe.lpush(self._keys.quarantine, entry)
         pipe.ltrim(self._keys.quarantine, 0, QUARANTINE_CAPACITY - 1)
-        pipe.hincrby(self._keys.buffer_stats, "quarantined", 1)
+        pipe.incr(self._keys.quarantine_count)
         pipe.execute()
 
     def quarantined(self) -> list[tuple[float, str, str, bytes]]:
@@ -148,11 +418,76 @@ class ReplayBuffer:
         entries = self._client.lrange(self._keys.quarantine, 0, -1)
         return [tuple(msgpack.unpackb(entry)) for entry in entries]
 
-    def count_trained(self, n: int) -> None:
-        """Tell actors, who wait when they are too far ahead, that a step used `n` trajectories."""
-        self._client.hincrby(self._keys.buffer_stats, "trained", n)
-
     def stats(self) -> BufferStats:
-        """Size and counters, read at one instant."""
-        raw = self._client.hgetall(self._keys.buffer_stats)
-        return BufferStats(**{key.decode(): int(value) for key, value in raw.items()})
+        """Size and counters, each shard's read at one instant."""
+        names = {item.name for item in fields(BufferStats)}
+        totals: defaultdict[str, int] = defaultdict(int)
+        for keys in self._shards:
+            for key, value in self._client.hgetall(keys.stats).items():
+                if key.decode() in names:
+                    totals[key.decode()] += int(value)
+        totals["quarantined"] = int(self._client.get(self._keys.quarantine_count) or 0)
+        return BufferStats(**totals)
+
+    def counts(self) -> dict[str, int]:
+        """Trajectories stored, by query id."""
+        found: dict[str, int] = {}
+        for keys in self._shards:
+            for query, count in self._client.zrange(keys.queries, 0, -1, withscores=True):
+                found[query.decode()] = int(count)
+        return found
+
+    def __iter__(self) -> Iterator[Trajectory]:
+        """All stored trajectories, oldest first within a query; malformed ones are quarantined and passed over."""
+        for query_id in sorted(self.counts()):
+            for item, payload in self._stored(query_id):
+                trajectory = self._decode(query_id.encode(), item, payload)
+                if trajectory is not None:
+                    yield trajectory
+
+    def _stored(self, query_id: str) -> Iterator[tuple[bytes, bytes]]:
+        keys = self._shards[self._shard_of(query_id)]
+        ids = self._client.zrange(keys.of_query(query_id, "order"), 0, -1)
+        for start in range(0, len(ids), _SCAN):
+            part = ids[start : start + _SCAN]
+            payloads = self._client.hmget(keys.of_query(query_id, "items"), part)
+            yield from ((key, payload) for key, payload in zip(part, payloads, strict=True) if payload is not None)
+
+    def _build_indexes(self, names: Sequence[str]) -> None:
+        for query_id in self.counts():
+            keys = self._shards[self._shard_of(query_id)]
+            for key, payload in self._stored(query_id):
+                item = self._decode(query_id.encode(), key, payload)
+                if item is None:
+                    continue
+                scores = {"version": float(_version(item) * 2**32), "loss": 0.0}
+                for name in names:
+                    self._client.zadd(keys.of_query(query_id, name), {key: scores[name]}, nx=True)
+
+    def clear(self) -> None:
+        """Delete all trajectories, counters and the quarantine; queries, adapters and control keys stay."""
+        for index in range(len(self._shards)):
+            pattern = f"{self._keys.shard(index).prefix}*"
+            for key in self._client.scan_iter(match=pattern, count=1_000):
+                self._client.unlink(key)
+        for key in (self._keys.quarantine, self._keys.quarantine_count):
+            self._client.unlink(key)
+        self._mirrors.clear()
+
+    def _shard_of(self, query_id: str) -> int:
+        return int(query_id[:8], 16) % len(self._shards)
+
+
+def _version(item: Trajectory) -> int:
+    return item.behaviour.adapter_version if item.source in ("policy", "tempered") else _NEVER_STALE
+
+
+def _pack(value: Any) -> bytes:
+    # Redis' cmsgpack knows the older string type only.
+    return bytes(msgpack.packb(value, use_bin_type=False))
+
+
+def _scramble(seed: int, shard: int, purpose: str) -> int:
+    """31 bits for Redis' generator, whose first numbers are nearly the same for neighbouring seeds."""
+    digest = hashlib.blake2b(f"{seed}:{shard}:{purpose}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little") >> 1

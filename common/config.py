@@ -69,10 +69,24 @@ class RedisSection(Section):
     """The shared state."""
 
     url: SecretStr | None = Field(
-        None, description="redis://…, rediss://…; without it a redis-server is started for the run and stopped with it"
+        None,
+        description="redis://…, rediss://… for TLS, any node of a Redis Cluster, redis+sentinel://HOST:PORT,…/NAME; "
+        "without it a redis-server is started for the run and stopped with it",
     )
     timeout_s: float = Field(5.0, gt=0, description="limit of one connection attempt or one command")
-    retries: int = Field(6, ge=0, description="attempts after a lost connection, with exponential back-off up to 2 s")
+    retries: int = Field(
+        12,
+        ge=0,
+        description="attempts after a lost connection, with exponential back-off up to 2 s; 12 take about 17 s",
+    )
+    min_replicas: int = Field(
+        0,
+        ge=0,
+        description="replicas that must have a push before it is acknowledged; 1 or more loses none in a fail-over",
+    )
+    appendfsync: Literal["everysec", "always", "no"] = Field(
+        "everysec", description="when the redis-server started for the run writes its log to disk"
+    )
 
     @field_serializer("url")
     def _hide(self, url: SecretStr | None) -> str | None:
@@ -87,14 +101,64 @@ class BufferSection(Section):
     capacity_per_query: int = Field(
         2_000, ge=1, description="trajectories of one query; several times what one step takes from it"
     )
-    evict: Literal["lowest_reward", "oldest"] = Field(
-        "lowest_reward", description="what leaves a full buffer; lowest_reward is the paper's"
+    max_bytes: int = Field(
+        4 * 2**30,
+        ge=1_024,
+        description="memory of all trajectories, estimated; what comes on top evicts, a single larger one is refused",
     )
+    evict: Literal["lowest_reward", "oldest", "stalest"] = Field(
+        "lowest_reward",
+        description="what leaves a full buffer; lowest_reward is the paper's, stalest the lowest adapter version",
+    )
+    shards: int = Field(
+        1,
+        ge=1,
+        le=1_024,
+        description="parts that queries are spread over; on a Redis Cluster several times its masters. Each has its "
+        "share of the capacity",
+    )
+    query_selection: Literal["uniform", "loss", "least_recently_trained"] = Field(
+        "uniform", description="loss: ∝ exp(mean balance residual in nats / query_temperature)"
+    )
+    query_temperature: float = Field(1.0, gt=0, description="flattens (above 1) or sharpens the selection by loss")
     fresh: Share = Field(0.5, description="share of a query's sample that is its newest; the rest is replayed")
-    replay_priority: Literal["reward", "uniform"] = Field(
-        "reward", description="reward: replay ∝ exp(log R / replay_temperature)"
+    replay_priority: Literal["reward", "loss", "uniform"] = Field(
+        "reward",
+        description="reward: replay ∝ exp(log R / replay_temperature); loss: ∝ exp(balance residual in nats / "
+        "replay_temperature)",
     )
-    replay_temperature: float = Field(1.0, gt=0, description="flattens (above 1) or sharpens the replay by reward")
+    replay_temperature: float = Field(1.0, gt=0, description="flattens (above 1) or sharpens the replay")
+    replacement: bool = Field(False, description="replay draws one trajectory more than once")
+    max_staleness: int | None = Field(
+        None,
+        ge=0,
+        description="trajectories that lag further behind, in adapter versions, are taken out; seeds never. Without it "
+        "any age is used, as off-policy objectives allow",
+    )
+    near_duplicate_tolerance: float | None = Field(
+        None,
+        ge=0,
+        lt=0.5,
+        description="of two trajectories whose edit distance is below this share of their summed lengths the better "
+        "stays; 0 keeps all; the task's own without it",
+    )
+    min_size: int = Field(64, ge=1, description="training starts when the buffer got so many trajectories")
+    samples_per_insert: float = Field(
+        2.5, ge=0, description="how often a trajectory is trained on, on average, relative to what actors push"
+    )
+    samples_per_insert_band: float = Field(
+        1.5, ge=0, description="the learner waits above samples_per_insert + band, actors wait below it − band"
+    )
+
+    @model_validator(mode="after")
+    def _rate(self) -> Self:
+        if self.samples_per_insert + self.samples_per_insert_band < 1:
+            raise ValueError(
+                "samples_per_insert + samples_per_insert_band is below 1: actors and learner would wait for each other"
+            )
+        if self.shards > self.capacity:
+            raise ValueError(f"shards {self.shards} is above capacity {self.capacity}")
+        return self
 
 
 class ActorSection(Section):
@@ -110,7 +174,10 @@ class ActorSection(Section):
     temperature_low: float = Field(0.5, gt=0, description="lower end of the random temperature")
     temperature_high: float = Field(2.0, gt=0, description="upper end of the random temperature")
     max_ahead: float = Field(
-        2.0, gt=0, description="an actor waits while the buffer got this many sync periods' worth more than was trained"
+        2.0,
+        gt=0,
+        description="sync periods' worth of trajectories that actors may push beyond what buffer.samples_per_insert "
+        "allows, so that they need not wait for single steps",
     )
     max_model_len: int = Field(512, ge=8, description="longest prompt + rationale + target, in tokens")
     kv_cache_gib: int = Field(1, ge=1, description="KV cache on a CPU; a GPU uses gpu_memory_utilization")
@@ -166,13 +233,6 @@ class LearnerSection(Section):
     keep_checkpoints: int = Field(2, ge=1, description="checkpoints kept")
     evaluate_every: int = Field(
         0, ge=0, description="steps between exact evaluations, where a task has one; 0: ends only"
-    )
-    min_trajectories: int = Field(64, ge=1, description="training starts when the buffer holds so many")
-    max_reuse: float = Field(
-        4.0,
-        ge=1,
-        description="the learner waits when trajectories were trained on more often than this on average; at least 1, "
-        "as actors wait for a learner that uses fewer than they push",
     )
     max_wait_s: float = Field(300.0, gt=0, description="a longer wait for trajectories ends the run with the cause")
     max_sampler_gap: float | None = Field(
@@ -236,6 +296,12 @@ class RunConfig(Section):
             prior=own.prior if reward.prior_weight is None else reward.prior_weight,
             likelihood=own.likelihood if reward.likelihood_weight is None else reward.likelihood_weight,
         )
+
+    @property
+    def near_duplicate_tolerance(self) -> float:
+        """The configured tolerance, the task's own where none is configured."""
+        configured = self.buffer.near_duplicate_tolerance
+        return TASKS[self.task.name].near_duplicate_tolerance if configured is None else configured
 
     @property
     def trajectories_per_step(self) -> int:

@@ -20,10 +20,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from redis import Redis
 from redis.exceptions import RedisError
 
-from buffer.connection import Keys, connect
+from buffer.connection import Keys, connect, forget
 from buffer.control import Control
 from buffer.embedded import EmbeddedRedis
 from buffer.replay import ReplayBuffer
@@ -97,10 +96,11 @@ class Launcher:
         url = self._start_redis(stack, folder)
         client, keys = connect(self.config.redis, url), Keys(self.config.run.name or "")
         self.control = Control(client, keys)
-        self.buffer = ReplayBuffer(client, keys, self.config.buffer, self.config.reward_weights)
+        self.buffer = ReplayBuffer.of(self.config, client, keys)
         if not self.config.run.resume:
-            _forget(client, keys)
+            forget(client, keys)
         self.control.reset()
+        self.buffer.open()
         assert self.config.model.name is not None
         task = make_task(self.config.task, load_codec(self.config.model.name))
         self.buffer.put_queries([*task.queries("train")])
@@ -235,12 +235,6 @@ class Launcher:
 
         for number in STOP_SIGNALS:
             signal.signal(number, on_signal)
-
-
-def _forget(client: Redis, keys: Keys) -> None:
-    """Delete an earlier run's keys of this name."""
-    for key in client.scan_iter(match=f"{keys.base}*".replace("[", "\\["), count=1_000):
-        client.delete(key)
 
 
 class _RayActors:

@@ -55,7 +55,7 @@ def build_trainer(config: RunConfig, control: Control, keys: Keys) -> Trainer:
         config,
         task,
         policy,
-        ReplayBuffer(client, keys, config.buffer, config.reward_weights),
+        ReplayBuffer.of(config, client, keys),
         AdapterRegistry(client, keys, section.keep_adapters),
         control,
         metrics,

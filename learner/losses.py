@@ -55,14 +55,24 @@ def subtb_loss(
     query) as one more term a trajectory: no state before it implies a flow, and without this term nothing would train
     the actions before min_len. Raises ValueError for lengths or shapes that don't fit.
     """
-    _check(log_pf, log_pterm, n_actions, min_len)
-    flows = _implied_log_z(log_pf, log_pterm, log_reward, n_actions, min_len)
-    squares, weights = _pair_sums(flows, lam)
-    if min_len > 0:
-        first = flows.log_z[:, min_len]
-        squares = squares + (first - _group_mean(first, group)).square()
-        weights = weights + 1
+    squares, weights = _subtb_sums(log_pf, log_pterm, log_reward, n_actions, lam, min_len, group)
     return _normalized(squares, weights, normalize)
+
+
+@jaxtyped(typechecker=_typechecker)
+def subtb_residuals(
+    log_pf: Float[Tensor, "batch steps"],
+    log_pterm: Float[Tensor, "batch states"],
+    log_reward: Float[Tensor, "batch states"],
+    n_actions: Int[Tensor, " batch"],
+    *,
+    lam: float = 1.0,
+    min_len: int = 0,
+    group: Int[Tensor, " batch"] | None = None,
+) -> Float[Tensor, " batch"]:
+    """How far each trajectory is from balance: the root of its weighted mean of (h_i − h_j)², in nats."""
+    squares, weights = _subtb_sums(log_pf, log_pterm, log_reward, n_actions, lam, min_len, group)
+    return (squares / weights.clamp_min(1)).clamp_min(0).sqrt()
 
 
 @jaxtyped(typechecker=_typechecker)
@@ -117,7 +127,7 @@ def vargrad_loss(
     """
     _check(log_pf, log_pterm, n_actions, min_len)
     estimates = terminal_log_z(log_pf, log_pterm, log_reward, n_actions)
-    return (estimates - _group_mean(estimates, group)).square().mean()
+    return (estimates - group_mean(estimates, group)).square().mean()
 
 
 def terminal_log_z(
@@ -129,6 +139,26 @@ def terminal_log_z(
     """log R_K − log q(Z⊤|X) of each trajectory: an estimate of its query's log Z, exact for an exact policy."""
     flows = _implied_log_z(log_pf, log_pterm, log_reward, n_actions, min_len=0)
     return flows.log_z.gather(1, n_actions.long()[:, None])[:, 0]
+
+
+def _subtb_sums(
+    log_pf: Tensor,
+    log_pterm: Tensor,
+    log_reward: Tensor,
+    n_actions: Tensor,
+    lam: float,
+    min_len: int,
+    group: Tensor | None,
+) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+    """Weighted squares and weights of each trajectory's pairs of states, the term of min_len among them."""
+    _check(log_pf, log_pterm, n_actions, min_len)
+    flows = _implied_log_z(log_pf, log_pterm, log_reward, n_actions, min_len)
+    squares, weights = _pair_sums(flows, lam)
+    if min_len > 0:
+        first = flows.log_z[:, min_len]
+        squares = squares + (first - group_mean(first, group)).square()
+        weights = weights + 1
+    return squares, weights
 
 
 def _check(log_pf: Tensor, log_pterm: Tensor, n_actions: Tensor, min_len: int) -> None:
@@ -187,7 +217,7 @@ def _normalized(squares: Tensor, weights: Tensor, normalize: Normalize) -> Tenso
     return torch.where(counted, squares / weights.clamp_min(1), 0).sum() / counted.sum().clamp_min(1)
 
 
-def _group_mean(values: Float[Tensor, " batch"], group: Tensor | None) -> Float[Tensor, " batch"]:
+def group_mean(values: Float[Tensor, " batch"], group: Tensor | None) -> Float[Tensor, " batch"]:
     """The mean of each value's group, its gradient stopped."""
     values = values.detach()
     if group is None:

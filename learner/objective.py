@@ -12,7 +12,7 @@ from torch import Tensor
 from common.config import LearnerSection
 from common.reward import RewardWeights
 from common.trajectory import Trajectory
-from learner.losses import db_loss, subtb_loss, tb_loss, terminal_log_z, vargrad_loss
+from learner.losses import group_mean, subtb_loss, subtb_residuals, tb_loss, terminal_log_z, vargrad_loss
 from learner.policy import LogProbs
 
 
@@ -47,6 +47,8 @@ class Evaluation:
     """Mean over the batch of log R_K − log q(Z⊤|X)."""
     log_z_learned: float | None
     """Mean of the learned head, where the objective has one."""
+    residuals: Float[Tensor, " batch"]
+    """How far each trajectory is from balance, in nats, before the step; detached."""
 
 
 def stack_rewards(
@@ -77,12 +79,14 @@ def evaluate(
         heads = log_z.values[rows]
         learned = float(heads.detach().mean())
         loss = tb_loss(*arguments, log_z=heads, min_len=min_len)
+        residuals = (heads.detach() - estimates).abs()
     elif section.objective == "vargrad":
         loss = vargrad_loss(*arguments, group=rows, min_len=min_len)
-    elif section.objective == "db":
-        loss = db_loss(*arguments, min_len=min_len, group=rows, normalize=section.normalize)
+        residuals = (group_mean(estimates, rows) - estimates).abs()
     else:
-        loss = subtb_loss(
-            *arguments, lam=section.subtb_lambda, min_len=min_len, group=rows, normalize=section.normalize
-        )
-    return Evaluation(loss, float(estimates.mean()), learned)
+        # Modified detailed balance is sub-trajectory balance at λ = 0.
+        lam = 0.0 if section.objective == "db" else section.subtb_lambda
+        loss = subtb_loss(*arguments, lam=lam, min_len=min_len, group=rows, normalize=section.normalize)
+        with torch.no_grad():
+            residuals = subtb_residuals(*arguments, lam=lam, min_len=min_len, group=rows)
+    return Evaluation(loss, float(estimates.mean()), learned, residuals)

@@ -13,6 +13,7 @@ import torch
 
 from buffer.adapters import AdapterRegistry
 from buffer.control import Control
+from buffer.rate_limiter import RateLimiter
 from buffer.replay import BufferStats, ReplayBuffer
 from common.config import RunConfig
 from common.errors import RunFault, StallError
@@ -67,6 +68,7 @@ class Trainer:
             lr=self.section.lr,
             weight_decay=self.section.weight_decay,
         )
+        self.limiter = RateLimiter.of(config)
         self.gaps = GapMonitor(policy, keep=self.section.keep_adapters + 2)
         self.progress = Progress()
         self.last_gap: Gap | None = None
@@ -105,12 +107,14 @@ class Trainer:
             return
         started = time.monotonic()
         batch = self._draw()
+        if not batch:
+            # All of it went stale: wait for newer ones.
+            return
         row = self._update(batch)
         progress = self.progress
         progress.step += 1
         progress.trained += len(batch)
         progress.versions_trained_on |= {item.behaviour.adapter_version for item in batch}
-        self.buffer.count_trained(len(batch))
         if progress.step % self.section.sync_every == 0:
             self.publish()
         self._check_gap(batch)
@@ -143,22 +147,27 @@ class Trainer:
             time.sleep(_POLL_S)
 
     def _enough(self, stats: BufferStats) -> bool:
-        first_come = stats.size >= 1 and stats.pushed >= self.section.min_trajectories
-        return first_come and stats.trained <= self.section.max_reuse * stats.pushed
+        return self.limiter.may_sample(
+            size=stats.size, inserted=stats.pushed, seeded=stats.seeded, sampled=stats.trained
+        )
 
     def _why_waiting(self, stats: BufferStats) -> str:
         alive = sum(actor["alive"] for actor in self.control.actors().values())
-        if stats.pushed < self.section.min_trajectories:
-            what = f"{stats.pushed} of {self.section.min_trajectories} first trajectories"
+        came, needed = stats.pushed + stats.seeded, self.limiter.min_size
+        if max(stats.size, stats.pushed) < needed:
+            what = f"{came} of {needed} first trajectories"
+        elif stats.size == 0:
+            what = f"the buffer is empty, {stats.expired} of {came} trajectories went stale"
         else:
-            what = f"{stats.pushed} pushed, each used {stats.trained / max(1, stats.pushed):.1f} times"
+            what = f"{came} pushed, each used {stats.trained / max(1, came):.1f} times"
         return f"{what}, {alive} actors alive"
 
     def _draw(self) -> list[Trajectory]:
         seed = self.config.run.seed * 1_000_003 + self.progress.step
-        drawn = self.buffer.sample(self.section.queries_per_step, self.section.trajectories_per_query, seed=seed)
+        section, version = self.section, self.progress.version
+        drawn = self.buffer.sample(section.queries_per_step, section.trajectories_per_query, seed=seed, version=version)
         good = [item for item in drawn if self._usable(item)]
-        if not good:
+        if drawn and not good:
             raise RunFault("no usable trajectory in the batch; `quarantine` in Redis holds the reasons")
         return good
 
@@ -186,6 +195,7 @@ class Trainer:
         if not np.isfinite([loss, gradient_norm]).all():
             raise RunFault(f"loss {loss} and gradient norm {gradient_norm} at step {self.progress.step}: not finite")
         self.optimizer.step()
+        self.buffer.update_priorities(batch, found.residuals.tolist())
         versions = np.array([item.behaviour.adapter_version for item in batch])
         row = {
             "loss": loss,

@@ -89,6 +89,8 @@ class Task(ABC, Generic[ConfigT]):
     name: ClassVar[str]
     Config: ClassVar[type[TaskConfig]]
     default_weights: ClassVar[RewardWeights] = RewardWeights()
+    near_duplicate_tolerance: ClassVar[float] = 0.0
+    """Share of the summed lengths below which two trajectories' edit distance makes one of them redundant; 0: none."""
     terminator_in_reward: ClassVar[bool] = True
     """Whether log_prior counts ⊤ itself: yes where ⊤ is part of the text, no where it is only a stop sign."""
 

@@ -123,7 +123,7 @@ def test_concurrent_writers_never_break_the_bounds_or_lose_count(
         buffer = make_buffer(redis_client, keys, **bounds)
         while not all(future.done() for future in done):
             assert buffer.stats().size <= 50
-            largest = redis_client.zrange(keys.buffer_queries, -1, -1, withscores=True)
+            largest = redis_client.zrange(keys.shard(0).queries, -1, -1, withscores=True)
             assert all(count <= 20 for _, count in largest)
         for future in done:
             future.result()
@@ -138,7 +138,7 @@ def test_a_corrupted_entry_is_quarantined_with_its_reason_and_the_rest_is_served
     buffer = make_buffer(redis_client, keys)
     good, bad = make_trajectory(make_query(), [1]), make_trajectory(make_query(), [2])
     buffer.push([good, bad])
-    redis_client.hset(f"{keys.buffer_prefix}{bad.query_id}:items", bytes.fromhex(bad.id), bad.to_bytes()[:-1])
+    redis_client.hset(keys.shard(0).of_query(bad.query_id, "items"), bytes.fromhex(bad.id), bad.to_bytes()[:-1])
     assert [item.id for item in buffer.sample(1, 5, seed=0)] == [good.id]
     assert [item.id for item in buffer.sample(1, 5, seed=0)] == [good.id]
     (_, reason, origin, payload), *others = buffer.quarantined()

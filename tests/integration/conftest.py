@@ -27,12 +27,11 @@ def write_config(folder: Path, model: Path, **learner: Any) -> Path:
             "lr": 0.005,
             "warmup_steps": 0,
             "sync_every": 10,
-            "min_trajectories": 16,
-            # The learner may not run ahead of the actor, so that every version is sampled from.
-            "max_reuse": 1.0,
             "evaluate_every": 50,
             **learner,
         },
+        # The learner may not run ahead of the actor, so that every version is sampled from.
+        "buffer": {"min_size": 16, "samples_per_insert": 1.0, "samples_per_insert_band": 0.0},
         "actor": {
             "enforce_eager": True,
             "max_model_len": 64,

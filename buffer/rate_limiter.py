@@ -1,0 +1,63 @@
+"""Who waits for whom: a minimum size before sampling, and a band around samples per insert (as reverb's limiters)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from common.config import RunConfig
+
+
+@dataclass(frozen=True)
+class RateLimiter:
+    """Pure arithmetic on the buffer's counters; whoever may not go on asks again a moment later.
+
+    With r = sampled / inserted, the learner waits where r is above `samples_per_insert` + `band`, and actors where it
+    is below `samples_per_insert` − `band`, after `slack` inserts that are free. The two never wait at once: r can't be
+    above the upper end and below the lower one. A lower end of 0 or less never makes actors wait.
+    """
+
+    min_size: int
+    samples_per_insert: float
+    band: float
+    slack: float
+    """Inserts that actors may be ahead, beyond what the band allows."""
+
+    def __post_init__(self) -> None:
+        if self.highest < 1:
+            raise ValueError(
+                f"samples_per_insert + band = {self.highest:g}: below 1, a learner that may not use all that is "
+                "inserted and actors that wait for it would stop each other"
+            )
+        if self.slack < self.min_size:
+            raise ValueError(f"slack {self.slack:g} is below min_size {self.min_size}: actors would stop before it")
+
+    @classmethod
+    def of(cls, config: RunConfig) -> RateLimiter:
+        """The limiter of a run."""
+        section, learner = config.buffer, config.learner
+        slack = section.min_size + config.actor.max_ahead * learner.sync_every * config.trajectories_per_step
+        return cls(section.min_size, section.samples_per_insert, section.samples_per_insert_band, slack)
+
+    @property
+    def lowest(self) -> float:
+        """Samples per insert below which actors wait."""
+        return self.samples_per_insert - self.band
+
+    @property
+    def highest(self) -> float:
+        """Samples per insert above which the learner waits."""
+        return self.samples_per_insert + self.band
+
+    def may_sample(self, *, size: int, inserted: int, seeded: int, sampled: int) -> bool:
+        """Whether the learner may take a batch.
+
+        `inserted` counts what actors pushed, duplicates too, so a space smaller than `min_size` can be learned;
+        `seeded` what came from elsewhere.
+        """
+        if size == 0 or max(size, inserted) < self.min_size:
+            return False
+        return sampled <= self.highest * (inserted + seeded)
+
+    def may_insert(self, *, inserted: int, sampled: int) -> bool:
+        """Whether actors may go on sampling."""
+        return self.lowest * inserted - sampled <= self.slack

@@ -1,0 +1,129 @@
+-- Included by others. Random draws from a sorted set whose scores are log-weights, O(log n) each, exact.
+--
+-- A race: every member arrives after an exponential time whose rate is its weight exp(beta * score); the first k to
+-- arrive are a draw of k without replacement. The best members run one by one. The rest run in ranges of ranks as one
+-- process whose rate bounds theirs, and an arrival counts with probability weight / bound. `beta` is 1 / temperature;
+-- 0 makes all weights equal.
+local MIN_HEAD, MAX_RANGES, SLACK = 16, 64, 0.1
+
+local function uniform()
+  local u = math.random()
+  while u <= 0 do u = math.random() end
+  return u
+end
+
+local function weight(beta, score, top)
+  if beta == 0 then return 1 end
+  return math.exp(beta * (score - top))
+end
+
+-- Ranges {first rank, one past the last, bound of the weights} of the members from rank `first` on, and the sum of
+-- count * bound. A range spans at most a factor e of weight, or so little of the whole that its slack is no matter.
+local function tail_ranges(key, first, n, beta, top, mass)
+  local ranges, total, rank = {}, 0, first
+  while rank < n do
+    local score = tonumber(redis.call('ZREVRANGE', key, rank, rank, 'WITHSCORES')[2])
+    local bound, last = weight(beta, score, top), n
+    if beta > 0 and #ranges < MAX_RANGES and (n - rank) * bound > SLACK * (mass + total) then
+      last = redis.call('ZCOUNT', key, string.format('(%.17g', score - 1 / beta), '+inf')
+      if last <= rank then last = rank + 1 end
+    end
+    ranges[#ranges + 1] = { rank, last, bound }
+    total = total + (last - rank) * bound
+    rank = last
+  end
+  return ranges, total
+end
+
+-- A member of the ranges with probability proportional to its weight, or nil if this try was rejected.
+local function try_tail(key, ranges, total, beta, top)
+  local mark = math.random() * total
+  local range
+  for i = 1, #ranges do
+    range = ranges[i]
+    mark = mark - (range[2] - range[1]) * range[3]
+    if mark < 0 then break end
+  end
+  local rank = math.random(range[1], range[2] - 1)
+  local found = redis.call('ZREVRANGE', key, rank, rank, 'WITHSCORES')
+  if beta == 0 or math.random() * range[3] < weight(beta, tonumber(found[2]), top) then return found[1] end
+  return nil
+end
+
+-- Up to `wanted` different members that are not in `skip` (a set of `skipped` members), and each one's log arrival
+-- time, comparable between sorted sets.
+local function race(key, wanted, beta, skip, skipped)
+  local n = redis.call('ZCARD', key)
+  if n == 0 or wanted <= 0 then return {}, {} end
+  -- So many that the head alone can fill the draw: the tail then never has to be searched to its end.
+  local n_head = math.max(MIN_HEAD, 2 * wanted + skipped)
+  if n <= 2 * n_head then n_head = n end
+  local head = redis.call('ZREVRANGE', key, 0, n_head - 1, 'WITHSCORES')
+  local top = tonumber(head[2])
+  local runners, mass = {}, 0
+  for i = 1, #head, 2 do
+    if not skip[head[i]] then
+      local score = tonumber(head[i + 1])
+      local advantage = beta == 0 and 0 or beta * (score - top)
+      mass = mass + math.exp(advantage)
+      runners[#runners + 1] = { math.log(-math.log(uniform())) - advantage, head[i] }
+    end
+  end
+  table.sort(runners, function(a, b) return a[1] < b[1] end)
+  local ranges, total = {}, 0
+  if n_head < n then ranges, total = tail_ranges(key, n_head, n, beta, top, mass) end
+  local shift = beta == 0 and 0 or beta * top
+  local members, times, arrived = {}, {}, {}
+  local next_runner, time = 1, 0
+  local function arrive(member, log_time)
+    arrived[member] = true
+    members[#members + 1] = member
+    times[#times + 1] = log_time - shift
+  end
+  while #members < wanted do
+    local runner = runners[next_runner]
+    local log_time = math.huge
+    if total > 0 then
+      time = time - math.log(uniform()) / total
+      log_time = math.log(time)
+    end
+    while runner and runner[1] <= log_time and #members < wanted do
+      arrive(runner[2], runner[1])
+      next_runner = next_runner + 1
+      runner = runners[next_runner]
+    end
+    if not runner and total == 0 then break end
+    if #members < wanted and total > 0 then
+      local member = try_tail(key, ranges, total, beta, top)
+      if member and not arrived[member] and not skip[member] then arrive(member, log_time) end
+    end
+  end
+  return members, times
+end
+
+-- `wanted` independent draws, with replacement.
+local function draws(key, wanted, beta)
+  local n = redis.call('ZCARD', key)
+  if n == 0 then return {} end
+  local n_head = n <= 2 * MIN_HEAD and n or MIN_HEAD
+  local head = redis.call('ZREVRANGE', key, 0, n_head - 1, 'WITHSCORES')
+  local top = tonumber(head[2])
+  local ends, mass = {}, 0
+  for i = 1, #head, 2 do
+    mass = mass + weight(beta, tonumber(head[i + 1]), top)
+    ends[#ends + 1] = mass
+  end
+  local ranges, total = tail_ranges(key, n_head, n, beta, top, mass)
+  local members = {}
+  while #members < wanted do
+    local mark = math.random() * (mass + total)
+    if mark < mass or total == 0 then
+      local i = 1
+      while i < #ends and ends[i] <= mark do i = i + 1 end
+      members[#members + 1] = head[2 * i - 1]
+    else
+      members[#members + 1] = try_tail(key, ranges, total, beta, top)
+    end
+  end
+  return members
+end
