@@ -18,7 +18,7 @@ import msgpack
 import numpy as np
 from redis.exceptions import OutOfMemoryError, ResponseError
 
-from buffer.connection import Client, Keys, retry
+from buffer.connection import Client, Keys, ShardKeys, retry
 from buffer.near_duplicates import Known, as_letters, screen
 from buffer.scripts import ReplicatedScript, load_script
 from common.config import BufferSection, RedisSection, RunConfig
@@ -35,6 +35,7 @@ _NEVER_STALE = 2**20
 """The version of what no adapter sampled (seeds, data sets): it is as off-policy today as it was."""
 _EXPIRE_AT_ONCE = 2_000
 _SCAN = 500
+_ID_BYTES = 16
 _REPLAY_INDEX = {"reward": "priority", "loss": "loss", "uniform": "order"}
 _CONFLICT_RETRIES = 20
 
@@ -109,6 +110,7 @@ class ReplayBuffer:
         redis = redis or RedisSection()
         self._push = ReplicatedScript(client, "push", redis.min_replicas, redis.timeout_s, retry(redis))
         self._choose, self._draw = load_script(client, "choose"), load_script(client, "draw")
+        self._sample = load_script(client, "sample")
         self._trained, self._discard = load_script(client, "trained"), load_script(client, "discard")
         self._tolerance = near_duplicate_tolerance
         self._mirrors: defaultdict[str, _Mirror] = defaultdict(_Mirror)
@@ -312,52 +314,34 @@ class ReplayBuffer:
     def _drawn(
         self, n_queries: int, per_query: int, seed: int, version: int | None, *, payloads: bool
     ) -> Iterator[tuple[bytes, list[bytes], list[bytes]]]:
-        section = self._section
-        n_fresh = math.ceil(section.fresh * per_query)
-        beta = 0.0 if section.replay_priority == "uniform" else 1 / section.replay_temperature
-        for shard, queries in self._chosen(n_queries, seed, version).items():
-            keys = self._shards[shard]
-            answer = self._draw(
-                keys=[keys.stats],
-                args=[
-                    keys.prefix,
-                    _scramble(seed, shard, "draw"),
-                    per_query,
-                    n_fresh,
-                    f":{_REPLAY_INDEX[section.replay_priority]}",
-                    repr(beta),
-                    int(section.replacement),
-                    int(payloads),
-                    _pack(queries),
-                ],
-            )
-            for query, ids, values in zip(answer[::3], answer[1::3], answer[2::3], strict=True):
-                yield query, [ids[i : i + 16] for i in range(0, len(ids), 16)], values
-
-    def _chosen(self, n_queries: int, seed: int, version: int | None) -> dict[int, list[bytes]]:
-        """Queries by shard: every shard names its best, and the best of all are taken."""
+        """Query, ids and payloads of each query's share."""
         section, oldest = self._section, -1
         if section.max_staleness is not None and version is not None:
             oldest = max(0, version - section.max_staleness)
+        chosen_by = [n_queries, section.query_selection, repr(1 / section.query_temperature), oldest]
+        chosen_by += [_EXPIRE_AT_ONCE, ITEM_OVERHEAD_BYTES]
+        beta = 0.0 if section.replay_priority == "uniform" else 1 / section.replay_temperature
+        index = f":{_REPLAY_INDEX[section.replay_priority]}"
+        drawn_by = [per_query, math.ceil(section.fresh * per_query), index, repr(beta)]
+        drawn_by += [int(section.replacement), int(payloads)]
+        if len(self._shards) == 1:
+            keys = self._shards[0]
+            answer = _until_answered(self._sample, keys, [_scramble(seed, 0, "sample"), *chosen_by, *drawn_by])
+            yield from _by_query(answer)
+            return
+        for shard, queries in self._chosen(n_queries, seed, chosen_by).items():
+            keys = self._shards[shard]
+            arguments = [keys.prefix, _scramble(seed, shard, "draw"), _pack(queries), *drawn_by]
+            yield from _by_query(self._draw(keys=[keys.stats], args=arguments))
+
+    def _chosen(self, n_queries: int, seed: int, chosen_by: list[Any]) -> dict[int, list[bytes]]:
+        """Queries by shard: every shard names its best, and the best of all are taken."""
         candidates: list[tuple[float, int, bytes]] = []
         for shard, keys in enumerate(self._shards):
-            arguments = [
-                keys.prefix,
-                _scramble(seed, shard, "choose"),
-                n_queries,
-                section.query_selection,
-                repr(1 / section.query_temperature),
-                oldest,
-                _EXPIRE_AT_ONCE,
-                ITEM_OVERHEAD_BYTES,
-            ]
-            whole, *found = self._choose(keys=[keys.stats], args=arguments)
-            while not whole:
-                whole, *found = self._choose(keys=[keys.stats], args=arguments)
+            found = _until_answered(self._choose, keys, [_scramble(seed, shard, "choose"), *chosen_by])
             candidates += [(float(key), shard, query) for query, key in zip(found[::2], found[1::2], strict=True)]
         chosen: dict[int, list[bytes]] = {}
-        best = candidates if len(self._shards) == 1 else sorted(candidates)[:n_queries]
-        for _, shard, query in best:
+        for _, shard, query in sorted(candidates)[:n_queries]:
             chosen.setdefault(shard, []).append(query)
         return chosen
 
@@ -385,14 +369,11 @@ class ReplayBuffer:
 
     def _decode(self, query: bytes, item: bytes, payload: bytes) -> Trajectory | None:
         try:
-            trajectory = Trajectory.from_bytes(payload)
-            if trajectory.query_id != query.decode() or trajectory.id != item.hex():
-                raise MalformedTrajectory("stored under another query's or trajectory's key")
+            return Trajectory.from_bytes(payload, expected_id=item)
         except MalformedTrajectory as error:
             self.quarantine(payload, reason=str(error), origin=f"query {query.decode()}")
             self._drop(query.decode(), item)
             return None
-        return trajectory
 
     def reject(self, trajectory: Trajectory, reason: str) -> None:
         """Take a stored trajectory that can't be used out of the buffer and into the quarantine."""
@@ -476,6 +457,19 @@ class ReplayBuffer:
 
     def _shard_of(self, query_id: str) -> int:
         return int(query_id[:8], 16) % len(self._shards)
+
+
+def _until_answered(script: Any, keys: ShardKeys, arguments: list[Any]) -> list[Any]:
+    """Call a script that takes out what is stale a part at a time, until it is done."""
+    while True:
+        answer: list[Any] = script(keys=[keys.stats], args=[keys.prefix, *arguments])
+        if answer:
+            return answer[1:]
+
+
+def _by_query(answer: list[Any]) -> Iterator[tuple[bytes, list[bytes], list[bytes]]]:
+    for query, ids, payloads in zip(answer[::3], answer[1::3], answer[2::3], strict=True):
+        yield query, [ids[i : i + _ID_BYTES] for i in range(0, len(ids), _ID_BYTES)], payloads
 
 
 def _version(item: Trajectory) -> int:

@@ -10,7 +10,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Annotated, Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
 import msgpack
 import numpy as np
@@ -48,11 +48,8 @@ Floats = Annotated[FloatArray, _frozen_vector(np.float32)]
 
 
 def _digest(*parts: bytes) -> str:
-    hasher = hashlib.blake2b(digest_size=_ID_BYTES)
-    for part in parts:
-        hasher.update(len(part).to_bytes(4, "little"))
-        hasher.update(part)
-    return hasher.hexdigest()
+    framed = b"".join([len(part).to_bytes(4, "little") + part for part in parts])
+    return hashlib.blake2b(framed, digest_size=_ID_BYTES).hexdigest()
 
 
 class Query(BaseModel):
@@ -223,17 +220,17 @@ class Trajectory(BaseModel):
         )
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Self:
-        """Decode; raises MalformedTrajectory with the reason."""
+    def from_bytes(cls, data: bytes, expected_id: bytes | None = None) -> Self:
+        """Decode; raises MalformedTrajectory with the reason, also if it is another trajectory than `expected_id`."""
         try:
-            return cast(Self, cls._decode(data))
+            return cast(Self, cls._decode(data, expected_id))
         except MalformedTrajectory:
             raise
         except Exception as error:
             raise MalformedTrajectory(f"no trajectory: {error}") from error
 
     @classmethod
-    def _decode(cls, data: bytes) -> Trajectory:
+    def _decode(cls, data: bytes, expected_id: bytes | None) -> Trajectory:
         unpacker = msgpack.Unpacker(max_buffer_size=0)
         unpacker.feed(data)
         header = unpacker.unpack()
@@ -243,14 +240,28 @@ class Trajectory(BaseModel):
             raise MalformedTrajectory(f"wire version {header[0]}, this reads version {WIRE_VERSION}")
         _, query_id, task, k, n_inputs, source, created_at, actor_id = header[:8]
         version, sha256, temperature, stop_log_prob = header[8:]
-        reader = _Reader(data, unpacker.tell())
-        action_ids = reader.take("<i4", k)
-        input_ids = reader.take("<i4", n_inputs) if n_inputs else action_ids
-        positions = reader.take("<i4", k) if n_inputs else _positions(k)
+        start = unpacker.tell()
+        sizes = [k, n_inputs, k if n_inputs else 0, 4 * k + 3]
+        if min(sizes) < 0 or source < 0 or start + 4 * sum(sizes) != len(data):
+            raise MalformedTrajectory(f"{len(data)} bytes, {start + 4 * sum(sizes)} expected")
+        after_ids = start + 4 * k
+        if expected_id is not None and _digest(query_id, data[start:after_ids]) != expected_id.hex():
+            raise MalformedTrajectory("its query and actions are not those that it is stored under")
+        action_ids = np.frombuffer(data, _INT, k, start)
+        input_ids, positions = action_ids, _positions(k)
+        if n_inputs:
+            input_ids = np.frombuffer(data, _INT, n_inputs, after_ids)
+            positions = np.frombuffer(data, _INT, k, after_ids + 4 * n_inputs)
         # Floats stand together at the end: one view of all, cut into the arrays.
-        floats = reader.take("<f4", 4 * k + 3)
-        reader.finish()
-        fields: dict[str, Any] = {
+        floats = np.frombuffer(data, _FLOAT, sizes[3], len(data) - 4 * sizes[3])
+        behaviour = {
+            "adapter_version": version,
+            "adapter_sha256": sha256.hex(),
+            "temperature": temperature,
+            "sampler_log_prob": floats[3 * k + 3 :],
+            "stop_log_prob": stop_log_prob,
+        }
+        values = {
             "query_id": query_id.hex(),
             "task": task,
             "action_ids": action_ids,
@@ -263,32 +274,37 @@ class Trajectory(BaseModel):
             "created_at": created_at,
             "actor_id": actor_id,
         }
-        behaviour: dict[str, Any] = {
-            "adapter_version": version,
-            "adapter_sha256": sha256.hex(),
-            "temperature": temperature,
-            "sampler_log_prob": floats[3 * k + 3 :],
-            "stop_log_prob": stop_log_prob,
-        }
-        # The sum of all numbers is finite only if each is.
-        finite = math.isfinite(float(floats.sum()) + stop_log_prob)
-        if finite and not n_inputs and len(query_id) == _ID_BYTES and _plain(fields, behaviour):
+        plain = (
+            # The sum of all squares is finite only if each number is.
+            math.isfinite(float(floats.dot(floats)) + stop_log_prob)
+            and not n_inputs
+            and len(query_id) == _ID_BYTES
+            and len(sha256) == len(NO_SHA256) // 2
+            and [type(value) for value in header[1:]] == _HEADER_TYPES
+            and version >= 0
+            and temperature > 0
+        )
+        if plain:
             # All that validation would find is ruled out, and a batch is decoded several times faster without it.
-            return cls.model_construct(behaviour=Behaviour.model_construct(**behaviour), **fields)
-        return cls(behaviour=Behaviour(**behaviour), **fields)
+            values["behaviour"] = _construct(Behaviour, behaviour, _BEHAVIOUR_FIELDS)
+            return _construct(cls, values, _TRAJECTORY_FIELDS)
+        return cls.model_validate({**values, "behaviour": Behaviour.model_validate(behaviour)})
 
 
-def _plain(fields: dict[str, Any], behaviour: dict[str, Any]) -> bool:
-    """Whether the header's values are of the kinds and in the ranges that validation asks for."""
-    return (
-        type(fields["task"]) is str
-        and type(fields["actor_id"]) is str
-        and type(fields["created_at"]) is float
-        and type(behaviour["adapter_version"]) is int
-        and behaviour["adapter_version"] >= 0
-        and len(behaviour["adapter_sha256"]) == len(NO_SHA256)
-        and behaviour["temperature"] > 0
-    )
+_HEADER_TYPES = [bytes, str, int, int, int, float, str, int, bytes, float, float]
+_BEHAVIOUR_FIELDS, _TRAJECTORY_FIELDS = set(Behaviour.model_fields), set(Trajectory.model_fields)
+_INT, _FLOAT = np.dtype("<i4"), np.dtype("<f4")
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def _construct(model: type[ModelT], values: dict[str, Any], names: set[str]) -> ModelT:
+    """`model_construct` for values of all fields, without its search for aliases and defaults."""
+    made = model.__new__(model)
+    object.__setattr__(made, "__dict__", values)
+    object.__setattr__(made, "__pydantic_fields_set__", names)
+    object.__setattr__(made, "__pydantic_extra__", None)
+    object.__setattr__(made, "__pydantic_private__", None)
+    return made
 
 
 @lru_cache(maxsize=4_096)
@@ -296,25 +312,6 @@ def _positions(k: int) -> NDArray[np.int32]:
     positions = np.arange(k, dtype=np.int32)
     positions.flags.writeable = False
     return positions
-
-
-class _Reader:
-    """Takes arrays off a byte string, one after the other, and insists that none is left over."""
-
-    def __init__(self, data: bytes, offset: int) -> None:
-        self._data, self._offset = data, offset
-
-    def take(self, dtype: str, count: int) -> NDArray[Any]:
-        end = self._offset + count * np.dtype(dtype).itemsize
-        if count < 0 or end > len(self._data):
-            raise MalformedTrajectory(f"{len(self._data)} bytes, at least {end} expected")
-        array = np.frombuffer(self._data, dtype, count, self._offset)
-        self._offset = end
-        return array
-
-    def finish(self) -> None:
-        if self._offset != len(self._data):
-            raise MalformedTrajectory(f"{len(self._data) - self._offset} bytes left over")
 
 
 def _le(array: NDArray[Any]) -> bytes:

@@ -52,8 +52,11 @@ for i = 1, #items, 5 do
   if bytes > max_bytes then
     counts.refused = counts.refused + 1
   else
-    local known = redis.call('HSTRLEN', base .. ':items', id)
-    redis.call('HSET', base .. ':items', id, payload)
+    local known = 0
+    if redis.call('HSETNX', base .. ':items', id, payload) == 0 then
+      known = redis.call('HSTRLEN', base .. ':items', id)
+      redis.call('HSET', base .. ':items', id, payload)
+    end
     redis.call('ZADD', base .. ':priority', priority, id)
     redis.call('ZADD', base .. ':order', counts.sequence, id)
     if by_version == 1 then

@@ -4,74 +4,82 @@
 -- arrive are a draw of k without replacement. The best members run one by one. The rest run in ranges of ranks as one
 -- process whose rate bounds theirs, and an arrival counts with probability weight / bound. `beta` is 1 / temperature;
 -- 0 makes all weights equal.
-local MIN_HEAD, MAX_RANGES, SLACK = 16, 64, 0.1
+local MIN_HEAD, MAX_RANGES = 8, 64
+-- A range is split while that saves more tries than it costs: counting is as dear as about four tries.
+local SPLIT_COST, MIN_SLACK = 4, 0.1
+local log, exp, random, call, huge = math.log, math.exp, math.random, redis.call, math.huge
 
 local function uniform()
-  local u = math.random()
-  while u <= 0 do u = math.random() end
+  local u = random()
+  while u <= 0 do u = random() end
   return u
 end
 
 local function weight(beta, score, top)
   if beta == 0 then return 1 end
-  return math.exp(beta * (score - top))
+  return exp(beta * (score - top))
 end
 
--- Ranges {first rank, one past the last, bound of the weights} of the members from rank `first` on, and the sum of
--- count * bound. A range spans at most a factor e of weight, or so little of the whole that its slack is no matter.
-local function tail_ranges(key, first, n, beta, top, mass)
+-- Ranges {first rank, one past the last, bound of the weights} of the members from rank `first` on, none of which
+-- scores above `score`, and the sum of count * bound. A range spans at most a factor e of weight, or so little of the
+-- whole that its slack is no matter.
+local function tail_ranges(key, first, n, score, beta, top, mass, wanted)
   local ranges, total, rank = {}, 0, first
+  local slack = math.max(MIN_SLACK, SPLIT_COST / wanted)
   while rank < n do
-    local score = tonumber(redis.call('ZREVRANGE', key, rank, rank, 'WITHSCORES')[2])
     local bound, last = weight(beta, score, top), n
-    if beta > 0 and #ranges < MAX_RANGES and (n - rank) * bound > SLACK * (mass + total) then
-      last = redis.call('ZCOUNT', key, string.format('(%.17g', score - 1 / beta), '+inf')
+    if beta > 0 and #ranges < MAX_RANGES and (n - rank) * bound > slack * (mass + total) then
+      last = call('ZCOUNT', key, string.format('(%.17g', score - 1 / beta), '+inf')
       if last <= rank then last = rank + 1 end
     end
     ranges[#ranges + 1] = { rank, last, bound }
     total = total + (last - rank) * bound
     rank = last
+    if rank < n then score = tonumber(call('ZREVRANGE', key, rank, rank, 'WITHSCORES')[2]) end
   end
   return ranges, total
 end
 
 -- A member of the ranges with probability proportional to its weight, or nil if this try was rejected.
 local function try_tail(key, ranges, total, beta, top)
-  local mark = math.random() * total
+  local mark = random() * total
   local range
   for i = 1, #ranges do
     range = ranges[i]
     mark = mark - (range[2] - range[1]) * range[3]
     if mark < 0 then break end
   end
-  local rank = math.random(range[1], range[2] - 1)
-  local found = redis.call('ZREVRANGE', key, rank, rank, 'WITHSCORES')
-  if beta == 0 or math.random() * range[3] < weight(beta, tonumber(found[2]), top) then return found[1] end
+  local rank = random(range[1], range[2] - 1)
+  local found = call('ZREVRANGE', key, rank, rank, 'WITHSCORES')
+  if beta == 0 or random() * range[3] < weight(beta, tonumber(found[2]), top) then return found[1] end
   return nil
 end
 
 -- Up to `wanted` different members that are not in `skip` (a set of `skipped` members), and each one's log arrival
 -- time, comparable between sorted sets.
 local function race(key, wanted, beta, skip, skipped)
-  local n = redis.call('ZCARD', key)
+  local n = call('ZCARD', key)
   if n == 0 or wanted <= 0 then return {}, {} end
   -- So many that the head alone can fill the draw: the tail then never has to be searched to its end.
   local n_head = math.max(MIN_HEAD, 2 * wanted + skipped)
   if n <= 2 * n_head then n_head = n end
-  local head = redis.call('ZREVRANGE', key, 0, n_head - 1, 'WITHSCORES')
+  local head = call('ZREVRANGE', key, 0, n_head - 1, 'WITHSCORES')
   local top = tonumber(head[2])
-  local runners, mass = {}, 0
+  local runners, runner_at, mass = {}, {}, 0
   for i = 1, #head, 2 do
-    if not skip[head[i]] then
-      local score = tonumber(head[i + 1])
-      local advantage = beta == 0 and 0 or beta * (score - top)
-      mass = mass + math.exp(advantage)
-      runners[#runners + 1] = { math.log(-math.log(uniform())) - advantage, head[i] }
+    local member = head[i]
+    if not skip[member] then
+      local advantage = beta == 0 and 0 or beta * (head[i + 1] - top)
+      mass = mass + exp(advantage)
+      local log_time
+      repeat log_time = log(-log(uniform())) - advantage until not runner_at[log_time]
+      runners[#runners + 1] = log_time
+      runner_at[log_time] = member
     end
   end
-  table.sort(runners, function(a, b) return a[1] < b[1] end)
-  local ranges, total = {}, 0
-  if n_head < n then ranges, total = tail_ranges(key, n_head, n, beta, top, mass) end
+  table.sort(runners)
+  local last = tonumber(head[#head])
+  local ranges, total = tail_ranges(key, n_head, n, last, beta, top, mass, wanted)
   local shift = beta == 0 and 0 or beta * top
   local members, times, arrived = {}, {}, {}
   local next_runner, time = 1, 0
@@ -82,13 +90,13 @@ local function race(key, wanted, beta, skip, skipped)
   end
   while #members < wanted do
     local runner = runners[next_runner]
-    local log_time = math.huge
+    local log_time = huge
     if total > 0 then
-      time = time - math.log(uniform()) / total
-      log_time = math.log(time)
+      time = time - log(uniform()) / total
+      log_time = log(time)
     end
-    while runner and runner[1] <= log_time and #members < wanted do
-      arrive(runner[2], runner[1])
+    while runner and runner <= log_time and #members < wanted do
+      arrive(runner_at[runner], runner)
       next_runner = next_runner + 1
       runner = runners[next_runner]
     end
@@ -103,20 +111,21 @@ end
 
 -- `wanted` independent draws, with replacement.
 local function draws(key, wanted, beta)
-  local n = redis.call('ZCARD', key)
+  local n = call('ZCARD', key)
   if n == 0 then return {} end
   local n_head = n <= 2 * MIN_HEAD and n or MIN_HEAD
-  local head = redis.call('ZREVRANGE', key, 0, n_head - 1, 'WITHSCORES')
+  local head = call('ZREVRANGE', key, 0, n_head - 1, 'WITHSCORES')
   local top = tonumber(head[2])
   local ends, mass = {}, 0
   for i = 1, #head, 2 do
     mass = mass + weight(beta, tonumber(head[i + 1]), top)
     ends[#ends + 1] = mass
   end
-  local ranges, total = tail_ranges(key, n_head, n, beta, top, mass)
+  local last = tonumber(head[#head])
+  local ranges, total = tail_ranges(key, n_head, n, last, beta, top, mass, wanted)
   local members = {}
   while #members < wanted do
-    local mark = math.random() * (mass + total)
+    local mark = random() * (mass + total)
     if mark < mass or total == 0 then
       local i = 1
       while i < #ends and ends[i] <= mark do i = i + 1 end
