@@ -179,7 +179,7 @@ class Actor:
     def _set_aside(self, payload: bytes, reason: str) -> None:
         """A sample that makes no valid trajectory never stops the run."""
         log.warning("sample set aside: %s", reason)
-        self.buffer.quarantine(payload, reason=reason, origin=self.id)
+        self.buffer.quarantine.add(payload, reason=reason, origin=self.id)
 
     def _beat(self, phase: str) -> None:
         adapters = getattr(self, "adapters", None)

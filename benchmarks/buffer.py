@@ -20,7 +20,7 @@ import numpy as np
 from redis import Redis
 
 from benchmarks.measure import Result, arguments, at_least, at_most, medians_ms, report
-from buffer.connection import Keys, connect, forget
+from buffer.connection import Keys, connect
 from buffer.embedded import EmbeddedRedis
 from buffer.replay import ReplayBuffer
 from common.config import BufferSection, RedisSection
@@ -29,7 +29,9 @@ from common.trajectory import Behaviour, Trajectory
 
 K = 96
 """Actions: a trajectory of 96 has 2,034 bytes on the wire."""
-BATCH, DRAWN, DRAWN_QUERIES = 64, 256, 32
+BATCH, PUSHED_TOGETHER, DRAWN, DRAWN_QUERIES = 64, 8, 256, 16
+"""Samples of a query come in groups, and a step takes as many queries as trajectories of each: in the middle of the
+settings of Hu et al."""
 ROUNDS = 200
 WEIGHTS = RewardWeights(prior=0, likelihood=0)
 
@@ -66,9 +68,9 @@ class Bench:
 
     def batch(self, n: int) -> list[Trajectory]:
         """New trajectories, spread over the queries."""
-        made = [trajectory((self.size + i) % self.n_queries, self.size + i, self.rng) for i in range(n)]
+        indices = range(self.size, self.size + n)
         self.size += n
-        return made
+        return [trajectory(index // PUSHED_TOGETHER % self.n_queries, index, self.rng) for index in indices]
 
     def fill(self, size: int) -> None:
         """Push up to a size."""
@@ -96,6 +98,7 @@ def raw_commands(client: Redis, bench: Bench) -> list[Result]:
     payloads = [[item.to_bytes() for item in batch] for batch in batches]
     names = [f"raw:{i}" for i in range(DRAWN)]
     client.mset({name: payloads[i // BATCH][i % BATCH] for i, name in enumerate(names)})
+
     def raw_set(i: int) -> None:
         pipe = client.pipeline(transaction=False)
         for j, payload in enumerate(payloads[i]):
@@ -107,6 +110,7 @@ def raw_commands(client: Redis, bench: Bench) -> list[Result]:
         set=raw_set,
         push=lambda i: bench.buffer.push(batches[i]),
         mget=lambda i: client.mget(names),
+        payloads=lambda i: list(bench.buffer._drawn(n_queries, DRAWN // n_queries, i, None, payloads=True)),
         sample=lambda i: bench.buffer.sample(n_queries, DRAWN // n_queries, seed=i),
     )
     layout = f"{bench.n_queries} queries" if bench.n_queries > 1 else "1 query"
@@ -118,7 +122,9 @@ def raw_commands(client: Redis, bench: Bench) -> list[Result]:
         at_least(f"push / SET throughput, {layout}", found["set"] / found["push"], "ratio", 0.4),
         Result(f"MGET of {DRAWN}", found["mget"], "ms"),
         Result(f"sample of {DRAWN}, decoded, {layout}", found["sample"], "ms"),
-        at_most(f"sample / MGET time at {bench.size:.2g} stored, {layout}", found["sample"] / found["mget"], "ratio", 5),
+        at_most(
+            f"sample / MGET time at {bench.size:.2g} stored, {layout}", found["sample"] / found["mget"], "ratio", 5
+        ),
     ]
 
 
@@ -138,16 +144,13 @@ def scaling(client: Redis, n_queries: int, sizes: Sequence[int]) -> list[Result]
             results.append(at_most(f"memory / wire bytes a trajectory, {layout}", used / size / wire, "ratio", 1.5))
         rows[size] = bench.times(ROUNDS)
     for operation in ("push", "sample", "update"):
-        results += [
-            Result(f"{operation} at {size}, {layout}", row[operation], "ms") for size, row in rows.items()
-        ]
+        results += [Result(f"{operation} at {size}, {layout}", row[operation], "ms") for size, row in rows.items()]
         first, last = sizes[0], sizes[-1]
         bound = float(np.log(last) / np.log(first))
         growth = rows[last][operation] / rows[first][operation]
         results.append(at_most(f"{operation}: growth {first} to {last}, {layout}", growth, "ratio", round(bound, 2)))
     results.append(at_most(f"priority update of {DRAWN} at {sizes[-1]}, {layout}", rows[sizes[-1]]["update"], "ms", 2))
     results += raw_commands(client, bench)
-    forget(client, bench.keys)
     return results
 
 
@@ -161,7 +164,7 @@ def context(python: str, size: int) -> list[Result]:
         print(f"no context: {answer.stderr[-500:]}", file=sys.stderr)
         return []
     print(answer.stderr[-2_000:], end="", file=sys.stderr)
-    rows: list[dict[str, Any]] = json.loads(answer.stdout)
+    rows: list[dict[str, Any]] = json.loads(answer.stdout.splitlines()[-1])
     return [Result(**row) for row in rows]
 
 
@@ -172,11 +175,10 @@ def main() -> None:
     parser.add_argument("--context", metavar="PYTHON", help="an interpreter that has cpprb or dm-reverb")
     options = parser.parse_args()
     sizes = [10**n for n in range(3, 10) if 10**n <= options.largest]
-    with tempfile.TemporaryDirectory() as folder, EmbeddedRedis(Path(folder)) as server:
-        client = connect(RedisSection(timeout_s=60), server.url)
-        results = []
-        for n_queries in (100, 1):
-            results += scaling(client, n_queries, sizes)
+    results = []
+    for n_queries in (100, 1):
+        with tempfile.TemporaryDirectory() as folder, EmbeddedRedis(Path(folder)) as server:
+            results += scaling(connect(RedisSection(timeout_s=60), server.url), n_queries, sizes)
     if options.context:
         results += context(options.context, sizes[-1])
     report(f"replay buffer, {os.cpu_count()} cores", results, options.json)

@@ -1,13 +1,17 @@
-"""An embedded redis-server for runs that name no `redis.url`: own port, own data folder, AOF on."""
+"""An embedded redis-server for runs without `redis.url`: own port, own data folder, AOF on, restarted if it dies."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import json
+import os
 import shutil
 import socket
 import subprocess
+import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -16,10 +20,16 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from common.errors import UserError
+from common.log import get_logger
 from common.processes import die_with_parent
 
-START_LIMIT_S = 10.0
+log = get_logger("redis")
+START_LIMIT_S = 60.0
+"""Reading back a log of many gigabytes takes its time."""
 STOP_LIMIT_S = 10.0
+MEMORY_SHARE = 0.6
+"""Of the machine's memory: beyond it the server refuses writes instead of being killed by the kernel."""
+_ADDRESS = "address.json"
 
 
 def find_redis_server() -> str | None:
@@ -41,18 +51,62 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class EmbeddedRedis:
-    """A server that lives as long as the run; its data folder stays and is a valid buffer for the next one."""
+def memory_limit_bytes() -> int:
+    """What this machine or container may use."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError):
+        return min(physical, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return physical
 
-    def __init__(self, folder: Path, bind: str = "127.0.0.1") -> None:
-        self._folder, self._bind = folder, bind
+
+def running_server(folder: Path) -> str | None:
+    """The URL of the server that a run in progress has on this data folder, or None."""
+    try:
+        port = int(json.loads((folder / _ADDRESS).read_text())["port"])
+    except (OSError, ValueError, KeyError):
+        return None
+    with Redis(port=port, socket_timeout=2, socket_connect_timeout=2) as client, contextlib.suppress(RedisError):
+        if Path(str(client.config_get("dir")["dir"])) == folder.resolve():
+            return f"redis://127.0.0.1:{port}/0"
+    return None
+
+
+class EmbeddedRedis:
+    """A server that lives as long as the run; its data folder stays and is a valid buffer for the next one.
+
+    If the server dies it is started again on the same port with what its log holds, and clients find it by retrying.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        bind: str = "127.0.0.1",
+        *,
+        appendfsync: str = "everysec",
+        port: int | None = None,
+        options: Mapping[str, object] | None = None,
+        supervised: bool = True,
+    ) -> None:
+        """`options` are redis.conf settings on top of the usual ones; `supervised`: started again if it dies."""
+        self._supervised = supervised
+        self._folder, self._bind, self._appendfsync = folder, bind, appendfsync
+        self._options = dict(options or {})
         self._process: subprocess.Popen[bytes] | None = None
-        self.port = 0
+        self._stopping = threading.Event()
+        self._watcher: threading.Thread | None = None
+        self.port = port or 0
+        self.restarts = 0
 
     @property
     def url(self) -> str:
         """Where it listens."""
         return f"redis://{self._bind}:{self.port}/0"
+
+    @property
+    def pid(self) -> int:
+        """Of the server process."""
+        assert self._process is not None
+        return self._process.pid
 
     def start(self) -> Self:
         """Start and wait until it answers; raises UserError with the end of its log."""
@@ -60,19 +114,57 @@ class EmbeddedRedis:
         if binary is None:
             raise UserError("redis.url", None, "no redis-server binary was found", "run `make setup`, or set redis.url")
         self._folder.mkdir(parents=True, exist_ok=True)
-        self.port = free_port()
-        log = self._folder / "redis.log"
+        self.port = self.port or free_port()
+        self._stopping.clear()
+        # The thread that starts a server must outlive it: its death would take the server along.
+        ready: list[Exception | None] = []
+        started = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, args=(binary, ready, started), daemon=True)
+        self._watcher.start()
+        started.wait()
+        if ready[0] is not None:
+            raise ready[0]
+        (self._folder / _ADDRESS).write_text(json.dumps({"port": self.port}))
+        return self
+
+    def _watch(self, binary: str, ready: list[Exception | None], started: threading.Event) -> None:
+        """Start the server, and again whenever it dies without having been stopped."""
+        while not self._stopping.is_set():
+            try:
+                self._process = self._spawn(binary)
+                self._wait_until_ready()
+            except Exception as error:
+                if started.is_set():
+                    log.error("redis-server could not be started again: %s", error)
+                    return
+                ready.append(error)
+                started.set()
+                return
+            if not started.is_set():
+                ready.append(None)
+                started.set()
+            status = self._process.wait()
+            if not self._supervised:
+                return
+            if not self._stopping.is_set():
+                self.restarts += 1
+                log.warning("redis-server ended with status %d; starting it again", status)
+
+    def _spawn(self, binary: str) -> subprocess.Popen[bytes]:
         options = {
             "port": self.port,
             "bind": self._bind,
             "dir": self._folder.resolve(),
             "appendonly": "yes",
-            "appendfsync": "everysec",
+            "appendfsync": self._appendfsync,
             "save": "",
-            "logfile": log.resolve(),
+            "maxmemory": int(MEMORY_SHARE * memory_limit_bytes()),
+            "maxmemory-policy": "noeviction",
+            "logfile": self._log.resolve(),
+            **self._options,
         }
         arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-        self._process = subprocess.Popen(
+        return subprocess.Popen(
             [binary, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -81,25 +173,37 @@ class EmbeddedRedis:
             start_new_session=True,
             preexec_fn=die_with_parent,
         )
-        self._wait_until_ready(log)
-        return self
 
-    def _wait_until_ready(self, log: Path) -> None:
+    @property
+    def _log(self) -> Path:
+        return self._folder / "redis.log"
+
+    def _wait_until_ready(self) -> None:
         assert self._process is not None
         deadline = time.monotonic() + START_LIMIT_S
         with Redis(port=self.port, host=self._bind) as client:
-            while time.monotonic() < deadline and self._process.poll() is None:
+            while time.monotonic() < deadline and self._process.poll() is None and not self._stopping.is_set():
                 with contextlib.suppress(RedisError):
                     client.ping()
                     return
                 time.sleep(0.05)
-        self.stop()
-        tail = log.read_text(errors="replace").splitlines()[-1:] if log.exists() else []
-        raise UserError("redis", None, f"the embedded server did not start ({' '.join(tail)})", f"see {log}")
+        if self._stopping.is_set():
+            return
+        self._end()
+        tail = self._log.read_text(errors="replace").splitlines()[-1:] if self._log.exists() else []
+        raise UserError("redis", None, f"the embedded server did not start ({' '.join(tail)})", f"see {self._log}")
 
     def stop(self) -> None:
         """Stop in good order, its data synced to disk."""
-        process, self._process = self._process, None
+        self._stopping.set()
+        self._end()
+        if self._watcher is not None:
+            self._watcher.join(STOP_LIMIT_S)
+            self._watcher = None
+        (self._folder / _ADDRESS).unlink(missing_ok=True)
+
+    def _end(self) -> None:
+        process = self._process
         if process is None or process.poll() is not None:
             return
         process.terminate()

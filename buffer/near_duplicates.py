@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cdist
+
+from buffer.connection import Client, ShardKeys
+from common.trajectory import MalformedTrajectory, Trajectory
 
 
 @dataclass(frozen=True)
@@ -68,3 +72,28 @@ def _near(new: Sequence[str], all_: Sequence[str], tolerance: float) -> NDArray[
     distances = cdist(new, all_, scorer=Levenshtein.distance, dtype=np.int32)
     lengths = np.array([len(item) for item in new])[:, None] + np.array([len(item) for item in all_])[None, :]
     return distances < tolerance * lengths
+
+
+class Mirror:
+    """What this client knows of the stored trajectories of queries, so that each is read and decoded once."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._known: dict[str, dict[bytes, Known]] = {}
+
+    def look(self, keys: ShardKeys, query_id: str) -> tuple[int, dict[bytes, Known]]:
+        """The sequence number of a query's newest trajectory (0: none), and the stored ones, as of then or later."""
+        found = self._client.zrange(keys.of_query(query_id, "order"), 0, 0, desc=True, withscores=True)
+        newest = int(found[0][1]) if found else 0
+        rewards = dict(self._client.zrange(keys.of_query(query_id, "priority"), 0, -1, withscores=True))
+        before = self._known.get(query_id, {})
+        unknown = [key for key in rewards if key not in before]
+        payloads = self._client.hmget(keys.of_query(query_id, "items"), unknown) if unknown else []
+        known = {key: item for key, item in before.items() if key in rewards}
+        for key, payload in zip(unknown, payloads, strict=True):
+            # What is malformed is found, and set aside, when it is sampled.
+            with contextlib.suppress(MalformedTrajectory, TypeError):
+                letters = as_letters(Trajectory.from_bytes(payload).action_ids)
+                known[key] = Known(letters, rewards[key])
+        self._known[query_id] = known
+        return newest, known

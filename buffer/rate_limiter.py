@@ -20,7 +20,7 @@ class RateLimiter:
     samples_per_insert: float
     band: float
     slack: float
-    """Inserts that actors may be ahead, beyond what the band allows."""
+    """Samples' worth that actors may be ahead, beyond what the band allows."""
 
     def __post_init__(self) -> None:
         if self.highest < 1:
@@ -28,14 +28,16 @@ class RateLimiter:
                 f"samples_per_insert + band = {self.highest:g}: below 1, a learner that may not use all that is "
                 "inserted and actors that wait for it would stop each other"
             )
-        if self.slack < self.min_size:
+        if self.slack < self.min_size * max(1.0, self.lowest):
             raise ValueError(f"slack {self.slack:g} is below min_size {self.min_size}: actors would stop before it")
 
     @classmethod
     def of(cls, config: RunConfig) -> RateLimiter:
         """The limiter of a run."""
         section, learner = config.buffer, config.learner
-        slack = section.min_size + config.actor.max_ahead * learner.sync_every * config.trajectories_per_step
+        lowest = max(1.0, section.samples_per_insert - section.samples_per_insert_band)
+        ahead = config.actor.max_ahead * learner.sync_every * config.trajectories_per_step
+        slack = lowest * (section.min_size + ahead)
         return cls(section.min_size, section.samples_per_insert, section.samples_per_insert_band, slack)
 
     @property

@@ -11,7 +11,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from typing import Any, Self
 
 import msgpack
@@ -19,8 +19,10 @@ import numpy as np
 from redis.exceptions import OutOfMemoryError, ResponseError
 
 from buffer.connection import Client, Keys, ShardKeys, retry
-from buffer.near_duplicates import Known, as_letters, screen
+from buffer.near_duplicates import Known, Mirror, as_letters, screen
+from buffer.quarantine import Quarantine
 from buffer.scripts import ReplicatedScript, load_script
+from buffer.stats import BufferStats, PushResult
 from common.config import BufferSection, RedisSection, RunConfig
 from common.errors import UserError
 from common.reward import RewardWeights
@@ -28,7 +30,6 @@ from common.trajectory import MalformedTrajectory, Query, Trajectory
 
 FORMAT = 2
 """Of what stands in Redis; another one is refused, never misread."""
-QUARANTINE_CAPACITY = 1_000
 ITEM_OVERHEAD_BYTES = 450
 """What Redis keeps for a trajectory besides its bytes: names and indexes, measured with all indexes in use."""
 _NEVER_STALE = 2**20
@@ -42,53 +43,6 @@ _CONFLICT_RETRIES = 20
 
 class BufferFull(Exception):
     """Redis refuses to store more, being at its own memory limit; nothing of the push was stored."""
-
-
-@dataclass(frozen=True)
-class PushResult:
-    """What became of a push."""
-
-    added: int = 0
-    duplicates: int = 0
-    """Trajectories that were there already; theirs is now the newer behaviour."""
-    evicted: int = 0
-    refused: int = 0
-    """Larger than `buffer.max_bytes` on their own."""
-    near_duplicates: int = 0
-    """Dropped, as one like them with at least their reward is there."""
-
-    def __add__(self, other: PushResult) -> PushResult:
-        return PushResult(*(getattr(self, item.name) + getattr(other, item.name) for item in fields(self)))
-
-
-@dataclass(frozen=True)
-class BufferStats:
-    """Counters since the buffer was made, and its present size; sums over shards."""
-
-    size: int = 0
-    bytes: int = 0
-    """Of the trajectories, with what Redis needs around them (an estimate)."""
-    pushed: int = 0
-    """Trajectories that actors pushed, duplicates among them."""
-    seeded: int = 0
-    """Those from elsewhere: seeds, imports."""
-    added: int = 0
-    duplicates: int = 0
-    near_duplicates: int = 0
-    evicted: int = 0
-    expired: int = 0
-    """Taken out as staler than `buffer.max_staleness`."""
-    refused: int = 0
-    trained: int = 0
-    """Trajectories that learner steps used, each use counted."""
-    quarantined: int = 0
-
-
-@dataclass
-class _Mirror:
-    """What a client remembers of a query's stored trajectories, so that each is decoded once."""
-
-    known: dict[bytes, Known] = field(default_factory=dict)
 
 
 class ReplayBuffer:
@@ -113,7 +67,8 @@ class ReplayBuffer:
         self._sample = load_script(client, "sample")
         self._trained, self._discard = load_script(client, "trained"), load_script(client, "discard")
         self._tolerance = near_duplicate_tolerance
-        self._mirrors: defaultdict[str, _Mirror] = defaultdict(_Mirror)
+        self._mirror = Mirror(client)
+        self.quarantine = Quarantine(client, keys)
 
     @classmethod
     def of(cls, config: RunConfig, client: Client, keys: Keys) -> Self:
@@ -217,13 +172,15 @@ class ReplayBuffer:
             int(self._by_version),
             int(self._by_loss),
         ]
-        items: list[Any] = []
+        groups: dict[str, list[Any]] = {}
         for item in trajectories:
-            items += [item.query_id, bytes.fromhex(item.id), self._log_reward(item), _version(item), item.to_bytes()]
+            group = groups.setdefault(item.query_id, [])
+            group += (bytes.fromhex(item.id), self._log_reward(item), _version(item), item.to_bytes())
+        packed = [part for entry in groups.items() for part in entry]
         keys = self._shards[shard]
         try:
             answer = self._push(
-                keys=[keys.stats], args=[keys.prefix, _pack(settings), _pack(items), newest, _pack(list(replaced))]
+                keys=[keys.stats], args=[keys.prefix, _pack(settings), _pack(packed), newest, _pack(list(replaced))]
             )
         except ResponseError as error:
             if isinstance(error, OutOfMemoryError) or "OOM" in str(error):
@@ -248,8 +205,7 @@ class ReplayBuffer:
         shard = self._shard_of(query_id)
         new = [(bytes.fromhex(item.id), Known(as_letters(item.action_ids), self._log_reward(item))) for item in group]
         for _ in range(_CONFLICT_RETRIES):
-            newest = self._newest(shard, query_id)
-            stored = self._sync_mirror(shard, query_id)
+            newest, stored = self._mirror.look(self._shards[shard], query_id)
             screened = screen(stored, new, self._tolerance)
             dropped = len(group) - len(screened.kept)
             kept = [group[i] for i in screened.kept]
@@ -268,25 +224,6 @@ class ReplayBuffer:
         result = self._push_to(shard, group, from_actor)
         assert result is not None
         return result
-
-    def _newest(self, shard: int, query_id: str) -> int:
-        found = self._client.zrange(self._shards[shard].of_query(query_id, "order"), 0, 0, desc=True, withscores=True)
-        return int(found[0][1]) if found else 0
-
-    def _sync_mirror(self, shard: int, query_id: str) -> dict[bytes, Known]:
-        keys, mirror = self._shards[shard], self._mirrors[query_id]
-        scores: dict[bytes, float] = dict(
-            self._client.zrange(keys.of_query(query_id, "priority"), 0, -1, withscores=True)
-        )
-        unknown = [key for key in scores if key not in mirror.known]
-        payloads = self._client.hmget(keys.of_query(query_id, "items"), unknown) if unknown else []
-        found = {key: item for key, item in mirror.known.items() if key in scores}
-        for key, payload in zip(unknown, payloads, strict=True):
-            if payload is not None:
-                letters = as_letters(Trajectory.from_bytes(payload).action_ids)
-                found[key] = Known(letters, scores[key])
-        mirror.known = found
-        return found
 
     def sample(self, n_queries: int, per_query: int, *, seed: int, version: int | None = None) -> list[Trajectory]:
         """Up to `n_queries` × `per_query` trajectories, grouped by query; fewer where the buffer holds fewer.
@@ -371,33 +308,19 @@ class ReplayBuffer:
         try:
             return Trajectory.from_bytes(payload, expected_id=item)
         except MalformedTrajectory as error:
-            self.quarantine(payload, reason=str(error), origin=f"query {query.decode()}")
+            self.quarantine.add(payload, reason=str(error), origin=f"query {query.decode()}")
             self._drop(query.decode(), item)
             return None
 
     def reject(self, trajectory: Trajectory, reason: str) -> None:
         """Take a stored trajectory that can't be used out of the buffer and into the quarantine."""
         origin = trajectory.actor_id or trajectory.source
-        self.quarantine(trajectory.to_bytes(), reason=reason, origin=origin)
+        self.quarantine.add(trajectory.to_bytes(), reason=reason, origin=origin)
         self._drop(trajectory.query_id, bytes.fromhex(trajectory.id))
 
     def _drop(self, query_id: str, item: bytes) -> None:
         keys = self._shards[self._shard_of(query_id)]
         self._discard(keys=[keys.stats], args=[keys.prefix, query_id, item, ITEM_OVERHEAD_BYTES])
-
-    def quarantine(self, payload: bytes, *, reason: str, origin: str) -> None:
-        """Keep what is unusable for a look, with reason and origin; the list is capped."""
-        entry = msgpack.packb([time.time(), reason, origin, payload])
-        pipe = self._client.pipeline(transaction=False)
-        pipe.lpush(self._keys.quarantine, entry)
-        pipe.ltrim(self._keys.quarantine, 0, QUARANTINE_CAPACITY - 1)
-        pipe.incr(self._keys.quarantine_count)
-        pipe.execute()
-
-    def quarantined(self) -> list[tuple[float, str, str, bytes]]:
-        """(seconds since the epoch, reason, origin, payload), newest first."""
-        entries = self._client.lrange(self._keys.quarantine, 0, -1)
-        return [tuple(msgpack.unpackb(entry)) for entry in entries]
 
     def stats(self) -> BufferStats:
         """Size and counters, each shard's read at one instant."""
@@ -407,7 +330,7 @@ class ReplayBuffer:
             for key, value in self._client.hgetall(keys.stats).items():
                 if key.decode() in names:
                     totals[key.decode()] += int(value)
-        totals["quarantined"] = int(self._client.get(self._keys.quarantine_count) or 0)
+        totals["quarantined"] = self.quarantine.count
         return BufferStats(**totals)
 
     def counts(self) -> dict[str, int]:
@@ -453,7 +376,7 @@ class ReplayBuffer:
                 self._client.unlink(key)
         for key in (self._keys.quarantine, self._keys.quarantine_count):
             self._client.unlink(key)
-        self._mirrors.clear()
+        self._mirror = Mirror(self._client)
 
     def _shard_of(self, query_id: str) -> int:
         return int(query_id[:8], 16) % len(self._shards)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
 import msgpack
@@ -165,7 +165,7 @@ class Trajectory(BaseModel):
         positions = np.arange(len(action_ids))
         return cls(action_ids=action_ids, input_ids=action_ids, action_positions=positions, **fields)
 
-    @property
+    @cached_property
     def id(self) -> str:
         """32 hex digits: the same query and actions are the same trajectory."""
         return _digest(bytes.fromhex(self.query_id), _le(self.action_ids))
@@ -280,18 +280,20 @@ class Trajectory(BaseModel):
             and not n_inputs
             and len(query_id) == _ID_BYTES
             and len(sha256) == len(NO_SHA256) // 2
-            and [type(value) for value in header[1:]] == _HEADER_TYPES
+            and tuple(map(type, header)) == _HEADER_TYPES
             and version >= 0
             and temperature > 0
         )
         if plain:
             # All that validation would find is ruled out, and a batch is decoded several times faster without it.
             values["behaviour"] = _construct(Behaviour, behaviour, _BEHAVIOUR_FIELDS)
+            if expected_id is not None:
+                values["id"] = expected_id.hex()
             return _construct(cls, values, _TRAJECTORY_FIELDS)
         return cls.model_validate({**values, "behaviour": Behaviour.model_validate(behaviour)})
 
 
-_HEADER_TYPES = [bytes, str, int, int, int, float, str, int, bytes, float, float]
+_HEADER_TYPES = (int, bytes, str, int, int, int, float, str, int, bytes, float, float)
 _BEHAVIOUR_FIELDS, _TRAJECTORY_FIELDS = set(Behaviour.model_fields), set(Trajectory.model_fields)
 _INT, _FLOAT = np.dtype("<i4"), np.dtype("<f4")
 ModelT = TypeVar("ModelT", bound=BaseModel)

@@ -127,7 +127,8 @@ class Launcher:
         if self.config.redis.url is not None:
             return self.config.redis.url.get_secret_value()
         self._show("starting Redis")
-        return stack.enter_context(EmbeddedRedis(folder / "redis")).url
+        server = EmbeddedRedis(folder / "redis", appendfsync=self.config.redis.appendfsync)
+        return stack.enter_context(server).url
 
     def _serve_metrics(self) -> None:
         registry = new_registry()

@@ -14,7 +14,8 @@ import torch
 from buffer.adapters import AdapterRegistry
 from buffer.control import Control
 from buffer.rate_limiter import RateLimiter
-from buffer.replay import BufferStats, ReplayBuffer
+from buffer.replay import ReplayBuffer
+from buffer.stats import BufferStats
 from common.config import RunConfig
 from common.errors import RunFault, StallError
 from common.log import get_logger

@@ -141,8 +141,8 @@ def test_a_corrupted_entry_is_quarantined_with_its_reason_and_the_rest_is_served
     redis_client.hset(keys.shard(0).of_query(bad.query_id, "items"), bytes.fromhex(bad.id), bad.to_bytes()[:-1])
     assert [item.id for item in buffer.sample(1, 5, seed=0)] == [good.id]
     assert [item.id for item in buffer.sample(1, 5, seed=0)] == [good.id]
-    (_, reason, origin, payload), *others = buffer.quarantined()
-    assert not others and "bytes" in reason and bad.query_id in origin and payload == bad.to_bytes()[:-1]
+    (found,) = buffer.quarantine.newest()
+    assert "bytes" in found.reason and bad.query_id in found.origin and found.payload == bad.to_bytes()[:-1]
     assert buffer.stats().quarantined == 1 and buffer.stats().size == 1
 
 
@@ -152,7 +152,8 @@ def test_a_rejected_trajectory_is_out_of_the_buffer_and_in_the_quarantine(redis_
     buffer.push([good, bad])
     buffer.reject(bad, "forbidden tokens [2]")
     assert [item.id for item in buffer.sample(5, 5, seed=0)] == [good.id]
-    assert [(reason, origin) for _, reason, origin, _ in buffer.quarantined()] == [("forbidden tokens [2]", "actor-0")]
+    (found,) = buffer.quarantine.newest()
+    assert (found.reason, found.origin) == ("forbidden tokens [2]", "actor-0")
     assert buffer.stats().size == 1
 
 

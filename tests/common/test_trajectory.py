@@ -70,7 +70,7 @@ def test_truncated_or_padded_bytes_are_refused_with_a_reason(item: Trajectory, d
     cut = data.draw(st.integers(0, len(wire) - 1))
     with pytest.raises(MalformedTrajectory):
         Trajectory.from_bytes(wire[:cut])
-    with pytest.raises(MalformedTrajectory, match="bytes, .* expected"):
+    with pytest.raises(MalformedTrajectory, match="expected"):
         Trajectory.from_bytes(wire + b"\0")
 
 

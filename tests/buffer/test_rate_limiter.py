@@ -1,0 +1,68 @@
+"""Who waits for whom, on a grid of counters."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from buffer.rate_limiter import RateLimiter
+from common.config import RunConfig
+
+LIMITER = RateLimiter(min_size=10, samples_per_insert=3.0, band=1.0, slack=50)
+
+
+def test_sampling_waits_for_the_minimum_size_whether_pushed_or_seeded() -> None:
+    assert not LIMITER.may_sample(size=0, inserted=0, seeded=0, sampled=0)
+    assert not LIMITER.may_sample(size=9, inserted=9, seeded=0, sampled=0)
+    assert LIMITER.may_sample(size=10, inserted=10, seeded=0, sampled=0)
+    assert LIMITER.may_sample(size=10, inserted=0, seeded=10, sampled=0)
+    assert LIMITER.may_sample(size=3, inserted=10, seeded=0, sampled=0), "ten pushes of three different trajectories"
+
+
+def test_the_learner_waits_above_the_band_and_actors_below_it() -> None:
+    assert LIMITER.may_sample(size=100, inserted=100, seeded=0, sampled=400)
+    assert not LIMITER.may_sample(size=100, inserted=100, seeded=0, sampled=401)
+    assert LIMITER.may_insert(inserted=100, sampled=150)
+    assert not LIMITER.may_insert(inserted=100, sampled=149)
+
+
+def test_a_band_as_wide_as_the_ratio_never_makes_actors_wait() -> None:
+    assert RateLimiter(1, 2.0, 2.0, slack=1).may_insert(inserted=10**9, sampled=0)
+
+
+@given(
+    st.integers(1, 100),
+    st.floats(0, 8),
+    st.floats(0, 8),
+    st.integers(0, 500),
+    st.integers(0, 500),
+    st.integers(0, 10_000),
+)
+def test_learner_and_actors_never_wait_for_each_other(
+    min_size: int, ratio: float, band: float, inserted: int, seeded: int, sampled: int
+) -> None:
+    if ratio + band < 1:
+        with pytest.raises(ValueError, match="stop each other"):
+            RateLimiter(min_size, ratio, band, slack=min_size * 10)
+        return
+    # The free inserts reach the minimum size, however many samples one insert stands for.
+    slack = min_size * max(1.0, ratio)
+    limiter = RateLimiter(min_size, ratio, band, slack)
+    size = min(1, inserted + seeded)
+    may_sample = limiter.may_sample(size=size, inserted=inserted, seeded=seeded, sampled=sampled)
+    assert may_sample or limiter.may_insert(inserted=inserted, sampled=sampled)
+
+
+def test_a_slack_below_the_minimum_size_is_refused() -> None:
+    with pytest.raises(ValueError, match="slack 5 is below min_size 10"):
+        RateLimiter(10, 1.0, 0.0, slack=5)
+
+
+def test_the_configured_limiter_reaches_the_minimum_size_at_any_ratio() -> None:
+    config = RunConfig.model_validate(
+        {"task": {"name": "rng"}, "buffer": {"samples_per_insert": 8, "samples_per_insert_band": 0, "min_size": 100}}
+    )
+    limiter = RateLimiter.of(config)
+    assert limiter.may_insert(inserted=100, sampled=0)
+    assert limiter.highest == limiter.lowest == 8
