@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 from urllib.parse import urlsplit, urlunsplit
 
 from redis import Redis, Sentinel
-from redis.backoff import ExponentialBackoff
+from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.cluster import RedisCluster
 from redis.exceptions import (
     ClusterDownError,
@@ -111,13 +111,48 @@ def connect(section: RedisSection, url: str | None = None) -> Client:
     if not _check_server(client, address):
         return client
     client.close()
-    # Patience for a fail-over: the client asks for the new layout between attempts.
-    return RedisCluster.from_url(address, cluster_error_retry_attempts=section.retries, **options)
+    del options["retry"]
+    return PatientCluster.from_url(address, patience=retry(section), cluster_error_retry_attempts=1, **options)
+
+
+class _Patient:
+    """Backs off between attempts of a command, for as long as a fail-over takes.
+
+    redis-py's cluster client tries again at once, and its Sentinel connections try the lost master only.
+    """
+
+    _patience: Retry
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Send a command to whichever server is in charge by now."""
+        send = super().execute_command  # type: ignore[misc]
+        return self._patience.call_with_retry(lambda: send(*args, **options), _ignore)
+
+
+class PatientCluster(_Patient, RedisCluster):
+    """A cluster client that waits for a fail-over."""
+
+    def __init__(self, *args: Any, patience: Retry, **options: Any) -> None:
+        self._patience = patience
+        super().__init__(*args, **options)
+
+
+class PatientRedis(_Patient, Redis):
+    """A client of a master under Sentinel that waits for a fail-over."""
+
+    def with_patience(self, patience: Retry) -> PatientRedis:
+        """Sentinel makes its clients without settings of ours."""
+        self._patience = patience
+        return self
+
+
+def _ignore(error: Exception) -> None:
+    """The clients have asked for the new layout already."""
 
 
 def retry(section: RedisSection) -> Retry:
     """The one policy of retrying: exponential back-off."""
-    return Retry(ExponentialBackoff(cap=2.0, base=0.05), section.retries, supported_errors=(*LOST, ReadOnlyError))
+    return Retry(ExponentialBackoff(cap=2.0, base=0.05), section.retries, supported_errors=(*LOST, *MOVING))
 
 
 def _sentinel_client(address: str, options: dict[str, Any]) -> Redis:
@@ -131,10 +166,10 @@ def _sentinel_client(address: str, options: dict[str, Any]) -> Redis:
     own = {"username": user or None, "password": password or None}
     timeouts = {key: value for key, value in options.items() if key != "retry"}
     sentinel = Sentinel(sentinels, sentinel_kwargs=timeouts)
-    client: Redis = sentinel.master_for(
-        name, db=int(database or 0), retry_on_error=[*LOST, ReadOnlyError], **own, **options
+    client: PatientRedis = sentinel.master_for(
+        name, redis_class=PatientRedis, db=int(database or 0), retry=Retry(NoBackoff(), 0), **own, **timeouts
     )
-    return client
+    return client.with_patience(options["retry"])
 
 
 def _check_server(client: Redis, address: str) -> bool:

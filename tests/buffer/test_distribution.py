@@ -14,6 +14,7 @@ from redis import Redis
 
 from buffer.connection import Keys
 from buffer.replay import ReplayBuffer
+from buffer.scripts import script_source
 from common.config import BufferSection
 from common.reward import RewardWeights
 from common.trajectory import Trajectory
@@ -153,7 +154,7 @@ def test_a_dominant_trajectory_does_not_slow_draws_down_or_hide_the_others(redis
 def test_queries_are_chosen_one_after_the_other_by_their_weights(
     redis_client: Redis, keys: Keys, selection: str, temperature: float, shards: int
 ) -> None:
-    n, calls = 40, 12_000
+    n, calls = 40, 4_000
     buffer = make_buffer(
         redis_client, keys, query_selection=selection, query_temperature=temperature, shards=shards, fresh=1.0
     )
@@ -170,23 +171,40 @@ def test_queries_are_chosen_one_after_the_other_by_their_weights(
     assert_follows(counts, softmax(scores))
 
 
-def test_a_million_queries_chosen_by_loss_in_one_race_each(redis_client: Redis, keys: Keys) -> None:
-    n, calls, wanted = 300, 5_000, 200
-    buffer = make_buffer(redis_client, keys, query_selection="loss", fresh=1.0)
+LOOP = """
+local places, races, beta = 3, tonumber(ARGV[2]), tonumber(ARGV[3])
+math.randomseed(tonumber(ARGV[1]))
+local found = {}
+for i = 1, races do
+  local members = race(KEYS[1], places, beta, {}, 0)
+  for j = 1, places do found[#found + 1] = members[j] end
+end
+return table.concat(found)
+"""
+
+
+@pytest.mark.parametrize(("index", "beta"), [("queries:loss", 1.0), ("queries:loss", 0.4), ("queries", 0.0)])
+def test_a_million_queries_are_chosen_one_after_the_other(
+    redis_client: Redis, keys: Keys, index: str, beta: float
+) -> None:
+    n, places, races = 30, 3, 10_000
     losses = np.random.default_rng(6).gumbel(size=n).clip(0) * 2
     items = [make_trajectory(make_query(1, q), [1]) for q in range(n)]
+    buffer = make_buffer(redis_client, keys)
     buffer.push(items)
     buffer.update_priorities(items, losses.tolist())
+    # The same function that chooses queries, many times in one script.
+    script = redis_client.register_script(f"{script_source('race')}\n{LOOP}")
     place = {item.query_id: q for q, item in enumerate(items)}
-    firsts = np.zeros(n, np.int64)
-    total = 0
-    for seed in range(calls):
-        chosen = [query for query, _ in buffer.sample_ids(wanted, 1, seed=seed)]
-        assert len(set(chosen)) == wanted
-        firsts[place[chosen[0]]] += 1
-        total += len(chosen)
-    assert total == DRAWS
-    assert_follows(firsts, softmax(losses))
+    counts = np.zeros((places, n), np.int64)
+    for seed in range(-(-DRAWS // (places * races))):
+        chosen = script(keys=[f"{keys.shard(0).prefix}{index}"], args=[seed * 7919 + 1, races, beta]).decode()
+        drawn = np.array([place[chosen[i : i + 32]] for i in range(0, len(chosen), 32)]).reshape(-1, places)
+        for position in range(places):
+            counts[position] += np.bincount(drawn[:, position], minlength=n)
+    assert counts.sum() >= DRAWS
+    for found, expected in zip(counts, marginals(softmax(losses * beta), places), strict=True):
+        assert_follows(found, expected)
 
 
 def test_the_least_recently_trained_queries_come_first(redis_client: Redis, keys: Keys) -> None:

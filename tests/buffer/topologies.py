@@ -114,8 +114,8 @@ def redis_sentinel(folder: Path) -> Iterator[Watched]:
     assert binary is not None
     with ExitStack() as stack:
         master = stack.enter_context(EmbeddedRedis(folder / "master", supervised=False))
-        options = {"replicaof": f"127.0.0.1 {master.port}"}
-        stack.enter_context(EmbeddedRedis(folder / "replica", options=options, supervised=False))
+        replica = stack.enter_context(EmbeddedRedis(folder / "replica", supervised=False))
+        stack.enter_context(Redis.from_url(replica.url)).replicaof("127.0.0.1", master.port)
         client = stack.enter_context(Redis.from_url(master.url))
         wait_until(lambda: client.info("replication")["connected_slaves"] == 1, "the replica")
         port = free_port()
@@ -124,7 +124,7 @@ def redis_sentinel(folder: Path) -> Iterator[Watched]:
             f"port {port}\nbind 127.0.0.1\nsentinel monitor amortis 127.0.0.1 {master.port} 1\n"
             "sentinel down-after-milliseconds amortis 1000\nsentinel failover-timeout amortis 5000\n"
         )
-        process = subprocess.Popen([binary, str(config), "--sentinel"], stdout=subprocess.DEVNULL)
+        process = subprocess.Popen([binary, str(config), "--sentinel"], stdout=subprocess.DEVNULL, cwd=folder)
         stack.callback(process.wait)
         stack.callback(process.kill)
         sentinel = stack.enter_context(Redis(port=port))
