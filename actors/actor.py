@@ -19,9 +19,10 @@ from actors.sampler import TrajectorySampler
 from actors.scoring import ScoreText
 from buffer.adapters import AdapterRegistry
 from buffer.connection import Keys, connect
-from buffer.control import Control
+from buffer.control import FULL, Control
 from buffer.rate_limiter import RateLimiter
-from buffer.replay import ReplayBuffer
+from buffer.replay import BufferFull, ReplayBuffer
+from buffer.seed_queue import SeedQueue
 from common.config import RunConfig
 from common.errors import RunFault
 from common.log import get_logger, set_up_logging
@@ -34,6 +35,9 @@ log = get_logger("actor")
 HOUSEKEEPING_S = 0.25
 IDLE_S = 0.02
 METRICS_OFFSET = 2
+SEED_JOBS_AT_ONCE = 16
+FULL_S = 1.0
+"""Between attempts to push into a Redis that has no memory left."""
 
 
 class Actor:
@@ -50,6 +54,7 @@ class Actor:
         client, keys = connect(config.redis, redis_url), Keys(config.run.name)
         self.control = Control(client, keys)
         self.buffer = ReplayBuffer.of(config, client, keys)
+        self._seeds = SeedQueue(client, keys)
         self.task = make_task(config.task, load_codec(config.model.name))
         self.queries = list(self.buffer.queries().values())
         registry = new_registry()
@@ -81,6 +86,8 @@ class Actor:
         """Loop until the run stops; a fault is reported and ends the run."""
         log.info("running with %d queries", len(self.queries))
         try:
+            while self.control.stop_reason() is None and self._score_seeds():
+                pass
             while self.control.stop_reason() is None:
                 self._round()
             self._push()
@@ -133,6 +140,23 @@ class Actor:
                     self._ready += self.sampler.accept([result])
         self.adapters.check_probe(results)
 
+    def _score_seeds(self) -> bool:
+        """Score some of the seeds that wait, and push them; whether there were any. No adapter is needed for it."""
+        jobs = self._seeds.take(self.id, SEED_JOBS_AT_ONCE)
+        if not jobs:
+            return False
+        self._beat("scoring seeds")
+        queries = {query.id: query for query in self.queries}
+        for job in jobs:
+            self.sampler.submit_seed(queries[job.query_id], job)
+        scored = self.sampler.accept([])
+        while self.sampler.in_flight:
+            scored += self.sampler.step()
+        if not self._push_or_wait(scored, from_actor=False):
+            return False
+        self._seeds.done(self.id, len(jobs))
+        return True
+
     def _may_sample(self) -> bool:
         return self.adapters.current is not None and self._blocked_since is None
 
@@ -170,11 +194,28 @@ class Actor:
         self._last_push = time.monotonic()
         if not self._ready:
             return
-        with self.metrics.push_time.time():
-            self.buffer.push(self._ready)
-        self.metrics.pushed.inc(len(self._ready))
-        self._pushed += len(self._ready)
-        self._ready = []
+        ready, self._ready = self._ready, []
+        self._push_or_wait(ready)
+
+    def _push_or_wait(self, trajectories: Sequence[Trajectory], from_actor: bool = True) -> bool:
+        """Push; while Redis is full, say so and try again, so that nothing scored is lost before the run stops."""
+        while True:
+            try:
+                with self.metrics.push_time.time():
+                    result = self.buffer.push(trajectories, from_actor=from_actor)
+            except BufferFull as error:
+                log.error("%s", error)
+                self.metrics.refused.inc(len(trajectories))
+                self._beat(f"{FULL}: {error}")
+                time.sleep(FULL_S)
+                self.metrics.blocked.inc(FULL_S)
+                if self.control.stop_reason() is None:
+                    continue
+                return False
+            self.metrics.refused.inc(result.refused)
+            self.metrics.pushed.inc(len(trajectories))
+            self._pushed += len(trajectories)
+            return True
 
     def _set_aside(self, payload: bytes, reason: str) -> None:
         """A sample that makes no valid trajectory never stops the run."""

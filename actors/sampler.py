@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from actors.engine import Engine, LoadedAdapter, Sampled, Scored
 from actors.scoring import Rollout, TokenScores, reward_components, texts_to_score
 from common.metrics import ActorMetrics
 from common.reward import FloatArray
+from common.seeds import SeedJob
 from common.tasks import SampleRequest, Task
 from common.trajectory import NO_SHA256, Behaviour, Query, Source, Trajectory
 
@@ -53,6 +55,7 @@ class TrajectorySampler:
     on_rejected: Callable[[bytes, str], None] = lambda payload, reason: None
     """Told of samples that make no valid trajectory: their action ids (int32) and the reason."""
     _counter: int = 0
+    _known_at_once: list[Trajectory] = field(default_factory=list)
     _sampling: dict[str, _Origin] = field(default_factory=dict)
     _scoring: dict[str, tuple[_Pending, int]] = field(default_factory=dict)
     _known: OrderedDict[str, tuple[FloatArray, FloatArray]] = field(default_factory=OrderedDict)
@@ -71,6 +74,22 @@ class TrajectorySampler:
             self._sampling[request_id] = _Origin(query, adapter, temperature, source)
             self.policy.submit_sample(request_id, query.prompt_ids.tolist(), temperature, adapter)
 
+    def submit_seed(self, query: Query, job: SeedJob) -> None:
+        """Score a given rationale, or draw some from the base model under the job's hint and score them."""
+        if job.action_ids is None:
+            assert job.hint_ids is not None
+            for _ in range(job.n):
+                request_id = self._next_id("sample")
+                self._sampling[request_id] = _Origin(query, None, 1.0, "seed")
+                self.policy.submit_sample(request_id, list(job.hint_ids), 1.0, None)
+            return
+        actions = np.asarray(job.action_ids, np.int32)
+        # Nothing was sampled: no policy has given these a probability.
+        unknown = np.full(len(actions), np.nan, np.float32)
+        done = self._score(_Origin(query, None, 1.0, "seed"), Sampled("", actions, unknown, math.nan))
+        if done is not None:
+            self._known_at_once.append(done)
+
     def step(self) -> list[Trajectory]:
         """Advance the engines once; trajectories whose scores are complete."""
         results = self.policy.step() if self.policy.busy else []
@@ -80,7 +99,7 @@ class TrajectorySampler:
 
     def accept(self, results: Sequence[Sampled | Scored]) -> list[Trajectory]:
         """Take results of the engines in; trajectories that they complete."""
-        done = []
+        done, self._known_at_once = self._known_at_once, []
         for result in results:
             trajectory = self._on_sampled(result) if isinstance(result, Sampled) else self._on_scored(result)
             if trajectory is not None:
@@ -110,6 +129,13 @@ class TrajectorySampler:
         origin = self._sampling.pop(sampled.request_id)
         self.metrics.samples.labels(origin.source).inc()
         self.metrics.sampled_tokens.inc(len(sampled.action_ids))
+        if origin.source == "seed":
+            # Drawn under the hint: that says nothing of log q(Z⊤|X).
+            sampled = replace(sampled, log_probs=np.full_like(sampled.log_probs, np.nan), stop_log_prob=math.nan)
+        return self._score(origin, sampled)
+
+    def _score(self, origin: _Origin, sampled: Sampled) -> Trajectory | None:
+        """Ask the reference for what is missing; the trajectory at once if nothing is."""
         positions = np.arange(len(sampled.action_ids), dtype=np.int32)
         rollout = Rollout(origin.query, sampled.action_ids, sampled.action_ids, positions)
         pending = _Pending(origin, rollout, sampled, [])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import urlsplit, urlunsplit
 
 from redis import Redis, Sentinel
@@ -113,6 +113,26 @@ def connect(section: RedisSection, url: str | None = None) -> Client:
     client.close()
     del options["retry"]
     return PatientCluster.from_url(address, patience=retry(section), cluster_error_retry_attempts=1, **options)
+
+
+class Memory(NamedTuple):
+    """Of all servers that hold the run's data, in bytes."""
+
+    used: int
+    limit: int
+    """0 for none."""
+    fullest: float
+    """Of the servers that have a limit, the greatest used share of it."""
+
+
+def memory_of(client: Client) -> Memory:
+    """What Redis uses and may use."""
+    found = client.info("memory")
+    servers = list(found.values()) if "used_memory" not in found else [found]
+    used = [int(server["used_memory"]) for server in servers]
+    limits = [int(server["maxmemory"]) for server in servers]
+    shares = [have / limit for have, limit in zip(used, limits, strict=True) if limit]
+    return Memory(sum(used), sum(limits), max(shares, default=0.0))
 
 
 class _Patient:

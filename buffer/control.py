@@ -12,6 +12,10 @@ ALIVE_S = 15.0
 """An actor that has said nothing for so long counts as dead."""
 
 
+FULL = "waiting for memory"
+"""How the phase of an actor begins whose push was refused."""
+
+
 class Control:
     """Signals between launcher, learner and actors; whoever misses one sees it at the next look."""
 

@@ -18,7 +18,7 @@ import msgpack
 import numpy as np
 from redis.exceptions import OutOfMemoryError, ResponseError
 
-from buffer.connection import Client, Keys, ShardKeys, retry
+from buffer.connection import Client, Keys, ShardKeys, memory_of, retry
 from buffer.near_duplicates import Known, Mirror, as_letters, screen
 from buffer.quarantine import Quarantine
 from buffer.scripts import ReplicatedScript, load_script
@@ -41,8 +41,13 @@ _REPLAY_INDEX = {"reward": "priority", "loss": "loss", "uniform": "order"}
 _CONFLICT_RETRIES = 20
 
 
+MEMORY_HEADROOM = 0.1
+"""Share of Redis' memory limit that pushes leave free, for adapters and control keys: a run can then still end well."""
+_LOOK_AT_MEMORY_S = 1.0
+
+
 class BufferFull(Exception):
-    """Redis refuses to store more, being at its own memory limit; nothing of the push was stored."""
+    """Redis is at its memory limit; nothing of the push, or of its refused part, was stored."""
 
 
 class ReplayBuffer:
@@ -68,6 +73,7 @@ class ReplayBuffer:
         self._trained, self._discard = load_script(client, "trained"), load_script(client, "discard")
         self._tolerance = near_duplicate_tolerance
         self._mirror = Mirror(client)
+        self._next_look, self._fullest = 0.0, 0.0
         self.quarantine = Quarantine(client, keys)
 
     @classmethod
@@ -135,6 +141,7 @@ class ReplayBuffer:
         `from_actor` says whether rate control counts them: seeds and imports it does not. Raises BufferFull when Redis
         has no memory left: nothing of the refused part is stored, and pushing it again later is safe.
         """
+        self._check_memory(len(trajectories))
         total = PushResult()
         if self._tolerance > 0:
             by_query: defaultdict[str, list[Trajectory]] = defaultdict(list)
@@ -184,12 +191,19 @@ class ReplayBuffer:
             )
         except ResponseError as error:
             if isinstance(error, OutOfMemoryError) or "OOM" in str(error):
-                raise BufferFull(
-                    f"Redis is at its memory limit and refused {len(trajectories)} trajectories: raise its maxmemory, "
-                    "or lower buffer.max_bytes"
-                ) from error
+                raise BufferFull(_full(len(trajectories), "all")) from error
             raise
         return None if answer[0] < 0 else PushResult(*answer)
+
+    def _check_memory(self, n: int) -> None:
+        """Refuse before Redis must: it refuses everything then."""
+        now = time.monotonic()
+        if now >= self._next_look:
+            self._fullest = memory_of(self._client).fullest
+            # Looked at more often near the limit, so that the headroom stays.
+            self._next_look = now + (_LOOK_AT_MEMORY_S if self._fullest < 0.5 else 0.0)
+        if self._fullest > 1 - MEMORY_HEADROOM:
+            raise BufferFull(_full(n, f"{self._fullest:.0%}"))
 
     def _log_reward(self, item: Trajectory) -> float:
         weights = self._weights
@@ -380,6 +394,13 @@ class ReplayBuffer:
 
     def _shard_of(self, query_id: str) -> int:
         return int(query_id[:8], 16) % len(self._shards)
+
+
+def _full(n: int, share: str) -> str:
+    return (
+        f"Redis uses {share} of its memory limit, {n} trajectories were refused: raise its maxmemory or lower "
+        "buffer.max_bytes"
+    )
 
 
 def _until_answered(script: Any, keys: ShardKeys, arguments: list[Any]) -> list[Any]:

@@ -161,6 +161,26 @@ class BufferSection(Section):
         return self
 
 
+class SeedSection(Section):
+    """Rationales to start the buffer with, scored by actors like any other."""
+
+    file: Path | None = Field(
+        None, description='JSON Lines with "rationale" and, where there are several queries, "prompt" (and "target")'
+    )
+    hint: str | None = Field(
+        None,
+        description="prompt that reveals the answer, under which the base model writes rationales; {prompt} and "
+        "{target} are filled in",
+    )
+    samples_per_query: int = Field(20, ge=1, description="rationales drawn under the hint for each query")
+
+    @model_validator(mode="after")
+    def _hint_has_the_prompt(self) -> Self:
+        if self.hint is not None and "{prompt}" not in self.hint:
+            raise ValueError("hint holds no {prompt}, so it would be the same for every query")
+        return self
+
+
 class ActorSection(Section):
     """Sampling and scoring."""
 
@@ -284,6 +304,7 @@ class RunConfig(Section):
     reference: ReferenceSection = ReferenceSection.model_validate({})
     learner: LearnerSection = LearnerSection.model_validate({})
     buffer: BufferSection = BufferSection.model_validate({})
+    seeds: SeedSection = SeedSection.model_validate({})
     redis: RedisSection = RedisSection.model_validate({})
     ray: RaySection = RaySection.model_validate({})
     metrics: MetricsSection = MetricsSection.model_validate({})

@@ -34,15 +34,16 @@ class ActorMetrics:
             return Histogram(f"amortis_actor_{name}_seconds", text, registry=registry, buckets=_SECONDS)
 
         self.samples = Counter("amortis_actor_samples", "Trajectories sampled", ["source"], registry=registry)
-        for source in ("policy", "tempered"):
+        for source in ("policy", "tempered", "seed"):
             self.samples.labels(source)
         self.sampled_tokens = counter("sampled_tokens", "Tokens sampled, terminators left out")
         self.scored_texts = counter("scored_texts", "Texts scored by the reference")
         self.scored_tokens = counter("scored_tokens", "Tokens the reference read to score")
         self.score_cache_hits = counter("score_cache_hits", "Trajectories whose score was known")
         self.pushed = counter("pushed_trajectories", "Trajectories the buffer acknowledged")
+        self.refused = counter("refused_trajectories", "Trajectories that a full Redis or buffer.max_bytes refused")
         self.quarantined = counter("quarantined_trajectories", "Trajectories set aside as malformed")
-        self.blocked = counter("blocked_seconds", "Time spent waiting for the learner to catch up")
+        self.blocked = counter("blocked_seconds", "Time spent waiting for the learner to catch up, or for memory")
         self.in_flight = gauge("requests_in_flight", "Sampling and scoring requests in the engine")
         self.adapter_version = gauge("adapter_version", "Adapter version that new requests use")
         self.adapter_loads_failed = counter("adapter_load_failures", "Adapter versions that could not be loaded")
@@ -83,6 +84,14 @@ class LauncherMetrics:
             return Gauge(f"amortis_{name}", text, registry=registry)
 
         self.buffer_size = gauge("buffer_trajectories", "Trajectories in the buffer")
+        self.buffer_bytes = gauge("buffer_bytes", "Memory of the buffer's trajectories, estimated")
+        self.buffer_max_bytes = gauge("buffer_max_bytes", "buffer.max_bytes, what the memory may reach")
+        self.redis_bytes = gauge("redis_used_bytes", "Memory that Redis uses for everything")
+        self.redis_max_bytes = gauge("redis_max_bytes", "Redis' own memory limit, 0 for none")
+        self.buffer_seeded = gauge("buffer_seeded_trajectories", "Trajectories from seeds and imports")
+        self.buffer_near_duplicates = gauge("buffer_near_duplicate_trajectories", "Near-duplicates that were dropped")
+        self.buffer_expired = gauge("buffer_expired_trajectories", "Trajectories taken out as too stale")
+        self.buffer_refused = gauge("buffer_refused_trajectories", "Trajectories larger than buffer.max_bytes")
         self.buffer_pushed = gauge("buffer_pushed_trajectories", "Trajectories pushed since the buffer was made")
         self.buffer_duplicates = gauge("buffer_duplicate_trajectories", "Pushed trajectories that were there already")
         self.buffer_evicted = gauge("buffer_evicted_trajectories", "Trajectories evicted")

@@ -14,6 +14,7 @@ from buffer.embedded import find_redis_server
 from common.config import RunConfig
 from common.devices import resolve_devices
 from common.errors import UserError
+from common.seeds import make_seed_jobs
 from common.tasks import make_task
 from common.tokens import load_codec
 
@@ -85,10 +86,14 @@ def _named(config: RunConfig) -> RunConfig:
     # Absolute, as the learner, the actors and later commands may have another working folder.
     folder = config.run.folder.expanduser().resolve()
     paths = {key: value.expanduser().resolve() for key, value in config.task if isinstance(value, Path)}
+    seeds = config.seeds
+    if seeds.file is not None:
+        seeds = seeds.model_copy(update={"file": seeds.file.expanduser().resolve()})
     return config.model_copy(
         update={
             "run": config.run.model_copy(update={"name": name, "folder": folder}),
             "task": config.task.model_copy(update=paths),
+            "seeds": seeds,
         }
     )
 
@@ -166,6 +171,14 @@ def _check_task(config: RunConfig) -> None:
             f"with task.min_len = {space.min_len}, {learner.objective} compares trajectories of a query up to min_len",
             "give 2 or more",
         )
+    for job in make_seed_jobs(config.seeds, task):
+        if job.hint_ids is not None and len(job.hint_ids) + space.max_len + 2 > config.actor.max_model_len:
+            raise UserError(
+                "actor.max_model_len",
+                config.actor.max_model_len,
+                f"the longest hint and rationale take {len(job.hint_ids) + space.max_len + 2} tokens",
+                "raise it, or shorten seeds.hint",
+            )
     limit = _context_length(config.model.name)
     if limit is not None and config.actor.max_model_len > limit:
         raise UserError(

@@ -22,16 +22,18 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from buffer.connection import Keys, connect, forget
+from buffer.connection import Keys, connect, forget, memory_of
 from buffer.control import Control
 from buffer.embedded import EmbeddedRedis
 from buffer.replay import ReplayBuffer
+from buffer.seed_queue import SeedQueue
 from common.config import RunConfig
 from common.config_loading import REDIS_URL_VARIABLE, save_resolved
 from common.errors import RunFault, UserError
 from common.log import get_logger, set_up_logging
 from common.metrics import LauncherMetrics, new_registry, serve
 from common.processes import die_with_parent
+from common.seeds import make_seed_jobs
 from common.tasks import Task, make_task
 from common.tokens import load_codec
 from common.trajectory import Trajectory
@@ -95,6 +97,7 @@ class Launcher:
         """Start everything, wait for the learner, evaluate, stop everything; what went wrong, or None."""
         url = self._start_redis(stack, folder)
         client, keys = connect(self.config.redis, url), Keys(self.config.run.name or "")
+        self._client = client
         self.control = Control(client, keys)
         self.buffer = ReplayBuffer.of(self.config, client, keys)
         if not self.config.run.resume:
@@ -104,6 +107,8 @@ class Launcher:
         assert self.config.model.name is not None
         task = make_task(self.config.task, load_codec(self.config.model.name))
         self.buffer.put_queries([*task.queries("train")])
+        if not self.config.run.resume:
+            SeedQueue(client, keys).put(make_seed_jobs(self.config.seeds, task))
         self._serve_metrics()
         learner = stack.enter_context(self._learner(folder, url))
         self._show("starting actors")
@@ -181,7 +186,7 @@ class Launcher:
     def _look(self) -> None:
         """Read the run's state from Redis, show it, and export it."""
         try:
-            stats = self.buffer.stats()
+            stats, memory = self.buffer.stats(), memory_of(self._client)
             self.state.learner, self.state.actors = self.control.learner(), self.control.actors()
         except RedisError as error:
             # Redis may restart; the next look finds it again.
@@ -190,6 +195,14 @@ class Launcher:
         self.state.buffer_size, self.state.pushed = stats.size, stats.pushed
         metrics = self._metrics
         metrics.buffer_size.set(stats.size)
+        metrics.buffer_bytes.set(stats.bytes)
+        metrics.buffer_max_bytes.set(self.config.buffer.max_bytes)
+        metrics.redis_bytes.set(memory.used)
+        metrics.redis_max_bytes.set(memory.limit)
+        metrics.buffer_seeded.set(stats.seeded)
+        metrics.buffer_near_duplicates.set(stats.near_duplicates)
+        metrics.buffer_expired.set(stats.expired)
+        metrics.buffer_refused.set(stats.refused)
         metrics.buffer_pushed.set(stats.pushed)
         metrics.buffer_duplicates.set(stats.duplicates)
         metrics.buffer_evicted.set(stats.evicted)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from buffer.adapters import AdapterRegistry
-from buffer.control import Control
+from buffer.control import FULL, Control
 from buffer.rate_limiter import RateLimiter
 from buffer.replay import ReplayBuffer
 from buffer.stats import BufferStats
@@ -153,7 +153,8 @@ class Trainer:
         )
 
     def _why_waiting(self, stats: BufferStats) -> str:
-        alive = sum(actor["alive"] for actor in self.control.actors().values())
+        actors = self.control.actors()
+        alive = sum(actor["alive"] for actor in actors.values())
         came, needed = stats.pushed + stats.seeded, self.limiter.min_size
         if max(stats.size, stats.pushed) < needed:
             what = f"{came} of {needed} first trajectories"
@@ -161,7 +162,8 @@ class Trainer:
             what = f"the buffer is empty, {stats.expired} of {came} trajectories went stale"
         else:
             what = f"{came} pushed, each used {stats.trained / max(1, came):.1f} times"
-        return f"{what}, {alive} actors alive"
+        full = [str(status["phase"]) for status in actors.values() if str(status.get("phase")).startswith(FULL)]
+        return ", ".join([what, f"{alive} actors alive", *full[:1]])
 
     def _draw(self) -> list[Trajectory]:
         seed = self.config.run.seed * 1_000_003 + self.progress.step

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 from redis import Redis
 
 from buffer.connection import Keys, connect
-from buffer.replay import ReplayBuffer
+from buffer.control import Control
+from buffer.embedded import EmbeddedRedis
+from buffer.replay import ITEM_OVERHEAD_BYTES, BufferFull, ReplayBuffer
 from common.config import BufferSection, RedisSection
 from common.errors import UserError
 from common.reward import RewardWeights
@@ -170,3 +174,86 @@ def test_an_unreachable_server_is_one_line_without_the_password() -> None:
     with pytest.raises(UserError, match=r"redis\.url = 'redis://127\.0\.0\.1:1/0': no Redis server") as caught:
         connect(section)
     assert "hunter2" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_full_redis_refuses_clearly_keeps_what_it_has_and_leaves_room_for_control(tmp_path: Path) -> None:
+    with EmbeddedRedis(tmp_path, options={"maxmemory": 6 * 2**20}) as server:
+        client, keys = connect(RedisSection(), server.url), Keys("full")
+        buffer = make_buffer(client, keys)
+        pushed = 0
+        with pytest.raises(BufferFull, match=r"Redis uses 9\d% of its memory limit, 20 trajectories were refused"):
+            for i in range(2_000):
+                buffer.push([make_trajectory(make_query(1, i), [i, j], 0.0) for j in range(20)])
+                pushed += 20
+        assert 1_000 < pushed == buffer.stats().size == buffer.stats().pushed
+        Control(client, keys).heartbeat("actor-0", {"phase": "waiting"})
+        assert len(buffer.sample(5, 5, seed=0)) == 25
+        buffer.clear()
+        assert buffer.push([make_trajectory(make_query(), [1])]).added == 1
+
+
+def test_the_byte_bound_holds_evicts_and_refuses_only_what_can_never_fit(redis_client: Redis, keys: Keys) -> None:
+    one = len(make_trajectory(make_query(), [1, 2]).to_bytes()) + ITEM_OVERHEAD_BYTES
+    buffer = make_buffer(redis_client, keys, max_bytes=4 * one)
+    for i in range(9):
+        buffer.push([make_trajectory(make_query(1, i % 3), [i, 2], float(i))])
+        assert buffer.stats().bytes <= 4 * one
+    large = make_trajectory(make_query(), list(range(4 * one // 4)), 99.0)
+    assert buffer.push([large]).refused == 1
+    stats = buffer.stats()
+    assert (stats.size, stats.bytes, stats.evicted, stats.refused) == (4, 4 * one, 5, 1)
+
+
+def test_the_estimate_of_memory_covers_what_redis_uses(redis_client: Redis, keys: Keys) -> None:
+    buffer = make_buffer(redis_client, keys, replay_priority="loss", evict="stalest", capacity_per_query=10_000)
+    before = redis_client.info("memory")["used_memory_dataset"]
+    for start in range(0, 8_000, 500):
+        buffer.push([make_trajectory(make_query(), [i, *range(30)], float(i)) for i in range(start, start + 500)])
+    used = redis_client.info("memory")["used_memory_dataset"] - before
+    assert 0.6 < used / buffer.stats().bytes < 1.15, "with all indexes in use"
+
+
+def test_what_lags_too_far_behind_is_taken_out_and_seeds_never(redis_client: Redis, keys: Keys) -> None:
+    buffer = make_buffer(redis_client, keys, max_staleness=2)
+    query = make_query()
+    buffer.push([make_trajectory(query, [version], version=version) for version in range(1, 8)])
+    buffer.push([make_trajectory(query, [99], version=0, source="seed")], from_actor=False)
+    drawn = buffer.sample(1, 99, seed=0, version=7)
+    assert sorted(item.action_ids.item() for item in drawn) == [5, 6, 7, 99]
+    stats = buffer.stats()
+    assert (stats.size, stats.expired, stats.pushed, stats.seeded) == (4, 4, 7, 1)
+
+
+def test_a_buffer_that_is_stale_through_and_through_gives_nothing(redis_client: Redis, keys: Keys) -> None:
+    buffer = make_buffer(redis_client, keys, max_staleness=0, capacity_per_query=10_000)
+    buffer.push([make_trajectory(make_query(1, i % 3), [i], version=1) for i in range(5_000)])
+    assert buffer.sample(2, 8, seed=0, version=9) == []
+    assert buffer.stats().size == 0 and buffer.stats().expired == 5_000
+
+
+@pytest.mark.parametrize(("change", "field"), [({"shards": 4}, "buffer.shards"), ({}, "buffer")])
+def test_a_buffer_of_another_format_or_layout_is_refused(
+    redis_client: Redis, keys: Keys, change: dict[str, int], field: str
+) -> None:
+    make_buffer(redis_client, keys).open()
+    if not change:
+        redis_client.hset(keys.buffer_meta, "format", 99)
+    with pytest.raises(UserError, match=rf"^{re.escape(field)}.*(format 99|has 1).*export") as caught:
+        make_buffer(redis_client, keys, **change).open()
+    assert caught.value.field == field
+
+
+def test_priorities_that_are_no_sizes_are_refused(redis_client: Redis, keys: Keys) -> None:
+    buffer, item = make_buffer(redis_client, keys), make_trajectory(make_query(), [1])
+    for bad in ([float("nan")], [-1.0], [float("inf")], [1.0, 2.0]):
+        with pytest.raises(ValueError, match="finite priorities"):
+            buffer.update_priorities([item], bad)
+
+
+def test_an_index_that_a_new_configuration_needs_is_made_from_what_is_stored(redis_client: Redis, keys: Keys) -> None:
+    buffer = make_buffer(redis_client, keys)
+    buffer.open()
+    buffer.push([make_trajectory(make_query(), [i], float(i), version=i) for i in range(6)])
+    other = make_buffer(redis_client, keys, replay_priority="loss", max_staleness=2, fresh=0.0)
+    other.open()
+    assert {item.action_ids.item() for item in other.sample(1, 9, seed=0, version=5)} == {3, 4, 5}

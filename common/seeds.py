@@ -1,0 +1,118 @@
+"""Seeds of the buffer: given rationales, or prompts with a hint that reveals the answer to the base model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.action_space import ActionSpace
+from common.config import SeedSection
+from common.errors import UserError
+from common.tasks import Task
+from common.tasks.base import TokenCodec
+from common.trajectory import Query
+
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class SeedJob:
+    """Work for an actor: score a given rationale, or draw some from the base model under another prompt."""
+
+    query_id: str
+    action_ids: tuple[int, ...] | None = None
+    """A given rationale, without the terminator."""
+    hint_ids: tuple[int, ...] | None = None
+    """The prompt to draw under; the samples are scored under the query's own."""
+    n: int = 1
+    """Samples to draw under the hint."""
+
+    def to_bytes(self) -> bytes:
+        """JSON, for Redis."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> SeedJob:
+        """Read what `to_bytes` wrote."""
+        found = json.loads(data)
+        for name in ("action_ids", "hint_ids"):
+            found[name] = None if found[name] is None else tuple(found[name])
+        return cls(**found)
+
+
+def make_seed_jobs(section: SeedSection, task: Task[Any]) -> list[SeedJob]:
+    """All jobs that a run's configuration asks for; raises UserError with line numbers for what can't be used."""
+    queries = task.queries("train")
+    jobs = [] if section.file is None else _given(section.file, queries, task.action_space, task.codec)
+    if section.hint is not None:
+        jobs += [_hinted(section, query, task.codec) for query in queries]
+    return jobs
+
+
+def _hinted(section: SeedSection, query: Query, codec: TokenCodec) -> SeedJob:
+    assert section.hint is not None
+    texts = {"prompt": codec.decode(query.prompt_ids), "target": codec.decode(query.target_ids)}
+    try:
+        text = section.hint.format(**texts)
+    except (KeyError, IndexError, ValueError) as error:
+        raise UserError(
+            "seeds.hint", section.hint, f"can't be filled in ({error})", "use {prompt} and {target} only"
+        ) from error
+    return SeedJob(query.id, hint_ids=tuple(codec.encode(text)), n=section.samples_per_query)
+
+
+def _given(path: Path, queries: Sequence[Query], space: ActionSpace, codec: TokenCodec) -> list[SeedJob]:
+    try:
+        lines = path.expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError("seeds.file", str(path), f"can't be read ({error})", "give a JSON Lines file") from error
+    jobs: list[SeedJob] = []
+    problems: list[str] = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            found = _read_line(line, queries, space, codec)
+            if isinstance(found, str):
+                problems.append(f"line {number}: {found}")
+            else:
+                jobs.append(found)
+    if problems or not jobs:
+        shown = "; ".join(problems[:_SHOWN]) or "no line holds a seed"
+        more = f" and {len(problems) - _SHOWN} lines more" if len(problems) > _SHOWN else ""
+        raise UserError(
+            "seeds.file",
+            str(path),
+            f"{shown}{more}",
+            'write lines such as {"prompt": "…", "rationale": "…"}, prompts as the task has them',
+        )
+    return jobs
+
+
+def _read_line(line: str, queries: Sequence[Query], space: ActionSpace, codec: TokenCodec) -> SeedJob | str:
+    """A job, or why the line is none."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        return f"no JSON ({error.msg})"
+    if not isinstance(row, dict) or not isinstance(row.get("rationale"), str):
+        return 'no "rationale" text'
+    matching = [query for query in queries if _matches(query, row, codec)]
+    if len(matching) != 1:
+        what = "names no training query" if not matching else f"names {len(matching)} queries"
+        return f'"prompt" {what}'
+    actions = codec.encode(row["rationale"])
+    if actions and actions[-1] == space.terminator_id:
+        actions.pop()
+    reason = space.why_invalid(np.asarray(actions, np.int32))
+    return reason or SeedJob(matching[0].id, action_ids=tuple(actions))
+
+
+def _matches(query: Query, row: dict[str, Any], codec: TokenCodec) -> bool:
+    for name, ids in (("prompt", query.prompt_ids), ("target", query.target_ids)):
+        if name in row and codec.encode(str(row[name])) != ids.tolist():
+            return False
+    return True
