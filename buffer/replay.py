@@ -94,19 +94,10 @@ class ReplayBuffer:
     def open(self) -> None:
         """Check what is stored, or mark a new buffer; index what the configuration needs and an earlier one did not.
 
-        One process of a run calls it before the others use the buffer. Raises UserError for a buffer of another format
-        or another number of shards.
+        One process of a run calls it before the others use the buffer. Raises UserError as `check`.
         """
-        meta = {key.decode(): int(value) for key, value in self._client.hgetall(self._keys.buffer_meta).items()}
-        wanted = {"format": FORMAT, "shards": len(self._shards)}
-        remedy = "export it with the amortis that wrote it (`amortis buffer export`), clear it, and import it again"
-        if not meta and self._client.exists(f"{self._keys.base}buffer:stats"):
-            meta["format"] = 1
-        if meta and meta.get("format") != FORMAT:
-            raise UserError("buffer", None, f"is stored in format {meta.get('format')}, not {FORMAT}", remedy)
-        if meta and meta["shards"] != len(self._shards):
-            raise UserError("buffer.shards", len(self._shards), f"the stored buffer has {meta['shards']}", remedy)
-        self._client.hset(self._keys.buffer_meta, mapping=wanted)
+        meta = self.check()
+        self._client.hset(self._keys.buffer_meta, mapping={"format": FORMAT, "shards": len(self._shards)})
         missing = [
             index
             for index, needed in (("version", self._by_version), ("loss", self._by_loss))
@@ -117,6 +108,18 @@ class ReplayBuffer:
         present = {"version": int(self._by_version), "loss": int(self._by_loss)}
         # An index that isn't kept up any more is built anew when it is wanted again.
         self._client.hset(self._keys.buffer_meta, mapping=present)
+
+    def check(self) -> dict[str, int]:
+        """What is known of the stored buffer; raises UserError if it has another format or number of shards."""
+        meta = {key.decode(): int(value) for key, value in self._client.hgetall(self._keys.buffer_meta).items()}
+        remedy = "export it with the amortis that wrote it (`amortis buffer export`), clear it, and import it again"
+        if not meta and self._client.exists(f"{self._keys.base}buffer:stats"):
+            meta["format"] = 1
+        if meta and meta.get("format") != FORMAT:
+            raise UserError("buffer", None, f"is stored in format {meta.get('format')}, not {FORMAT}", remedy)
+        if meta and meta["shards"] != len(self._shards):
+            raise UserError("buffer.shards", len(self._shards), f"the stored buffer has {meta['shards']}", remedy)
+        return meta
 
     def put_queries(self, queries: Iterable[Query]) -> None:
         """Store queries, so that a trajectory in the buffer can always be read with its prompt."""

@@ -1,4 +1,4 @@
-"""The command line: `amortis train | evaluate | sample | doctor | learner`."""
+"""The command line: `amortis train | evaluate | sample | buffer | doctor | learner`."""
 
 from __future__ import annotations
 
@@ -70,6 +70,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("-n", type=int, default=8, help="samples (default: 8)")
     sub.add_argument("--temperature", type=float, default=1.0, help="sampling temperature (default: 1)")
     sub.add_argument("--base", action="store_true", help="sample from the base model under the same mask")
+    from deploy.buffer_cli import add_buffer_command, buffer_command
+
+    sub = commands.add_parser("buffer", help="Look into, export, import or clear a run's replay buffer.")
+    sub.set_defaults(command=buffer_command)
+    add_buffer_command(sub)
     sub = add("doctor", doctor, "Check that every component is there and works.")
     sub.add_argument("--quick", action="store_true", help="don't start an engine or Ray")
     sub = add("learner", learner, "Run the learner process of a run by hand (the launcher does it otherwise).")

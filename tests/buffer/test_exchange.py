@@ -1,0 +1,187 @@
+"""Export and import: exact, readable by `datasets`, and clear about every line that can't be used."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+from redis import Redis
+
+from buffer.connection import Keys
+from buffer.exchange import FORMAT, MAGIC, export_buffer, import_buffer
+from buffer.replay import ReplayBuffer
+from common.config import BufferSection
+from common.errors import UserError
+from common.reward import RewardWeights
+from common.trajectory import Query, Trajectory
+from tests.conftest import make_query, make_trajectory
+
+WEIGHTS = RewardWeights(prior=0, likelihood=0)
+
+
+def make_buffer(client: Redis, name: str) -> ReplayBuffer:
+    return ReplayBuffer(client, Keys(name), BufferSection(), WEIGHTS)
+
+
+@pytest.fixture
+def full(redis_client: Redis) -> ReplayBuffer:
+    """Seven trajectories of two queries, a seed without sampler log-probabilities among them."""
+    buffer = make_buffer(redis_client, "full")
+    queries = [make_query(1, 2), Query(task="rng", prompt_ids=[3], target_ids=[4, 5], info={"label": "x"})]
+    buffer.put_queries(queries)
+    items = [make_trajectory(queries[i % 2], [i, 7], -i / 3, version=i) for i in range(6)]
+    seed = make_trajectory(queries[0], [9], source="seed")
+    unknown = seed.behaviour.model_copy(update={"sampler_log_prob": seed.log_prior[:1] * float("nan")})
+    buffer.push([*items, seed.model_copy(update={"behaviour": unknown})])
+    return buffer
+
+
+@pytest.mark.parametrize("name", ["buffer.jsonl", "buffer.amortis"])
+def test_what_is_exported_is_imported_bit_by_bit(
+    full: ReplayBuffer, redis_client: Redis, tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / name
+    assert export_buffer(full, path) == 7
+    other = make_buffer(redis_client, "other")
+    report = import_buffer(other, path)
+    assert (report.read, report.added, report.rejected) == (7, 7, [])
+    assert sorted(item.to_bytes() for item in other) == sorted(item.to_bytes() for item in full)
+    assert {key: query.to_bytes() for key, query in other.queries().items()} == {
+        key: query.to_bytes() for key, query in full.queries().items()
+    }
+    assert other.stats().pushed == 0 and other.stats().seeded == 7, "imports don't make actors wait"
+    again = import_buffer(other, path)
+    assert (again.added, again.duplicates) == (0, 7)
+
+
+def test_the_binary_form_is_compact(full: ReplayBuffer, tmp_path: Path) -> None:
+    sizes = {}
+    for name in ("a.jsonl", "a.bin"):
+        export_buffer(full, tmp_path / name)
+        sizes[name] = (tmp_path / name).stat().st_size
+    assert sizes["a.bin"] < 0.4 * sizes["a.jsonl"]
+
+
+def test_json_lines_have_the_same_plain_columns_and_the_text(full: ReplayBuffer, tmp_path: Path) -> None:
+    export_buffer(full, tmp_path / "a.jsonl", decode=lambda ids: " ".join(map(str, ids)))
+    rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert len({tuple(row) for row in rows}) == 1
+    assert {row["text"] for row in rows} == {"0 7", "1 7", "2 7", "3 7", "4 7", "5 7", "9"}
+    nested = [value for row in rows for value in row.values() if isinstance(value, dict)]
+    assert nested == [], "a column of free form would be another type in every file"
+
+
+def test_datasets_reads_the_json_lines(full: ReplayBuffer, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    export_buffer(full, tmp_path / "a.jsonl")
+    table = datasets.load_dataset("json", data_files=str(tmp_path / "a.jsonl"), cache_dir=str(tmp_path / "cache"))
+    assert len(table["train"]) == 7
+    assert {tuple(row["action_ids"]) for row in table["train"]} == {tuple(item.action_ids.tolist()) for item in full}
+
+
+def edited(path: Path, number: int, **changes: Any) -> None:
+    lines = path.read_text().splitlines()
+    row = json.loads(lines[number - 1])
+    row.update(changes)
+    lines[number - 1] = json.dumps({key: value for key, value in row.items() if value != "DROP"})
+    path.write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"log_prior": [0.0]}, "log_prior has 1 entries, 2 actions need 3"),
+        ({"log_constraint": [0.0, 1e400, 0.0]}, "log_constraint is not finite"),
+        ({"action_ids": "DROP"}, "no 'action_ids'"),
+        ({"action_ids": [1.5, 2.0]}, "action_ids holds no 32-bit integers"),
+        ({"action_ids": [1, 2**40]}, "action_ids"),
+        ({"action_ids": [8, 8], "input_ids": [8, 8]}, "id is not that of query and action_ids"),
+        ({"prompt_ids": [1, 1, 1]}, "query_id is not that of"),
+        ({"temperature": 0}, "temperature: Input should be greater than 0"),
+        ({"source": "elsewhere"}, "source: Input should be"),
+        ({"format": 99}, "format 99, this reads format 1"),
+    ],
+)
+def test_a_bad_line_is_rejected_with_its_reason_and_the_others_are_taken(
+    full: ReplayBuffer, redis_client: Redis, tmp_path: Path, changes: dict[str, Any], reason: str
+) -> None:
+    path = tmp_path / "a.jsonl"
+    export_buffer(full, path)
+    edited(path, 3, **changes)
+    report = import_buffer(make_buffer(redis_client, "other"), path)
+    assert report.added == 6
+    ((where, why),) = report.rejected
+    assert where == "line 3" and reason in why
+
+
+def test_lines_that_are_no_json_are_rejected(full: ReplayBuffer, redis_client: Redis, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    export_buffer(full, path)
+    path.write_text(path.read_text() + "{broken\n[1]\n\n")
+    report = import_buffer(make_buffer(redis_client, "other"), path)
+    assert report.added == 7
+    assert [where for where, _ in report.rejected] == ["line 8", "line 9"]
+
+
+def test_a_damaged_or_cut_binary_file_gives_what_is_whole(
+    full: ReplayBuffer, redis_client: Redis, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.bin"
+    export_buffer(full, path)
+    whole = bytearray(path.read_bytes())
+    path.write_bytes(whole[:-10])
+    cut = import_buffer(make_buffer(redis_client, "cut"), path)
+    assert cut.added == 6 and "in the middle of an entry" in cut.rejected[0][1]
+    last = next(item for item in full if item.id == [item.id for item in full][-1]).to_bytes()
+    at = bytes(whole).index(last)
+    whole[at + len(last) - 1] ^= 0xFF
+    path.write_bytes(whole)
+    damaged = import_buffer(make_buffer(redis_client, "damaged"), path)
+    assert damaged.added == 6 and [why for _, why in damaged.rejected] == ["checksum does not match"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.bin"])
+def test_another_format_version_is_refused_whole(
+    full: ReplayBuffer, redis_client: Redis, tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / name
+    export_buffer(full, path)
+    if name == "a.bin":
+        header = msgpack.packb([MAGIC, FORMAT])
+        path.write_bytes(path.read_bytes().replace(header, msgpack.packb([MAGIC, 99]), 1))
+    else:
+        edited(path, 1, format=99)
+    other = make_buffer(redis_client, "other")
+    with pytest.raises(UserError, match="is of format 99"):
+        import_buffer(other, path)
+    assert other.stats().size == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x80\x04."])
+def test_files_of_another_kind_are_one_line(redis_client: Redis, tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="no header"):
+        import_buffer(make_buffer(redis_client, "other"), path)
+
+
+def test_queries_that_the_run_does_not_have_and_what_the_task_forbids_are_rejected(
+    full: ReplayBuffer, redis_client: Redis, tmp_path: Path
+) -> None:
+    export_buffer(full, tmp_path / "a.bin")
+    other = make_buffer(redis_client, "other")
+    other.put_queries([make_query(1, 2)])
+
+    def why_invalid(item: Trajectory) -> str | None:
+        return "forbidden tokens [2]" if 2 in item.action_ids else None
+
+    foreign = "its query is none of this run's"
+    report = import_buffer(other, tmp_path / "a.bin", why_invalid)
+    assert report.added == 3
+    assert sorted(why for _, why in report.rejected) == [
+        "forbidden tokens [2]",
+        *["its query is none of this run's"] * 3,
+    ]
