@@ -178,10 +178,7 @@ def test_queries_that_the_run_does_not_have_and_what_the_task_forbids_are_reject
     def why_invalid(item: Trajectory) -> str | None:
         return "forbidden tokens [2]" if 2 in item.action_ids else None
 
-    foreign = "its query is none of this run's"
     report = import_buffer(other, tmp_path / "a.bin", why_invalid)
     assert report.added == 3
-    assert sorted(why for _, why in report.rejected) == [
-        "forbidden tokens [2]",
-        *["its query is none of this run's"] * 3,
-    ]
+    foreign = "its query is none of this run's"
+    assert sorted(why for _, why in report.rejected) == ["forbidden tokens [2]", *[foreign] * 3]

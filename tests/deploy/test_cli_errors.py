@@ -63,6 +63,25 @@ def taken_port() -> Iterator[int]:
         (RNG, ["--model.lora.rank", "600"], ["model.lora.rank", "600", "less than or equal to 512"]),
         (RNG, ["--learner.lrr", "1"], ["learner.lrr", "did you mean learner.lr?"]),
         (RNG, ["--run.resume", "true"], ["run.resume", "no checkpoint"]),
+        (RNG, ["--seeds.file", "gone.jsonl"], ["seeds.file", "gone.jsonl", "can't be read"]),
+        (RNG, ["--seeds.file", "{prompts}"], ["seeds.file", "no line holds a seed"]),
+        (
+            RNG,
+            ["--seeds.file", "{seeds}"],
+            [
+                "seeds.file",
+                "line 2: no JSON",
+                "line 3: forbidden tokens [2]",
+                "line 4: 5 actions, allowed are 0..3",
+                "and 2 lines more",
+            ],
+        ),
+        (RNG, ["--seeds.hint", "it is 42"], ["seeds", "no {prompt}"]),
+        (RNG, ["--seeds.hint", "{prompt}{answer}"], ["seeds.hint", "'answer'", "{prompt} and {target} only"]),
+        (RNG, ["--buffer.samples_per_insert", "0.5", "--buffer.samples_per_insert_band", "0"], ["buffer", "below 1"]),
+        (RNG, ["--buffer.evict", "newest"], ["buffer.evict", "'newest'", "'stalest'"]),
+        (RNG, ["--redis.url", "redis+sentinel://127.0.0.1:1"], ["redis.url", "names no master"]),
+        (RNG, ["--redis.url", "redis+sentinel://127.0.0.1:1/m"], ["redis.url", "127.0.0.1:1/m", "No master found"]),
     ],
 )
 def test_a_mistake_is_one_line_with_field_value_and_remedy(
@@ -71,10 +90,13 @@ def test_a_mistake_is_one_line_with_field_value_and_remedy(
     (tmp_path / "empty").mkdir()
     (tmp_path / "prompts.txt").write_text("\n  \n")
     (tmp_path / "some.txt").write_text("number 1\n")
+    seeds = ['{"rationale": "42 ."}', "{", '{"rationale": "number"}', '{"rationale": "12345"}', "[]"]
+    (tmp_path / "seeds.jsonl").write_text("\n".join([*seeds, '{"rationale": "1", "prompt": "other"}']))
     names = {
         "{empty}": str(tmp_path / "empty"),
         "{prompts}": str(tmp_path / "prompts.txt"),
         "{some}": str(tmp_path / "some.txt"),
+        "{seeds}": str(tmp_path / "seeds.jsonl"),
         "{port}": str(taken_port),
     }
     for name, value in names.items():
@@ -107,6 +129,7 @@ def test_an_existing_run_is_never_overwritten_unasked(tmp_path: Path, digit_mode
         (("evaluate", "."), "is no run's folder"),
         (("sample", ".", "-n", "0"), "-n = 0"),
         (("sample", ".", "--temperature", "0"), "--temperature = 0.0"),
+        (("buffer", "stats", "runs/none"), "RUN = 'runs/none': holds no config.yaml"),
     ],
 )
 def test_commands_on_runs_say_what_is_wrong_with_their_arguments(

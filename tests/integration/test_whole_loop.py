@@ -18,12 +18,13 @@ import pytest
 import torch
 from redis import Redis
 
-from buffer.connection import Keys
+from buffer.connection import Keys, connect
 from buffer.embedded import EmbeddedRedis
 from buffer.replay import ReplayBuffer
-from common.config import BufferSection
+from common.config import BufferSection, RedisSection
 from common.reward import RewardWeights
 from common.trajectory import Trajectory
+from tests.buffer.topologies import redis_cluster
 from tests.integration.conftest import ROOT, TIMEOUT_S, amortis, command, write_config
 
 pytestmark = pytest.mark.integration
@@ -107,6 +108,27 @@ def test_evaluating_anew_finds_what_the_run_reported(trained: Path) -> None:
     assert figures["valid_fraction"] == pytest.approx(summary["valid_fraction"], abs=1e-4)
 
 
+def test_a_finished_run_s_buffer_is_shown_exported_and_imported_again(trained: Path, tmp_path: Path) -> None:
+    stats = json.loads(amortis("buffer", "stats", str(trained), "--json"))
+    assert stats["size"] == len(stored(trained)) and stats["pushed"] > 0 and stats["bytes"] > 0
+    assert "redis used bytes" in amortis("buffer", "stats", str(trained))
+    for name in ("buffer.jsonl", "buffer.amortis"):
+        path = tmp_path / name
+        exported = json.loads(amortis("buffer", "export", str(trained), str(path), "--json"))
+        assert exported["exported"] == stats["size"] and exported["bytes"] == path.stat().st_size
+        amortis("buffer", "export", str(trained), str(path), status=2)
+    row = json.loads((tmp_path / "buffer.jsonl").read_text().splitlines()[0])
+    assert row["text"].replace(" ", "") == "".join(str(token - 3) for token in row["action_ids"])
+    damaged = tmp_path / "damaged.jsonl"
+    damaged.write_text((tmp_path / "buffer.jsonl").read_text() + "{}\n")
+    report = json.loads(amortis("buffer", "import", str(trained), str(damaged), "--json", status=1))
+    assert (report["added"], report["duplicates"]) == (0, stats["size"])
+    assert report["rejected"] == [[f"line {stats['size'] + 1}", "format None, this reads format 1"]]
+    assert "nothing was set aside" in amortis("buffer", "quarantine", str(trained))
+    amortis("buffer", "clear", str(trained), status=2)
+    assert json.loads(amortis("buffer", "stats", str(trained), "--json"))["size"] == stats["size"]
+
+
 def test_a_resumed_run_goes_on_where_it_stopped(trained: Path, digit_model: Path) -> None:
     before = json.loads((trained / "summary.json").read_text())
     config = write_config(trained.parents[1], digit_model, steps=210)
@@ -127,17 +149,59 @@ def test_two_actors_share_a_given_redis_whose_password_is_written_nowhere(
         "trainer", enabled=True, passwords=[f"+{password}"], keys=["*"], channels=["*"], commands=["+@all"]
     )
     monkeypatch.setenv("AMORTIS_REDIS__URL", redis_url.replace("redis://", f"redis://trainer:{password}@"))
+    seeds = tmp_path / "seeds.jsonl"
+    seeds.write_text("".join(json.dumps({"rationale": text}) + "\n" for text in ("7", "4242 .", "9876", "0123", "")))
+    settings = {"buffer.replay_priority": "loss", "buffer.query_selection": "loss", "buffer.max_staleness": "30"}
+    settings |= {
+        "seeds.file": str(seeds),
+        "seeds.hint": "{prompt}4 2 . {prompt}",
+        "seeds.samples_per_query": "9",
+        "task.high": "9999",
+    }
+    options = [part for name, value in settings.items() for part in (f"--{name}", value)]
     config = write_config(tmp_path, digit_model, steps=40)
-    amortis("train", str(config), "--run.name", "shared", "--actor.count", "2", "--actor.num_cpus", "0.5")
+    amortis("train", str(config), "--run.name", "shared", "--actor.count", "2", "--actor.num_cpus", "0.5", *options)
     run = tmp_path / "runs" / "shared"
     summary = json.loads((run / "summary.json").read_text())
     assert summary["steps"] == 40 and summary["fault"] is None
     weights = RewardWeights(prior=0, likelihood=0)
-    kept = ReplayBuffer(redis_client, Keys("shared"), BufferSection(), weights).sample(9, 10_000, seed=0)
+    buffer = ReplayBuffer(redis_client, Keys("shared"), BufferSection(), weights)
+    kept = list(buffer)
     assert {item.actor_id for item in kept} == {"actor-0", "actor-1"}
+    stats = buffer.stats()
+    assert stats.seeded == 5 + 9, "given and hinted seeds are scored, and not counted as pushed by actors"
+    assert stats.pushed == summary["trajectories_pushed"] and stats.trained == summary["trajectories_trained"]
+    by_text = {"".join(str(token - 3) for token in item.action_ids): item for item in kept}
+    for text, log_reward in {"7": 0.0, "4242": 0.0, "9876": 0.0, "0123": -10.0, "": -10.0}.items():
+        assert by_text[text].log_constraint[-1] == log_reward
+    assert any(item.source == "seed" for item in kept)
     assert not (run / "redis").exists(), "a server was given, so none is started"
     written = b"".join(path.read_bytes() for path in run.rglob("*") if path.is_file())
     assert password.encode() not in written
+
+
+def test_training_goes_on_when_a_node_of_a_redis_cluster_is_lost(
+    tmp_path: Path, digit_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write_config(tmp_path, digit_model, steps=120)
+    run = tmp_path / "runs" / "spread"
+    with redis_cluster(tmp_path / "cluster", replicas=1) as cluster:
+        monkeypatch.setenv("AMORTIS_REDIS__URL", cluster.url)
+        arguments = command("train", str(config), "--run.name", "spread", "--buffer.shards", "5")
+        process = subprocess.Popen(
+            arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
+        try:
+            wait_for(lambda: (run / "metrics.jsonl").exists() and len(rows(run)) >= 10, "ten steps", process)
+            client = connect(RedisSection(), cluster.url)
+            port = client.get_node_from_key(Keys("spread").control).port
+            os.kill(next(node.pid for node in cluster.masters if node.port == port), signal.SIGKILL)
+            output, _ = process.communicate(timeout=TIMEOUT_S)
+            assert process.returncode == 0, output[-3000:]
+        finally:
+            process.kill()
+    assert [row["step"] for row in rows(run)] == list(range(1, 121))
+    assert json.loads((run / "summary.json").read_text())["fault"] is None
 
 
 def wait_for(condition: Callable[[], Any], what: str, process: subprocess.Popen[str]) -> Any:
@@ -178,7 +242,9 @@ def scrape(port: int) -> str:
         return str(answer.read().decode())
 
 
-def test_a_run_exports_metrics_outlives_an_actor_and_stops_cleanly_on_ctrl_c(tmp_path: Path, digit_model: Path) -> None:
+def test_a_run_exports_metrics_outlives_actor_and_redis_and_stops_cleanly_on_ctrl_c(
+    tmp_path: Path, digit_model: Path
+) -> None:
     port = free_ports(3)
     config = write_config(tmp_path, digit_model, steps=100_000, sync_every=20)
     arguments = command("train", str(config), "--run.name", "tiny", "--metrics.port", str(port))
@@ -204,6 +270,15 @@ def test_a_run_exports_metrics_outlives_an_actor_and_stops_cleanly_on_ctrl_c(tmp
             "training to go on after the actor was killed",
             process,
         )
+        names = {pid: Path(f"/proc/{pid}/comm").read_text() for pid in descendants(process.pid)}
+        server_pid = next(pid for pid, name in names.items() if "redis-server" in name)
+        size = json.loads(amortis("buffer", "stats", str(run), "--json"))["size"]
+        os.kill(server_pid, signal.SIGKILL)
+        step = rows(run)[-1]["step"]
+        wait_for(lambda: rows(run)[-1]["step"] > step + 20, "training to go on after Redis was killed", process)
+        found = json.loads(amortis("buffer", "stats", str(run), "--json"))
+        assert found["size"] >= size and found["quarantined"] == 0
+
         children |= descendants(process.pid)
         os.kill(process.pid, signal.SIGINT)
         output, _ = process.communicate(timeout=120)

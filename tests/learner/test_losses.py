@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from learner.losses import db_loss, subtb_loss, tb_loss, terminal_log_z, vargrad_loss
+from learner.losses import db_loss, subtb_loss, subtb_residuals, tb_loss, terminal_log_z, vargrad_loss
 
 BATCH, STEPS = 5, 7
 LENGTHS = torch.tensor([0, 1, 4, 7, 7])
@@ -225,3 +225,20 @@ def test_loss_is_zero_at_the_exact_policy_for_every_batch_and_positive_off_it(
                 log_pf[b, t] += shift_stop - math.log(remaining)
     constant = torch.full((len(sequences),), log_z, dtype=torch.float64)
     assert float(call(name)(log_pf, log_pterm, rewards, lengths, log_z=constant, min_len=min_len)) > 1e-9
+
+
+@pytest.mark.parametrize("lam", [1.0, 0.7, 0.0])
+def test_a_trajectory_s_residual_is_the_root_of_its_own_loss(lam: float) -> None:
+    log_pf, log_pterm, log_reward = random_batch()
+    found = subtb_residuals(log_pf, log_pterm, log_reward, LENGTHS, lam=lam)
+    for b in range(BATCH):
+        one = slice(b, b + 1)
+        alone = subtb_loss(log_pf[one], log_pterm[one], log_reward[one], LENGTHS[one], lam=lam)
+        assert float(found[b]) == pytest.approx(math.sqrt(float(alone)), abs=1e-9)
+
+
+def test_residuals_say_which_trajectory_is_out_of_balance() -> None:
+    log_pf, log_pterm, log_reward = torch.zeros(3, 2), torch.zeros(3, 3), torch.zeros(3, 3)
+    log_reward[1, 2] = 5.0
+    found = subtb_residuals(log_pf, log_pterm, log_reward, torch.tensor([2, 2, 2]))
+    assert found.tolist() == [0.0, pytest.approx(5 * math.sqrt(2 / 3)), 0.0]
