@@ -4,9 +4,7 @@
 -- arrive are a draw of k without replacement. The best members run one by one. The rest run in ranges of ranks as one
 -- process whose rate bounds theirs, and an arrival counts with probability weight / bound. `beta` is 1 / temperature;
 -- 0 makes all weights equal.
-local MIN_HEAD, MAX_RANGES = 8, 64
--- A range is split while that saves more tries than it costs: counting is as dear as about four tries.
-local SPLIT_COST, MIN_SLACK = 4, 0.1
+local MIN_HEAD, MIN_SLACK = 8, 0.1
 local log, exp, random, call, huge = math.log, math.exp, math.random, redis.call, math.huge
 
 local function uniform()
@@ -21,17 +19,15 @@ local function weight(beta, score, top)
 end
 
 -- Ranges {first rank, one past the last, bound of the weights} of the members from rank `first` on, none of which
--- scores above `score`, and the sum of count * bound. A range spans at most a factor e of weight, or so little of the
--- whole that its slack is no matter.
+-- scores above `score`, and the sum of count * bound. A range is as long as all before it together, whose members weigh
+-- at least its bound each: so the bounds add up to no more than the true sum, and at least every second try succeeds. The
+-- last range is longer where it weighs so little that `wanted` draws hardly ever look at it.
 local function tail_ranges(key, first, n, score, beta, top, mass, wanted)
   local ranges, total, rank = {}, 0, first
-  local slack = math.max(MIN_SLACK, SPLIT_COST / wanted)
+  local slack = math.max(MIN_SLACK, 2 / wanted)
   while rank < n do
     local bound, last = weight(beta, score, top), n
-    if beta > 0 and #ranges < MAX_RANGES and (n - rank) * bound > slack * (mass + total) then
-      last = call('ZCOUNT', key, string.format('(%.17g', score - 1 / beta), '+inf')
-      if last <= rank then last = rank + 1 end
-    end
+    if beta > 0 and (n - rank) * bound > slack * (mass + total) then last = math.min(n, 2 * rank) end
     ranges[#ranges + 1] = { rank, last, bound }
     total = total + (last - rank) * bound
     rank = last

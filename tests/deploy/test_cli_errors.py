@@ -71,7 +71,7 @@ def taken_port() -> Iterator[int]:
             [
                 "seeds.file",
                 "line 2: no JSON",
-                "line 3: forbidden tokens [2]",
+                "line 3: forbidden tokens [14]",
                 "line 4: 5 actions, allowed are 0..3",
                 "and 2 lines more",
             ],
