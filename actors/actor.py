@@ -145,13 +145,19 @@ class Actor:
         jobs = self._seeds.take(self.id, SEED_JOBS_AT_ONCE)
         if not jobs:
             return False
-        self._beat("scoring seeds")
         queries = {query.id: query for query in self.queries}
         for job in jobs:
             self.sampler.submit_seed(queries[job.query_id], job)
         scored = self.sampler.accept([])
+        next_word = 0.0
         while self.sampler.in_flight:
             scored += self.sampler.step()
+            if time.monotonic() >= next_word:
+                next_word = time.monotonic() + HOUSEKEEPING_S
+                self._beat("scoring seeds")
+                if self.control.stop_reason() is not None:
+                    # The jobs stay this actor's, for a resumed run.
+                    return False
         if not self._push_or_wait(scored, from_actor=False):
             return False
         self._seeds.done(self.id, len(jobs))
