@@ -1,4 +1,4 @@
-"""cpprb and dm-reverb at a given item size, for `benchmarks.buffer --context`; whichever is installed is measured.
+"""cpprb and dm-reverb at a given item size, for `benchmarks.buffer --context`, which runs it once a library.
 
 Both keep their items in memory, cpprb in this very process: no network, no durability. Prints JSON.
 """
@@ -62,14 +62,16 @@ def reverb(size: int, item_bytes: int) -> list[dict[str, Any]]:
     payload = np.zeros(item_bytes, np.uint8)
 
     def push() -> None:
-        for _ in range(BATCH):
-            client.insert(payload, {"table": 1.0})
+        with client.writer(max_sequence_length=1) as writer:
+            for _ in range(BATCH):
+                writer.append([payload])
+                writer.create_item("table", 1, 1.0)
 
-    for _ in range(0, min(size, 20_000), BATCH):
+    for _ in range(0, size, BATCH):
         push()
     return [
         row(f"dm-reverb: push of {BATCH}", median_ms(push)),
-        row(f"dm-reverb: sample of {DRAWN} at 20000", median_ms(lambda: list(client.sample("table", DRAWN)))),
+        row(f"dm-reverb: sample of {DRAWN} at {size:.2g}", median_ms(lambda: list(client.sample("table", DRAWN)))),
     ]
 
 
@@ -79,15 +81,9 @@ def row(name: str, value: float) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure what is installed."""
-    size, item_bytes = int(sys.argv[1]), int(sys.argv[2])
-    found = []
-    for library in (cpprb, reverb):
-        try:
-            found += library(size, item_bytes)
-        except Exception as error:
-            print(f"{library.__name__}: {error}", file=sys.stderr)
-    print(json.dumps(found))
+    """Measure one library: `context.py LIBRARY SIZE ITEM_BYTES`."""
+    library, size, item_bytes = sys.argv[1:]
+    print(json.dumps({"cpprb": cpprb, "reverb": reverb}[library](int(size), int(item_bytes))))
 
 
 if __name__ == "__main__":
