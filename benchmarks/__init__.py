@@ -1,0 +1,1 @@
+"""Benchmarks, apart from the tests: each prints a table, or JSON with `--json`."""

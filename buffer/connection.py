@@ -85,8 +85,13 @@ class Keys:
 def forget(client: Client, keys: Keys) -> None:
     """Delete everything that is kept of a run."""
     for pattern in keys.patterns:
-        for key in client.scan_iter(match=pattern, count=1_000):
-            client.unlink(key)
+        delete_matching(client, pattern)
+
+
+def delete_matching(client: Client, pattern: str) -> None:
+    """Delete the keys that SCAN matches, on all servers."""
+    for key in client.scan_iter(match=pattern, count=1_000):
+        client.unlink(key)
 
 
 def connect(section: RedisSection, url: str | None = None) -> Client:

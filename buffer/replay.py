@@ -18,20 +18,22 @@ import msgpack
 import numpy as np
 from redis.exceptions import OutOfMemoryError, ResponseError
 
-from buffer.connection import Client, Keys, ShardKeys, memory_of, retry
+from buffer.connection import Client, Keys, ShardKeys, delete_matching, memory_of, retry
 from buffer.near_duplicates import Known, Mirror, as_letters, screen
 from buffer.quarantine import Quarantine
 from buffer.scripts import ReplicatedScript, load_script
 from buffer.stats import BufferStats, PushResult
 from common.config import BufferSection, RedisSection, RunConfig
 from common.errors import UserError
-from common.reward import RewardWeights
-from common.trajectory import MalformedTrajectory, Query, Trajectory
+from common.reward import RewardWeights, weighted_sum
+from common.trajectory import SAMPLED, MalformedTrajectory, Query, Trajectory
 
 FORMAT = 2
 """Of what stands in Redis; another one is refused, never misread."""
 ITEM_OVERHEAD_BYTES = 450
 """What Redis keeps for a trajectory besides its bytes: names and indexes, measured with all indexes in use."""
+_VERSION_STEP = 2**32
+"""Between versions in the index by version; what lies between two is the order of arrival, still exact in a double."""
 _NEVER_STALE = 2**20
 """The version of what no adapter sampled (seeds, data sets): it is as off-policy today as it was."""
 _EXPIRE_AT_ONCE = 2_000
@@ -39,8 +41,6 @@ _SCAN = 500
 _ID_BYTES = 16
 _REPLAY_INDEX = {"reward": "priority", "loss": "loss", "uniform": "order"}
 _CONFLICT_RETRIES = 20
-
-
 MEMORY_HEADROOM = 0.1
 """Share of Redis' memory limit that pushes leave free, for adapters and control keys: a run can then still end well."""
 _LOOK_AT_MEMORY_S = 1.0
@@ -181,11 +181,12 @@ class ReplayBuffer:
             int(from_actor),
             int(self._by_version),
             int(self._by_loss),
+            _VERSION_STEP,
         ]
         groups: dict[str, list[Any]] = {}
         for item in trajectories:
             group = groups.setdefault(item.query_id, [])
-            group += (bytes.fromhex(item.id), self._log_reward(item), _version(item), item.to_bytes())
+            group += (bytes.fromhex(item.id), self._log_reward(item), _version_score(item), item.to_bytes())
         packed = [part for entry in groups.items() for part in entry]
         keys = self._shards[shard]
         try:
@@ -209,13 +210,8 @@ class ReplayBuffer:
             raise BufferFull(_full(n, f"{self._fullest:.0%}"))
 
     def _log_reward(self, item: Trajectory) -> float:
-        weights = self._weights
-        total = float(item.log_constraint[-1])
-        if weights.prior:
-            total += weights.prior * float(item.log_prior[-1])
-        if weights.likelihood:
-            total += weights.likelihood * float(item.log_likelihood[-1])
-        return total
+        prior, likelihood = float(item.log_prior[-1]), float(item.log_likelihood[-1])
+        return weighted_sum(prior, likelihood, float(item.log_constraint[-1]), self._weights)
 
     def _push_screened(self, query_id: str, group: Sequence[Trajectory], from_actor: bool) -> PushResult:
         """Insert what is no near-duplicate; again from the start when another writer was quicker."""
@@ -271,7 +267,7 @@ class ReplayBuffer:
         """Query, ids and payloads of each query's share."""
         section, oldest = self._section, -1
         if section.max_staleness is not None and version is not None:
-            oldest = max(0, version - section.max_staleness)
+            oldest = max(0, version - section.max_staleness) * _VERSION_STEP
         chosen_by = [n_queries, section.query_selection, repr(1 / section.query_temperature), oldest]
         chosen_by += [_EXPIRE_AT_ONCE, ITEM_OVERHEAD_BYTES]
         beta = 0.0 if section.replay_priority == "uniform" else 1 / section.replay_temperature
@@ -381,16 +377,14 @@ class ReplayBuffer:
                 item = self._decode(query_id.encode(), key, payload)
                 if item is None:
                     continue
-                scores = {"version": float(_version(item) * 2**32), "loss": 0.0}
+                scores = {"version": float(_version_score(item)), "loss": 0.0}
                 for name in names:
                     self._client.zadd(keys.of_query(query_id, name), {key: scores[name]}, nx=True)
 
     def clear(self) -> None:
         """Delete all trajectories, counters and the quarantine; queries, adapters and control keys stay."""
-        for index in range(len(self._shards)):
-            pattern = f"{self._keys.shard(index).prefix}*"
-            for key in self._client.scan_iter(match=pattern, count=1_000):
-                self._client.unlink(key)
+        for shard in self._shards:
+            delete_matching(self._client, f"{shard.prefix}*")
         for key in (self._keys.quarantine, self._keys.quarantine_count):
             self._client.unlink(key)
         self._mirror = Mirror(self._client)
@@ -419,8 +413,8 @@ def _by_query(answer: list[Any]) -> Iterator[tuple[bytes, list[bytes], list[byte
         yield query, [ids[i : i + _ID_BYTES] for i in range(0, len(ids), _ID_BYTES)], payloads
 
 
-def _version(item: Trajectory) -> int:
-    return item.behaviour.adapter_version if item.source in ("policy", "tempered") else _NEVER_STALE
+def _version_score(item: Trajectory) -> int:
+    return _VERSION_STEP * (item.behaviour.adapter_version if item.source in SAMPLED else _NEVER_STALE)
 
 
 def _pack(value: Any) -> bytes:

@@ -12,7 +12,7 @@ from redis.cluster import RedisCluster
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from buffer.connection import LOST, MOVING, Client
+from buffer.connection import Client
 
 _INCLUDE = "-- include: "
 
@@ -43,7 +43,7 @@ class ReplicatedScript:
     def __init__(self, client: Client, name: str, replicas: int, timeout_s: float, retry: Retry) -> None:
         self._client, self._replicas, self._timeout_ms = client, replicas, int(timeout_s * 1_000)
         self._retry, self._source = retry, script_source(name)
-        self._retry.update_supported_errors([*LOST, *MOVING, NotReplicated])
+        self._retry.update_supported_errors([NotReplicated])
         self._plain = load_script(client, name)
 
     def __call__(self, keys: list[str], args: list[Any]) -> Any:

@@ -31,7 +31,3 @@ class SeedQueue:
     def done(self, actor_id: str, n: int) -> None:
         """The first `n` jobs that the actor took are in the buffer."""
         self._client.ltrim(self._keys.seeds_of(actor_id), n, -1)
-
-    def waiting(self) -> int:
-        """Jobs that no actor has taken."""
-        return int(self._client.llen(self._keys.seeds))

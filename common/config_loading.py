@@ -75,6 +75,16 @@ def load_resolved(path: Path) -> RunConfig:
         raise _explain(error) from error
 
 
+def load_run(folder: Path) -> RunConfig:
+    """The saved configuration of a run's folder; raises UserError naming RUN if it is none."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise UserError(
+            "RUN", str(folder), "holds no config.yaml, so it is no run's folder", "give a folder such as runs/NAME"
+        )
+    return load_resolved(path)
+
+
 def save_resolved(config: RunConfig, path: Path) -> None:
     """Write every setting, secrets left out."""
     data = config.model_dump(mode="json")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 FloatArray = NDArray[np.float32]
+ValueT = TypeVar("ValueT", float, NDArray[np.float64])
 
 
 class RewardWeights(BaseModel):
@@ -44,9 +46,16 @@ def log_reward(
     `components` holds `log_prior`, `log_likelihood` and `log_constraint`, each of shape (K+1,), untempered.
     A component whose weight is 0 is left out altogether, so a non-finite value in it does no harm.
     """
-    total = np.asarray(components["log_constraint"], dtype=np.float64).copy()
+    names = ("log_prior", "log_likelihood", "log_constraint")
+    prior, likelihood, constraint = (np.asarray(components[name], dtype=np.float64) for name in names)
+    return weighted_sum(prior, likelihood, constraint, weights) / temperature
+
+
+def weighted_sum(prior: ValueT, likelihood: ValueT, constraint: ValueT, weights: RewardWeights) -> ValueT:
+    """Untempered log R of components at one state, or at many."""
+    total = constraint
     if weights.prior:
-        total += weights.prior * components["log_prior"].astype(np.float64)
+        total = total + weights.prior * prior
     if weights.likelihood:
-        total += weights.likelihood * components["log_likelihood"].astype(np.float64)
-    return total / temperature
+        total = total + weights.likelihood * likelihood
+    return total

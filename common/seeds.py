@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +72,14 @@ def _given(path: Path, queries: Sequence[Query], space: ActionSpace, codec: Toke
         lines = path.expanduser().read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError("seeds.file", str(path), f"can't be read ({error})", "give a JSON Lines file") from error
+    by_prompt: dict[tuple[int, ...], list[Query]] = {}
+    for query in queries:
+        by_prompt.setdefault(tuple(query.prompt_ids.tolist()), []).append(query)
     jobs: list[SeedJob] = []
     problems: list[str] = []
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            found = _read_line(line, queries, space, codec)
+            found = _read_line(line, by_prompt, space, codec)
             if isinstance(found, str):
                 problems.append(f"line {number}: {found}")
             else:
@@ -92,7 +96,9 @@ def _given(path: Path, queries: Sequence[Query], space: ActionSpace, codec: Toke
     return jobs
 
 
-def _read_line(line: str, queries: Sequence[Query], space: ActionSpace, codec: TokenCodec) -> SeedJob | str:
+def _read_line(
+    line: str, by_prompt: Mapping[tuple[int, ...], Sequence[Query]], space: ActionSpace, codec: TokenCodec
+) -> SeedJob | str:
     """A job, or why the line is none."""
     try:
         row = json.loads(line)
@@ -100,7 +106,7 @@ def _read_line(line: str, queries: Sequence[Query], space: ActionSpace, codec: T
         return f"no JSON ({error.msg})"
     if not isinstance(row, dict) or not isinstance(row.get("rationale"), str):
         return 'no "rationale" text'
-    matching = [query for query in queries if _matches(query, row, codec)]
+    matching = _matching(row, by_prompt, codec)
     if len(matching) != 1:
         what = "names no training query" if not matching else f"names {len(matching)} queries"
         return f'"prompt" {what}'
@@ -111,8 +117,15 @@ def _read_line(line: str, queries: Sequence[Query], space: ActionSpace, codec: T
     return reason or SeedJob(matching[0].id, action_ids=tuple(actions))
 
 
-def _matches(query: Query, row: dict[str, Any], codec: TokenCodec) -> bool:
-    for name, ids in (("prompt", query.prompt_ids), ("target", query.target_ids)):
-        if name in row and codec.encode(str(row[name])) != ids.tolist():
-            return False
-    return True
+def _matching(
+    row: Mapping[str, Any], by_prompt: Mapping[tuple[int, ...], Sequence[Query]], codec: TokenCodec
+) -> list[Query]:
+    """The queries that a line's prompt and target, where it has them, can mean; each text is encoded once."""
+    if "prompt" in row:
+        found = list(by_prompt.get(tuple(codec.encode(str(row["prompt"]))), []))
+    else:
+        found = list(chain.from_iterable(by_prompt.values()))
+    if "target" in row:
+        target = codec.encode(str(row["target"]))
+        found = [query for query in found if query.target_ids.tolist() == target]
+    return found

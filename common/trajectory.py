@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
@@ -25,7 +25,7 @@ NO_SHA256 = "0" * 64
 
 Source = Literal["policy", "tempered", "seed", "dataset"]
 _SOURCES: tuple[Source, ...] = ("policy", "tempered", "seed", "dataset")
-_SAMPLED: tuple[Source, ...] = ("policy", "tempered")
+SAMPLED: tuple[Source, ...] = ("policy", "tempered")
 
 
 class MalformedTrajectory(ValueError):
@@ -145,7 +145,7 @@ class Trajectory(BaseModel):
                 raise ValueError(f"{name} is not finite")
         if len(self.behaviour.sampler_log_prob) != k:
             raise ValueError(f"sampler_log_prob has {len(self.behaviour.sampler_log_prob)} entries, need {k}")
-        if self.source in _SAMPLED and not np.isfinite(self.behaviour.log_prob):
+        if self.source in SAMPLED and not np.isfinite(self.behaviour.log_prob):
             raise ValueError("sampler_log_prob or stop_log_prob is not finite")
         self._check_positions(k)
         return self
@@ -169,6 +169,12 @@ class Trajectory(BaseModel):
     def id(self) -> str:
         """32 hex digits: the same query and actions are the same trajectory."""
         return _digest(bytes.fromhex(self.query_id), _le(self.action_ids))
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy; its id is found anew, as the update may hold other actions."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("id", None)
+        return copied
 
     def log_reward(self, weights: RewardWeights, temperature: float = 1.0) -> NDArray[np.float64]:
         """Log R at every decision state, shape (K+1,), in nats."""

@@ -22,9 +22,10 @@ from buffer.embedded import EmbeddedRedis, running_server
 from buffer.exchange import export_buffer, import_buffer
 from buffer.replay import BufferFull, ReplayBuffer
 from common.config import RunConfig
-from common.config_loading import load_resolved
+from common.config_loading import load_run
 from common.errors import RunFault, UserError
 from common.trajectory import MalformedTrajectory, Trajectory
+from deploy.display import print_figures
 
 URL_VARIABLE = "AMORTIS_REDIS__URL"
 _SHOWN = 10
@@ -43,9 +44,7 @@ class OpenBuffer:
 @contextlib.contextmanager
 def open_buffer(run: Path, url: str | None) -> Iterator[OpenBuffer]:
     """The buffer of a run's folder: in the given Redis, in the run's own if it is up, else from its data folder."""
-    if not (run / "config.yaml").is_file():
-        raise UserError("RUN", str(run), "holds no config.yaml", "give the folder of a run, such as runs/NAME")
-    config = load_resolved(run / "config.yaml")
+    config = load_run(run)
     data = run / "redis"
     address = url or os.environ.get(URL_VARIABLE) or running_server(data)
     with contextlib.ExitStack() as stack:
@@ -114,11 +113,9 @@ def stats(options: argparse.Namespace, opened: OpenBuffer, console: Console) -> 
         redis_used_bytes=memory.used,
         redis_max_bytes=memory.limit,
     )
-    table = Table("", "value")
-    table.columns[1].justify = "right"
-    for name, value in found.items():
-        table.add_row(name.replace("_", " "), f"{value:,}")
-    _show(options, console, table)
+    if not options.json:
+        shown = {name.replace("_", " "): f"{value:,}" for name, value in found.items()}
+        print_figures(console, str(options.run), shown)
     return found, 0
 
 

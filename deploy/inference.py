@@ -9,7 +9,7 @@ from actors.engine import Engine, LoadedAdapter
 from actors.sampler import TrajectorySampler
 from buffer.adapters import files_sha256
 from common.config import RunConfig
-from common.config_loading import load_resolved
+from common.config_loading import load_run
 from common.devices import resolve_devices
 from common.errors import UserError
 from common.metrics import ActorMetrics, new_registry
@@ -24,12 +24,11 @@ class FinishedRun:
 
     def __init__(self, folder: Path) -> None:
         """Raises UserError if the folder is no run with an adapter, or its model is gone."""
-        if not (folder / "config.yaml").is_file():
-            raise UserError("RUN", str(folder), "is no run's folder", "give a folder such as runs/NAME")
+        config = load_run(folder)
         self.folder, self.adapter_folder = folder, folder / "adapter"
         if not (self.adapter_folder / "adapter_config.json").is_file():
             raise UserError("RUN", str(folder), "holds no adapter yet", "let the run finish, or stop it with Ctrl-C")
-        self.config: RunConfig = resolve_devices(load_resolved(folder / "config.yaml"))
+        self.config: RunConfig = resolve_devices(config)
         self.model = find_model(self.config.model.name)
         self.codec: HuggingFaceCodec = load_codec(self.model)
         self.task: Task[Any] = make_task(self.config.task, self.codec)

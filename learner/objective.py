@@ -12,7 +12,7 @@ from torch import Tensor
 from common.config import LearnerSection
 from common.reward import RewardWeights
 from common.trajectory import Trajectory
-from learner.losses import group_mean, subtb_loss, subtb_residuals, tb_loss, terminal_log_z, vargrad_loss
+from learner.losses import db_loss, group_mean, subtb_loss, subtb_residuals, tb_loss, terminal_log_z, vargrad_loss
 from learner.policy import LogProbs
 
 
@@ -84,9 +84,11 @@ def evaluate(
         loss = vargrad_loss(*arguments, group=rows, min_len=min_len)
         residuals = (group_mean(estimates, rows) - estimates).abs()
     else:
-        # Modified detailed balance is sub-trajectory balance at λ = 0.
-        lam = 0.0 if section.objective == "db" else section.subtb_lambda
-        loss = subtb_loss(*arguments, lam=lam, min_len=min_len, group=rows, normalize=section.normalize)
+        if section.objective == "db":
+            lam, loss = 0.0, db_loss(*arguments, min_len=min_len, group=rows, normalize=section.normalize)
+        else:
+            lam = section.subtb_lambda
+            loss = subtb_loss(*arguments, lam=lam, min_len=min_len, group=rows, normalize=section.normalize)
         with torch.no_grad():
             residuals = subtb_residuals(*arguments, lam=lam, min_len=min_len, group=rows)
     return Evaluation(loss, float(estimates.mean()), learned, residuals)

@@ -1,12 +1,10 @@
--- Included by others; `prefix` and `stats` are the shard's. Needs drop and race.
+-- Included by others; `prefix`, `overhead` and `stats` are the shard's. Needs drop and race.
 --
 -- Chooses `wanted` queries of a shard, each at most once, by `mode`: 'uniform', 'loss' or 'least_recently_trained'.
--- Takes out what is older in them than adapter version `oldest` (-1: any age goes), `limit` trajectories at most.
+-- Takes out what scores below `oldest` by version in them (-1: any age goes), `limit` trajectories at most.
 -- Returns the queries and their keys, of which the smallest over all shards are the choice; nil if more than `limit`
 -- are too old: ask again.
-local VERSION_STEP = 4294967296
-
-local function choose(wanted, mode, beta, oldest, limit, overhead)
+local function choose(wanted, mode, beta, oldest, limit)
   local function candidates(n, skip, skipped)
     if mode == 'uniform' then return race(prefix .. 'queries', n, 0, skip, skipped) end
     if mode == 'loss' then return race(prefix .. 'queries:loss', n, beta, skip, skipped) end
@@ -25,12 +23,12 @@ local function choose(wanted, mode, beta, oldest, limit, overhead)
   local function expire(query)
     if oldest < 0 then return true, true end
     local stale = redis.call('ZRANGEBYSCORE', prefix .. 'q:' .. query .. ':version', '-inf',
-      '(' .. string.format('%.17g', oldest * VERSION_STEP), 'LIMIT', 0, limit)
+      '(' .. string.format('%.17g', oldest), 'LIMIT', 0, limit)
     local removed, freed = 0, 0
     for _, id in ipairs(stale) do
       local gone, bytes = drop(query, id)
       removed = removed + gone
-      freed = freed + gone * (bytes + overhead)
+      freed = freed + bytes
     end
     if removed > 0 then
       redis.call('HINCRBY', stats, 'size', -removed)

@@ -4,6 +4,7 @@
 -- Returns (query, ids in one string, payloads) repeated.
 local prefix = ARGV[1]
 -- include: race
+-- include: chunks
 -- include: drawing
 math.randomseed(tonumber(ARGV[2]))
 return draw(cmsgpack.unpack(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7]),

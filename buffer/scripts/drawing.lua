@@ -1,20 +1,13 @@
--- Included by others; `prefix` is the shard's. Needs race.
+-- Included by others; `prefix` is the shard's. Needs race and chunks.
 --
 -- Draws trajectories of each query: its `n_fresh` newest, then a rest of `per_query` − `n_fresh` by an index.
 -- Returns (query, ids in one string, payloads) repeated.
-local CHUNK = 4000
-
 local function extend(list, more)
   for _, value in ipairs(more) do list[#list + 1] = value end
 end
 
 local function values(key, ids)
-  if #ids <= CHUNK then return call('HMGET', key, unpack(ids)) end
-  local found = {}
-  for i = 1, #ids, CHUNK do
-    extend(found, call('HMGET', key, unpack(ids, i, math.min(i + CHUNK - 1, #ids))))
-  end
-  return found
+  return in_parts(ids, function(...) return call('HMGET', key, ...) end)
 end
 
 local function draw(queries, per_query, n_fresh, index, beta, replacement, payloads)

@@ -1,5 +1,5 @@
--- Included by others; `prefix` is the shard's. Takes one trajectory out of a query.
--- Returns 1 and its bytes, or 0 if it was not there.
+-- Included by others; `prefix` is the shard's, `overhead` what a trajectory takes besides its bytes. Takes one
+-- trajectory out of a query. Returns 1 and the bytes that it frees, or 0 twice if it was not there.
 local INDEXES = { ':priority', ':order', ':version', ':loss' }
 
 local function drop(query, id)
@@ -12,5 +12,5 @@ local function drop(query, id)
     redis.call('ZREM', prefix .. 'queries:loss', query)
     redis.call('ZREM', prefix .. 'queries:trained', query)
   end
-  return 1, bytes
+  return 1, bytes + overhead
 end

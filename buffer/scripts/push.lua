@@ -1,31 +1,29 @@
 -- Insert trajectories: drop exact duplicates (the newer behaviour stays), then evict down to all bounds.
 -- KEYS: stats (hash). All other keys share its hash tag through the prefix.
--- ARGV: prefix; settings; groups, two each: query, {id, log reward, adapter version, payload, ...}; and for
+-- ARGV: prefix; settings; groups, two each: query, {id, log reward, version score, payload, ...}; and for
 -- near-duplicates the sequence number that the query's newest must still have (0: none), and the ids that the group
 -- replaces (else empty).
 -- Returns added, duplicates, evicted, refused; or -1 if the query has changed since the sequence number was read.
 local prefix = ARGV[1]
--- include: drop
 local settings, groups = cmsgpack.unpack(ARGV[2]), cmsgpack.unpack(ARGV[3])
 local per_query, capacity, max_bytes, overhead = settings[1], settings[2], settings[3], settings[4]
 local policy, from_actor, by_version, by_loss = settings[5], settings[6], settings[7], settings[8]
+local version_step = settings[9]
+-- include: drop
+-- include: chunks
 local stats, queries = KEYS[1], prefix .. 'queries'
 local call = redis.call
 local NAMES = { 'size', 'bytes', 'sequence', 'pushed', 'seeded', 'added', 'duplicates', 'evicted', 'refused' }
 local VICTIM = { lowest_reward = ':priority', oldest = ':order', stalest = ':version' }
--- A version and, among equals, the order of arrival, in one exactly represented number.
-local VERSION_STEP, ARRIVALS = 4294967296, 4294967296
--- Lua passes no more than 8,000 values on.
-local CHUNK = 4000
 
 local counts = {}
 for i, value in ipairs(call('HMGET', stats, unpack(NAMES))) do counts[NAMES[i]] = tonumber(value or 0) or 0 end
 local before = { counts.added, counts.duplicates, counts.evicted, counts.refused }
 
 local function remove(query, id)
-  local removed, bytes = drop(query, id)
+  local removed, freed = drop(query, id)
   counts.size = counts.size - removed
-  counts.bytes = counts.bytes - removed * (bytes + overhead)
+  counts.bytes = counts.bytes - freed
   return removed
 end
 
@@ -40,18 +38,12 @@ end
 local function fullest() return call('ZREVRANGE', queries, 0, 0)[1] end
 
 local function store(command, key, values)
-  for i = 1, #values, CHUNK do call(command, key, unpack(values, i, math.min(i + CHUNK - 1, #values))) end
+  in_parts(values, function(...) return call(command, key, ...) end)
 end
 
 -- Which of the ids are stored, by place.
 local function stored(base, ids)
-  local found = {}
-  for i = 1, #ids, CHUNK do
-    for j, score in ipairs(call('ZMSCORE', base .. ':order', unpack(ids, i, math.min(i + CHUNK - 1, #ids)))) do
-      found[i + j - 1] = score
-    end
-  end
-  return found
+  return in_parts(ids, function(...) return call('ZMSCORE', base .. ':order', ...) end)
 end
 
 -- The last of each id; what is too large on its own is refused.
@@ -85,7 +77,8 @@ local function insert(query, items)
     payloads[n - 1], payloads[n] = id, payload
     priorities[n - 1], priorities[n] = items[at + 1], id
     orders[n - 1], orders[n] = places[id], id
-    versions[n - 1], versions[n] = items[at + 2] * VERSION_STEP + places[id] % ARRIVALS, id
+    -- Among equal versions, the order of arrival decides.
+    versions[n - 1], versions[n] = items[at + 2] + places[id] % version_step, id
     if known[i] then
       counts.duplicates = counts.duplicates + 1
       counts.bytes = counts.bytes + #payload - call('HSTRLEN', base .. ':items', id)

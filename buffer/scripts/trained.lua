@@ -3,7 +3,7 @@
 -- query, how many were used, mean priority, {priority, id, ...}. What has been evicted meanwhile is passed over.
 local prefix, now, by_loss = ARGV[1], ARGV[2], ARGV[3] == '1'
 local groups = cmsgpack.unpack(ARGV[4])
-local CHUNK = 4000
+-- include: chunks
 local used = 0
 for i = 1, #groups, 4 do
   local query, pairs_ = groups[i], groups[i + 3]
@@ -12,9 +12,7 @@ for i = 1, #groups, 4 do
   redis.call('ZADD', prefix .. 'queries:trained', 'XX', now, query)
   if by_loss then
     local key = prefix .. 'q:' .. query .. ':loss'
-    for first = 1, #pairs_, CHUNK do
-      redis.call('ZADD', key, 'XX', unpack(pairs_, first, math.min(first + CHUNK - 1, #pairs_)))
-    end
+    in_parts(pairs_, function(...) return redis.call('ZADD', key, 'XX', ...) end)
   end
 end
 return redis.call('HINCRBY', KEYS[1], 'trained', used)
