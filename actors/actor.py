@@ -55,7 +55,7 @@ class Actor:
         self.control = Control(client, keys)
         self.buffer = ReplayBuffer.of(config, client, keys)
         self._seeds = SeedQueue(client, keys)
-        self.task = make_task(config.task, load_codec(config.model.name))
+        self.task = make_task(config.task, load_codec(config.model.name), config.actor.max_model_len)
         self.queries = list(self.buffer.queries().values())
         registry = new_registry()
         self.metrics = ActorMetrics(registry)
@@ -69,7 +69,14 @@ class Actor:
             reference = Engine(config.model.name, self.section, config.reference.dtype, space, None, seed)
         self.engine = engine
         self.sampler = TrajectorySampler(
-            self.task, engine, reference, self.metrics, self.id, self.section.score_cache, self._set_aside
+            self.task,
+            engine,
+            reference,
+            self.metrics,
+            self.id,
+            self.section.score_cache,
+            self.section.max_model_len,
+            self._set_aside,
         )
         first = self.queries[0]
         probe = ScoreText((*first.prompt_ids.tolist(), space.terminator_id), first=1)
@@ -164,7 +171,9 @@ class Actor:
         return True
 
     def _may_sample(self) -> bool:
-        return self.adapters.current is not None and self._blocked_since is None
+        # sft trains on the seeds alone.
+        wanted = self.config.learner.objective != "sft"
+        return wanted and self.adapters.current is not None and self._blocked_since is None
 
     def _follow_back_pressure(self) -> None:
         """Wait while far more was pushed than the learner used, so that samples aren't stale when they are."""

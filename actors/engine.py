@@ -44,13 +44,13 @@ class LoadedAdapter:
 
 @dataclass(frozen=True)
 class Sampled:
-    """A finished sample: actions without ⊤, and their log-probabilities under mask and temperature."""
+    """A finished request: actions without ⊤, and their log-probabilities under mask and temperature."""
 
     request_id: str
     action_ids: NDArray[np.int32]
     log_probs: NDArray[np.float32]
-    stop_log_prob: float
-    """Log-probability of ⊤ after them, 0 where max_len forced it."""
+    stop_log_prob: float | None
+    """Log-probability of ⊤ after them; None where something else ended the request: its length, or a tool's trigger."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,7 @@ class Engine:
                 lambda worker: _gather_terminator(worker.model_runner.sampler, space.terminator_id)
             )
         self._score_texts: dict[str, ScoreText] = {}
+        self._score_adapters: dict[str, LoadedAdapter | None] = {}
         self._versions_in_flight: dict[str, int] = {}
         self._loaded: list[int] = []
 
@@ -147,19 +148,32 @@ class Engine:
         return LoadedAdapter(version, sha256, handle)
 
     def submit_sample(
-        self, request_id: str, prompt_ids: Sequence[int], temperature: float, adapter: LoadedAdapter | None
+        self,
+        request_id: str,
+        prompt_ids: Sequence[int],
+        temperature: float,
+        adapter: LoadedAdapter | None,
+        taken: int = 0,
     ) -> None:
-        """Sample one Z under the action space; without an adapter from the base model."""
+        """Sample under the action space up to ⊤, a tool's trigger or max_len, `taken` actions having been taken.
+
+        Without an adapter from the base model. With triggers the request ends at min_len too, as vLLM's own min_tokens
+        would forbid the triggers before it.
+        """
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         space = self._space
+        allowed, most, least = space.allowed_ids, space.max_len - taken, max(0, space.min_len - taken)
+        if space.trigger_ids and least:
+            allowed = tuple(token for token in space.allowed_array.tolist() if token != space.terminator_id)
+            most, least = least, 0
         params = SamplingParams(
             temperature=temperature,
-            max_tokens=space.max_len,
-            min_tokens=space.min_len,
-            stop_token_ids=[space.terminator_id],
-            allowed_token_ids=None if space.allowed_ids is None else list(space.allowed_ids),
+            max_tokens=most,
+            min_tokens=least,
+            stop_token_ids=[space.terminator_id, *space.trigger_ids],
+            allowed_token_ids=None if allowed is None else list(allowed),
             ignore_eos=True,
             logprobs=0,
             detokenize=False,
@@ -170,7 +184,16 @@ class Engine:
         self._add(request_id, prompt_ids, params, adapter)
 
     def submit_score(self, request_id: str, text: ScoreText, adapter: LoadedAdapter | None = None) -> None:
-        """Score a text in one pass; without an adapter by the base model."""
+        """Score a text in one pass; without an adapter by the base model.
+
+        What it shares with texts before it, up to the first wanted token, is read from the prefix cache.
+        """
+        self._score_texts[request_id] = text
+        self._submit_score(request_id, text, adapter, read_cache=not self._scores_by_id)
+
+    def _submit_score(
+        self, request_id: str, text: ScoreText, adapter: LoadedAdapter | None, *, read_cache: bool
+    ) -> None:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -179,9 +202,14 @@ class Engine:
             rows = [[token, self._space.terminator_id] for token in text.ids[text.first :]]
             columns = {"prompt_logprob_token_ids": rows, "prompt_logprob_start": text.first - 1}
         params = SamplingParams(
-            max_tokens=1, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY, ignore_eos=True, **columns
+            max_tokens=1,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            ignore_eos=True,
+            skip_reading_prefix_cache=not read_cache,
+            **columns,
         )
-        self._score_texts[request_id] = text
+        self._score_adapters[request_id] = adapter
         self._add(request_id, text.ids, params, adapter)
 
     def _add(self, request_id: str, ids: Sequence[int], params: Any, adapter: LoadedAdapter | None) -> None:
@@ -194,12 +222,19 @@ class Engine:
 
     def step(self) -> list[Sampled | Scored]:
         """Advance every request by one engine step; what finished."""
-        return [self._result(output) for output in self._engine.step() if output.finished]
+        results = [self._result(output) for output in self._engine.step() if output.finished]
+        return [result for result in results if result is not None]
 
-    def _result(self, output: Any) -> Sampled | Scored:
+    def _result(self, output: Any) -> Sampled | Scored | None:
         self._versions_in_flight.pop(output.request_id, None)
-        text = self._score_texts.pop(output.request_id, None)
+        text = self._score_texts.get(output.request_id)
         if text is not None:
+            adapter = self._score_adapters.pop(output.request_id)
+            if (output.num_cached_tokens or 0) >= text.first and not self._scores_by_id:
+                # Read so far from the cache that a wanted log-probability was never computed: once more, in full.
+                self._submit_score(output.request_id, text, adapter, read_cache=False)
+                return None
+            del self._score_texts[output.request_id]
             return Scored(output.request_id, self._scores(text, output))
         completion = output.outputs[0]
         tokens = np.asarray(completion.token_ids, np.int32)
@@ -209,7 +244,7 @@ class Engine:
         )
         if len(tokens) and tokens[-1] == self._space.terminator_id:
             return Sampled(output.request_id, tokens[:-1], log_probs[:-1], float(log_probs[-1]))
-        return Sampled(output.request_id, tokens, log_probs, 0.0)
+        return Sampled(output.request_id, tokens, log_probs, None)
 
     def _scores(self, text: ScoreText, output: Any) -> TokenScores:
         if self._scores_by_id:

@@ -6,19 +6,22 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
 
 from actors.engine import Engine, LoadedAdapter, Sampled, Scored
-from actors.scoring import Rollout, TokenScores, reward_components, texts_to_score
+from actors.scoring import RewardComponents, Rollout, TokenScores, reward_components, texts_to_score
+from common.log import get_logger
 from common.metrics import ActorMetrics
-from common.reward import FloatArray
 from common.seeds import SeedJob
 from common.tasks import SampleRequest, Task
-from common.trajectory import NO_SHA256, Behaviour, Query, Source, Trajectory
+from common.tools import ToolError
+from common.trajectory import NO_SHA256, Behaviour, Query, Source, ToolEvent, Trajectory
+
+log = get_logger("sampler")
 
 
 @dataclass(frozen=True)
@@ -29,16 +32,53 @@ class _Origin:
     adapter: LoadedAdapter | None
     temperature: float
     source: Source
+    hint_ids: tuple[int, ...] | None = None
+    """The prompt that was sampled under, where it is not the query's own."""
+    every_state: bool = True
+    """Whether the likelihood is wanted at every state, as training needs it, or at the last alone."""
+
+    @property
+    def sampling_prompt(self) -> list[int]:
+        return list(self.hint_ids) if self.hint_ids is not None else self.query.prompt_ids.tolist()
+
+
+@dataclass
+class _Draft:
+    """A rationale in the making: the policy's tokens, what tools inserted, and how it is going to end."""
+
+    origin: _Origin
+    actions: list[int] = field(default_factory=list)
+    inputs: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    events: list[ToolEvent] = field(default_factory=list)
+    stop_log_prob: float = 0.0
+    """0 where max_len forces the end."""
+
+    def act(self, token: int, log_prob: float) -> None:
+        """Append an action."""
+        self.positions.append(len(self.inputs))
+        self.actions.append(token)
+        self.inputs.append(token)
+        self.log_probs.append(log_prob)
+
+    def rollout(self) -> Rollout:
+        """What is scored."""
+        actions, inputs, positions = (
+            np.asarray(values, np.int32) for values in (self.actions, self.inputs, self.positions)
+        )
+        return Rollout(self.origin.query, actions, inputs, positions, tuple(self.events))
 
 
 @dataclass
 class _Pending:
     """A finished sample whose scores are still coming."""
 
-    origin: _Origin
+    draft: _Draft
     rollout: Rollout
-    sampled: Sampled
     scores: list[TokenScores | None]
+    first_state: int
+    """From which state on the likelihood is scored."""
 
 
 @dataclass
@@ -52,13 +92,15 @@ class TrajectorySampler:
     metrics: ActorMetrics
     actor_id: str = ""
     score_cache: int = 100_000
+    max_model_len: int = 2**31
+    """Of the engines, in tokens: what tools insert must leave room for the rest."""
     on_rejected: Callable[[bytes, str], None] = lambda payload, reason: None
     """Told of samples that make no valid trajectory: their action ids (int32) and the reason."""
     _counter: int = 0
     _known_at_once: list[Trajectory] = field(default_factory=list)
-    _sampling: dict[str, _Origin] = field(default_factory=dict)
+    _sampling: dict[str, _Draft] = field(default_factory=dict)
     _scoring: dict[str, tuple[_Pending, int]] = field(default_factory=dict)
-    _known: OrderedDict[str, tuple[FloatArray, FloatArray]] = field(default_factory=OrderedDict)
+    _known: OrderedDict[str, RewardComponents] = field(default_factory=OrderedDict)
 
     @property
     def in_flight(self) -> int:
@@ -66,27 +108,31 @@ class TrajectorySampler:
         return len(self._sampling) + len(self._scoring)
 
     def submit(
-        self, query: Query, n: int, temperature: float, adapter: LoadedAdapter | None, source: Source = "policy"
+        self,
+        query: Query,
+        n: int,
+        temperature: float,
+        adapter: LoadedAdapter | None,
+        source: Source = "policy",
+        *,
+        every_state: bool = True,
     ) -> None:
-        """Ask for `n` samples of a query."""
+        """Ask for `n` samples of a query; without `every_state` the likelihood is that of the last state alone."""
         for _ in range(n):
-            request_id = self._next_id("sample")
-            self._sampling[request_id] = _Origin(query, adapter, temperature, source)
-            self.policy.submit_sample(request_id, query.prompt_ids.tolist(), temperature, adapter)
+            self._sample_on(_Draft(_Origin(query, adapter, temperature, source, every_state=every_state)))
 
     def submit_seed(self, query: Query, job: SeedJob) -> None:
         """Score a given rationale, or draw some from the base model under the job's hint and score them."""
         if job.action_ids is None:
             assert job.hint_ids is not None
             for _ in range(job.n):
-                request_id = self._next_id("sample")
-                self._sampling[request_id] = _Origin(query, None, 1.0, "seed")
-                self.policy.submit_sample(request_id, list(job.hint_ids), 1.0, None)
+                self._sample_on(_Draft(_Origin(query, None, 1.0, "seed", job.hint_ids)))
             return
-        actions = np.asarray(job.action_ids, np.int32)
-        # Nothing was sampled: no policy has given these a probability.
-        unknown = np.full(len(actions), np.nan, np.float32)
-        done = self._score(_Origin(query, None, 1.0, "seed"), Sampled("", actions, unknown, math.nan))
+        draft = _Draft(_Origin(query, None, 1.0, "seed"))
+        for token in job.action_ids:
+            draft.act(token, math.nan)
+            self._use_tool(draft)
+        done = self._score(draft)
         if done is not None:
             self._known_at_once.append(done)
 
@@ -110,41 +156,88 @@ class TrajectorySampler:
     def collect(
         self, queries: Sequence[Query], request: SampleRequest, adapter: LoadedAdapter | None, max_in_flight: int
     ) -> dict[str, list[Trajectory]]:
-        """All samples of a request, by query id; nothing else may be in flight."""
+        """All samples of a request, by query id, scored at their last states; nothing else may be in flight."""
         waiting = [query for query in queries for _ in range(request.n)]
         found: dict[str, list[Trajectory]] = {query.id: [] for query in queries}
         source: Source = "policy" if request.temperature == 1.0 else "tempered"
         while waiting or self.in_flight:
             while waiting and self.in_flight < max_in_flight:
-                self.submit(waiting.pop(), 1, request.temperature, adapter if request.adapter else None, source)
+                adapter_used = adapter if request.adapter else None
+                self.submit(waiting.pop(), 1, request.temperature, adapter_used, source, every_state=False)
             for trajectory in self.step():
                 found[trajectory.query_id].append(trajectory)
         return found
+
+    def _sample_on(self, draft: _Draft) -> None:
+        request_id, origin = self._next_id("sample"), draft.origin
+        self._sampling[request_id] = draft
+        self.policy.submit_sample(
+            request_id,
+            [*origin.sampling_prompt, *draft.inputs],
+            origin.temperature,
+            origin.adapter,
+            taken=len(draft.actions),
+        )
+
+    def _use_tool(self, draft: _Draft) -> None:
+        """After a trigger, let the tool write; a call that goes wrong is an event of the trajectory."""
+        tool, space = self.task.tool, self.task.action_space
+        if tool is None or draft.actions[-1] not in space.trigger_ids:
+            return
+        query = draft.origin.query
+        try:
+            text = tool(self.task.codec.decode([*draft.origin.sampling_prompt, *draft.inputs]))
+            inserted = [] if text is None else self.task.codec.encode(text)
+            if len(inserted) > self._room(draft):
+                raise ToolError("too_long", f"{len(inserted)} tokens don't fit into actor.max_model_len")
+        except ToolError as error:
+            log.warning("tool on query %s: %s (%s)", query.id, error.kind, error)
+            self.metrics.tool_calls.labels(error.kind).inc()
+            draft.events.append(ToolEvent(len(draft.actions), error.kind))
+            return
+        self.metrics.tool_calls.labels("inserted" if inserted else "nothing").inc()
+        draft.inputs += inserted
+
+    def _room(self, draft: _Draft) -> int:
+        """Tokens that tools may still insert: the rest of the rationale, ⊤ and the longest target must fit behind."""
+        query = draft.origin.query
+        prompt = max(len(query.scored_prompt_ids), len(draft.origin.sampling_prompt))
+        target = max(len(ids) for ids in (query.target_ids, *query.alternatives))
+        inserted = len(draft.inputs) - len(draft.actions)
+        return self.max_model_len - prompt - self.task.action_space.max_len - target - 2 - inserted
 
     def _next_id(self, kind: str) -> str:
         self._counter += 1
         return f"{kind}-{self._counter}"
 
     def _on_sampled(self, sampled: Sampled) -> Trajectory | None:
-        origin = self._sampling.pop(sampled.request_id)
-        self.metrics.samples.labels(origin.source).inc()
+        draft = self._sampling.pop(sampled.request_id)
         self.metrics.sampled_tokens.inc(len(sampled.action_ids))
-        if origin.source == "seed":
-            # Drawn under the hint: that says nothing of log q(Z⊤|X).
-            sampled = replace(sampled, log_probs=np.full_like(sampled.log_probs, np.nan), stop_log_prob=math.nan)
-        return self._score(origin, sampled)
+        for token, log_prob in zip(sampled.action_ids.tolist(), sampled.log_probs.tolist(), strict=True):
+            draft.act(token, log_prob)
+        if sampled.stop_log_prob is None:
+            if len(sampled.action_ids):
+                self._use_tool(draft)
+            if len(draft.actions) < self.task.action_space.max_len:
+                self._sample_on(draft)
+                return None
+        else:
+            draft.stop_log_prob = sampled.stop_log_prob
+        self.metrics.samples.labels(draft.origin.source).inc()
+        return self._score(draft)
 
-    def _score(self, origin: _Origin, sampled: Sampled) -> Trajectory | None:
+    def _score(self, draft: _Draft) -> Trajectory | None:
         """Ask the reference for what is missing; the trajectory at once if nothing is."""
-        positions = np.arange(len(sampled.action_ids), dtype=np.int32)
-        rollout = Rollout(origin.query, sampled.action_ids, sampled.action_ids, positions)
-        pending = _Pending(origin, rollout, sampled, [])
-        known = self._known.get(self._key(rollout))
+        rollout, space = draft.rollout(), self.task.action_space
+        first_state = space.min_len if draft.origin.every_state else len(rollout.action_ids)
+        pending = _Pending(draft, rollout, [], first_state)
+        known = self._known.get(self._key(pending))
         if known is not None:
             self.metrics.score_cache_hits.inc()
-            return self._assemble(pending, *known)
-        space = self.task.action_space
-        texts = texts_to_score(rollout, space.terminator_id, space.min_len)
+            return self._assemble(pending, known)
+        texts = texts_to_score(
+            rollout, space.terminator_id, first_state, terminator_in_text=self.task.terminator_in_reward
+        )
         pending.scores = [None] * len(texts)
         for i, text in enumerate(texts):
             request_id = self._next_id("score")
@@ -164,44 +257,54 @@ class TrajectorySampler:
             pending.rollout,
             complete,
             terminator_in_reward=self.task.terminator_in_reward,
-            min_len=self.task.action_space.min_len,
+            first_state=pending.first_state,
         )
-        self._known[self._key(pending.rollout)] = components
+        self._known[self._key(pending)] = components
         if len(self._known) > self.score_cache:
             self._known.popitem(last=False)
-        return self._assemble(pending, *components)
+        return self._assemble(pending, components)
 
     @staticmethod
-    def _key(rollout: Rollout) -> str:
-        return f"{rollout.query.id}:{rollout.input_ids.tobytes().hex()}"
+    def _key(pending: _Pending) -> str:
+        rollout = pending.rollout
+        return f"{rollout.query.id}:{pending.first_state}:{rollout.input_ids.tobytes().hex()}"
 
-    def _assemble(self, pending: _Pending, log_prior: FloatArray, log_likelihood: FloatArray) -> Trajectory | None:
+    def _assemble(self, pending: _Pending, components: RewardComponents) -> Trajectory | None:
         try:
-            return self._trajectory(pending, log_prior, log_likelihood)
+            return self._trajectory(pending, components)
         except ValidationError as error:
             self.metrics.quarantined.inc()
             self.on_rejected(pending.rollout.action_ids.tobytes(), error.errors()[0]["msg"])
             return None
 
-    def _trajectory(self, pending: _Pending, log_prior: FloatArray, log_likelihood: FloatArray) -> Trajectory:
-        origin, rollout = pending.origin, pending.rollout
+    def _trajectory(self, pending: _Pending, components: RewardComponents) -> Trajectory:
+        draft, rollout = pending.draft, pending.rollout
+        origin = draft.origin
+        log_probs = np.asarray(draft.log_probs, np.float32)
+        stop_log_prob = draft.stop_log_prob
+        if origin.source == "seed":
+            # Given, or drawn under a hint: that says nothing of log q(Z⊤|X).
+            log_probs, stop_log_prob = np.full_like(log_probs, np.nan), math.nan
+        penalty = self.task.misleading_penalty * components.misleads
         return Trajectory(
             query_id=origin.query.id,
             task=self.task.name,
             action_ids=rollout.action_ids,
             input_ids=rollout.input_ids,
             action_positions=rollout.action_positions,
-            log_prior=log_prior,
-            log_likelihood=log_likelihood,
-            log_constraint=self.task.log_constraint(origin.query, rollout.action_ids),
+            log_prior=components.log_prior,
+            log_likelihood=components.log_likelihood,
+            log_constraint=self.task.log_constraint(origin.query, rollout.action_ids) - penalty,
+            log_alternatives=components.log_alternatives,
             behaviour=Behaviour(
                 adapter_version=origin.adapter.version if origin.adapter else 0,
                 adapter_sha256=origin.adapter.sha256 if origin.adapter else NO_SHA256,
                 temperature=origin.temperature,
-                sampler_log_prob=pending.sampled.log_probs,
-                stop_log_prob=pending.sampled.stop_log_prob,
+                sampler_log_prob=log_probs,
+                stop_log_prob=stop_log_prob,
             ),
             source=origin.source,
             created_at=time.time(),
             actor_id=self.actor_id,
+            tool_events=rollout.tool_events,
         )

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.reward import FloatArray
-from common.trajectory import Query
+from common.trajectory import Query, ToolEvent
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Rollout:
     action_ids: NDArray[np.int32]
     input_ids: NDArray[np.int32]
     action_positions: NDArray[np.int32]
+    tool_events: tuple[ToolEvent, ...] = ()
 
     @property
     def state_ends(self) -> NDArray[np.int64]:
@@ -45,32 +46,59 @@ class Rollout:
         return np.append(self.action_positions.astype(np.int64), len(self.input_ids))
 
 
-def texts_to_score(rollout: Rollout, terminator_id: int, min_len: int) -> list[ScoreText]:
-    """One pass over X Z ⊤ gives the prior at every state; with Y, one short text more for each state that can stop."""
-    prompt, inputs = rollout.query.prompt_ids.tolist(), rollout.input_ids.tolist()
+@dataclass(frozen=True)
+class RewardComponents:
+    """What the reference gives at every decision state; arrays of shape (K+1,)."""
+
+    log_prior: FloatArray
+    log_likelihood: FloatArray
+    misleads: NDArray[np.bool_]
+    """Whether stopping there makes an alternative target likelier than the query's own."""
+    log_alternatives: FloatArray
+    """log p of each alternative target at the last state; shape (alternatives,)."""
+
+
+def texts_to_score(
+    rollout: Rollout, terminator_id: int, first_state: int, *, terminator_in_text: bool
+) -> list[ScoreText]:
+    """One pass over X Z ⊤ gives the prior at every state; with Y, each from `first_state` on has one short text more.
+
+    Alternative targets follow the target of their state, one text each. Without `terminator_in_text` the target follows
+    Z at once, as ⊤ is then the policy's stop sign alone.
+    """
+    prompt, inputs = rollout.query.scored_prompt_ids.tolist(), rollout.input_ids.tolist()
     texts = [ScoreText((*prompt, *inputs, terminator_id), first=len(prompt))]
-    target = rollout.query.target_ids.tolist()
-    if target:
-        for end in rollout.state_ends[min_len:]:
-            head = (*prompt, *inputs[:end], terminator_id)
-            texts.append(ScoreText((*head, *target), first=len(head)))
+    targets = _targets(rollout.query)
+    stop = (terminator_id,) if terminator_in_text else ()
+    for end in rollout.state_ends[first_state:] if targets else ():
+        head = (*prompt, *inputs[:end], *stop)
+        texts += [ScoreText((*head, *target), first=len(head)) for target in targets]
     return texts
 
 
 def reward_components(
-    rollout: Rollout, scores: Sequence[TokenScores], *, terminator_in_reward: bool, min_len: int
-) -> tuple[FloatArray, FloatArray]:
-    """log_prior and log_likelihood at every decision state, both (K+1,), from the scores of `texts_to_score`.
+    rollout: Rollout, scores: Sequence[TokenScores], *, terminator_in_reward: bool, first_state: int
+) -> RewardComponents:
+    """The components at every decision state, from the scores of `texts_to_score`.
 
-    Tokens that tools inserted are context: they don't count. States before min_len have log-likelihood 0, as the policy
-    can't stop there.
+    Tokens that tools inserted are context: they don't count. States before `first_state` have log-likelihood 0: the
+    policy can't stop there, or nobody asks.
     """
     prior_scores, *target_scores = scores
     actions = prior_scores.actual[rollout.action_positions]
     log_prior = np.concatenate([[0.0], np.cumsum(actions)])
     if terminator_in_reward:
         log_prior = log_prior + prior_scores.terminator[rollout.state_ends]
-    log_likelihood = np.zeros(len(log_prior))
-    for t, found in enumerate(target_scores, start=min_len):
-        log_likelihood[t] = found.actual.sum()
-    return log_prior.astype(np.float32), log_likelihood.astype(np.float32)
+    log_likelihood, misleads = np.zeros(len(log_prior)), np.zeros(len(log_prior), bool)
+    each, others = len(_targets(rollout.query)), list[float]()
+    for t in range(first_state, len(log_prior)) if each else ():
+        first = (t - first_state) * each
+        own, *others = (float(found.actual.sum()) for found in target_scores[first : first + each])
+        log_likelihood[t], misleads[t] = own, any(other > own for other in others)
+    arrays = (log_prior.astype(np.float32), log_likelihood.astype(np.float32))
+    return RewardComponents(*arrays, misleads, np.asarray(others, np.float32))
+
+
+def _targets(query: Query) -> list[list[int]]:
+    """The target, then its alternatives; none without a target."""
+    return [ids.tolist() for ids in (query.target_ids, *query.alternatives)] if len(query.target_ids) else []

@@ -20,14 +20,22 @@ from pydantic import ValidationError
 
 from buffer.replay import ReplayBuffer
 from common.errors import UserError
-from common.trajectory import Behaviour, MalformedTrajectory, Query, Trajectory
+from common.trajectory import Behaviour, MalformedTrajectory, Query, ToolEvent, Trajectory
 
-FORMAT = 1
+FORMAT = 2
 MAGIC = "amortis-buffer"
 BATCH = 500
 ExportFormat = Literal["jsonl", "binary"]
 _MAX_ENTRY_BYTES = 256 * 2**20
-_ARRAYS = ("action_ids", "input_ids", "action_positions", "log_prior", "log_likelihood", "log_constraint")
+_ARRAYS = (
+    "action_ids",
+    "input_ids",
+    "action_positions",
+    "log_prior",
+    "log_likelihood",
+    "log_constraint",
+    "log_alternatives",
+)
 Record = tuple[Query, Trajectory]
 
 
@@ -77,6 +85,8 @@ def _json_lines(records: Iterable[Record], decode: Callable[[Any], str] | None) 
             "task": item.task,
             "prompt_ids": query.prompt_ids.tolist(),
             "target_ids": query.target_ids.tolist(),
+            "reference_ids": query.reference_ids.tolist(),
+            "alternatives": [ids.tolist() for ids in query.alternatives],
             "query_info": json.dumps(query.info),
             **{name: getattr(item, name).tolist() for name in _ARRAYS},
             "adapter_version": item.behaviour.adapter_version,
@@ -87,6 +97,7 @@ def _json_lines(records: Iterable[Record], decode: Callable[[Any], str] | None) 
             "source": item.source,
             "created_at": item.created_at,
             "actor_id": item.actor_id,
+            "tool_events": [list(event) for event in item.tool_events],
         }
         if decode is not None:
             row["text"] = decode(item.action_ids)
@@ -189,7 +200,14 @@ def _read_line(line: str, path: Path, *, first: bool) -> Record | str:
 
 def _record(row: Mapping[str, Any]) -> Record:
     info = json.loads(row["query_info"])
-    query = Query(task=row["task"], prompt_ids=row["prompt_ids"], target_ids=row["target_ids"], info=info)
+    query = Query(
+        task=row["task"],
+        prompt_ids=row["prompt_ids"],
+        target_ids=row["target_ids"],
+        reference_ids=row["reference_ids"],
+        alternatives=row["alternatives"],
+        info=info,
+    )
     behaviour = Behaviour(
         adapter_version=row["adapter_version"],
         adapter_sha256=row["adapter_sha256"],
@@ -204,6 +222,7 @@ def _record(row: Mapping[str, Any]) -> Record:
         source=row["source"],
         created_at=row["created_at"],
         actor_id=row["actor_id"],
+        tool_events=tuple(ToolEvent(*event) for event in row["tool_events"]),
         **{name: _exact(row[name], name) for name in _ARRAYS},
     )
     if query.id != item.query_id:

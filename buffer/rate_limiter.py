@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from common.config import RunConfig
@@ -35,6 +36,9 @@ class RateLimiter:
     def of(cls, config: RunConfig) -> RateLimiter:
         """The limiter of a run."""
         section, learner = config.buffer, config.learner
+        if learner.objective == "sft":
+            # What there is to train on is there once the seeds are, and is used as often as there are steps.
+            return cls(section.min_size, math.inf, 0.0, math.inf)
         lowest = max(1.0, section.samples_per_insert - section.samples_per_insert_band)
         ahead = config.actor.max_ahead * learner.sync_every * config.trajectories_per_step
         slack = lowest * (section.min_size + ahead)

@@ -28,7 +28,7 @@ from common.errors import UserError
 from common.reward import RewardWeights, weighted_sum
 from common.trajectory import SAMPLED, MalformedTrajectory, Query, Trajectory
 
-FORMAT = 2
+FORMAT = 3
 """Of what stands in Redis; another one is refused, never misread."""
 ITEM_OVERHEAD_BYTES = 450
 """What Redis keeps for a trajectory besides its bytes: names and indexes, measured with all indexes in use."""

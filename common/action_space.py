@@ -31,6 +31,8 @@ class ActionSpace(BaseModel):
     """Allowed tokens with the terminator among them; None allows the whole vocabulary."""
     min_len: int = 0
     max_len: int
+    trigger_ids: tuple[int, ...] = ()
+    """Allowed tokens after which a tool is asked what to insert."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -63,6 +65,10 @@ class ActionSpace(BaseModel):
                 None,
                 f"token ids repeat or lie outside 0..{self.vocab_size - 1}",
                 "give each allowed token once, from this model's vocabulary",
+            )
+        if not set(self.trigger_ids) <= set(allowed) - {self.terminator_id}:
+            raise UserError(
+                "task.tool.trigger", None, "is masked out, or ends the rationale", "allow the trigger's characters"
             )
         if len(allowed) < 2:
             raise UserError("task.allowed", None, "allows nothing but the terminator", "allow at least one other token")

@@ -15,6 +15,7 @@ from common.reward import RewardWeights, TemperatureSchedule
 from common.tasks import TASKS, AnyTaskConfig
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Objective = Literal["subtb", "tb", "vargrad", "db", "sft", "rloo", "grpo"]
 Share = Annotated[float, Field(ge=0, le=1)]
 SERVED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """LoRA ranks that vLLM can be set up for (its `max_lora_rank`)."""
@@ -173,6 +174,7 @@ class SeedSection(Section):
         "{target} are filled in",
     )
     samples_per_query: int = Field(20, ge=1, description="rationales drawn under the hint for each query")
+    data: bool = Field(False, description="use the rationales that the task's training rows hold")
 
     @model_validator(mode="after")
     def _hint_has_the_prompt(self) -> Self:
@@ -233,8 +235,19 @@ class RewardSection(Section):
 class LearnerSection(Section):
     """Training."""
 
-    objective: Literal["subtb", "tb", "vargrad", "db"] = Field("subtb", description="subtb is the paper's")
+    objective: Objective = Field(
+        "subtb",
+        description="subtb is the paper's; tb, vargrad and db are the other GFlowNet objectives. For comparison: sft "
+        "(maximum likelihood on the seeds), rloo and grpo (reward maximisation with a KL term)",
+    )
     subtb_lambda: float = Field(1.0, ge=0, le=1, description="weight of a sub-trajectory falls as this per action")
+    kl_coef: float = Field(
+        0.05,
+        ge=0,
+        description="rloo and grpo: weight of KL(policy ‖ reference) against the reward, which is log R without the "
+        "prior; at 1 their optimum is the posterior, at 0 they collapse to the best rationale",
+    )
+    clip_ratio: float = Field(0.2, gt=0, description="grpo: how far a token's probability may move from its sampler's")
     normalize: Literal["pairs", "trajectory"] = Field(
         "pairs", description="subtb's mean is over all pairs of states (the paper's), or over trajectories"
     )
@@ -268,9 +281,10 @@ class LearnerSection(Section):
 
     @model_validator(mode="after")
     def _enough_to_compare(self) -> Self:
-        if self.objective == "vargrad" and self.trajectories_per_query < 2:
+        if self.objective in ("vargrad", "rloo", "grpo") and self.trajectories_per_query < 2:
             raise ValueError(
-                "objective vargrad compares trajectories of one query: trajectories_per_query must be 2 or more"
+                f"objective {self.objective} compares trajectories of one query: trajectories_per_query must be 2 or "
+                "more"
             )
         return self
 
@@ -308,6 +322,13 @@ class RunConfig(Section):
     redis: RedisSection = RedisSection.model_validate({})
     ray: RaySection = RaySection.model_validate({})
     metrics: MetricsSection = MetricsSection.model_validate({})
+
+    @model_validator(mode="after")
+    def _sft_has_data(self) -> Self:
+        seeds = self.seeds
+        if self.learner.objective == "sft" and not (seeds.data or seeds.file or seeds.hint):
+            raise ValueError("learner.objective sft trains on seeds: set seeds.data, seeds.file or seeds.hint")
+        return self
 
     @property
     def reward_weights(self) -> RewardWeights:

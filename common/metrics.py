@@ -36,6 +36,10 @@ class ActorMetrics:
         self.samples = Counter("amortis_actor_samples", "Trajectories sampled", ["source"], registry=registry)
         for source in ("policy", "tempered", "seed"):
             self.samples.labels(source)
+        calls = Counter("amortis_actor_tool_calls", "Calls of the task's tool", ["outcome"], registry=registry)
+        for outcome in ("inserted", "nothing", "raised", "timed_out", "too_long", "unusable"):
+            calls.labels(outcome)
+        self.tool_calls = calls
         self.sampled_tokens = counter("sampled_tokens", "Tokens sampled, terminators left out")
         self.scored_texts = counter("scored_texts", "Texts scored by the reference")
         self.scored_tokens = counter("scored_tokens", "Tokens the reference read to score")

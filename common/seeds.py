@@ -50,6 +50,11 @@ def make_seed_jobs(section: SeedSection, task: Task[Any]) -> list[SeedJob]:
     """All jobs that a run's configuration asks for; raises UserError with line numbers for what can't be used."""
     queries = task.queries("train")
     jobs = [] if section.file is None else _given(section.file, queries, task.action_space, task.codec)
+    if section.data:
+        given = task.rationales()
+        if not given:
+            raise UserError("seeds.data", True, "no training row holds a usable rationale", "name the rationale column")
+        jobs += [SeedJob(query, action_ids=tuple(ids)) for query, group in given.items() for ids in group]
     if section.hint is not None:
         jobs += [_hinted(section, query, task.codec) for query in queries]
     return jobs

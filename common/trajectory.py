@@ -1,6 +1,6 @@
 """Queries and trajectories, and their wire form.
 
-Wire form of a trajectory, version 1: a msgpack array (the header) followed by little-endian arrays in a fixed
+Wire form of a trajectory, version 2: a msgpack array (the header) followed by little-endian arrays in a fixed
 order. Both are decoded without executing anything, and a decoder refuses what is malformed with the reason.
 """
 
@@ -10,7 +10,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
-from typing import Annotated, Any, Literal, Self, TypeVar, cast
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar, cast
 
 import msgpack
 import numpy as np
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validat
 
 from common.reward import FloatArray, RewardWeights, log_reward
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 _ID_BYTES = 16
 NO_SHA256 = "0" * 64
 
@@ -60,6 +60,11 @@ class Query(BaseModel):
     task: str
     prompt_ids: Ids
     target_ids: Ids = Field(default_factory=lambda: np.zeros(0, np.int32))
+    reference_ids: Ids = Field(default_factory=lambda: np.zeros(0, np.int32))
+    """What the reference reads in place of `prompt_ids`, e.g. a story in its order or a few-shot prompt; empty: the
+    same."""
+    alternatives: tuple[Ids, ...] = ()
+    """Other targets, which no good rationale makes likelier than `target_ids`."""
     info: dict[str, Any] = Field(default_factory=dict)
     """What the task itself needs for its constraint and evaluation; plain msgpack types only."""
 
@@ -71,23 +76,37 @@ class Query(BaseModel):
 
     @property
     def id(self) -> str:
-        """32 hex digits: a hash of task, prompt and target."""
-        return _digest(self.task.encode(), _le(self.prompt_ids), _le(self.target_ids))
+        """32 hex digits: a hash of task, prompt and target, and of the reference's prompt if it has its own."""
+        own = [_le(self.reference_ids)] if len(self.reference_ids) else []
+        return _digest(self.task.encode(), _le(self.prompt_ids), _le(self.target_ids), *own)
+
+    @property
+    def scored_prompt_ids(self) -> Ids:
+        """The prompt that the reference reads."""
+        return self.reference_ids if len(self.reference_ids) else self.prompt_ids
 
     def to_bytes(self) -> bytes:
         """Encode for Redis."""
-        parts = [WIRE_VERSION, self.task, _le(self.prompt_ids), _le(self.target_ids), self.info]
-        return bytes(msgpack.packb(parts))
+        ids = [_le(item) for item in (self.prompt_ids, self.target_ids, self.reference_ids, *self.alternatives)]
+        return bytes(msgpack.packb([WIRE_VERSION, self.task, ids, self.info]))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
         """Decode; raises MalformedTrajectory with the reason."""
         try:
-            version, task, prompt, target, info = msgpack.unpackb(data)
+            version, *parts = msgpack.unpackb(data)
             if version != WIRE_VERSION:
                 raise MalformedTrajectory(f"query has wire version {version}, this is {WIRE_VERSION}")
-            ids = np.frombuffer(prompt, "<i4"), np.frombuffer(target, "<i4")
-            return cls(task=task, prompt_ids=ids[0], target_ids=ids[1], info=info)
+            task, encoded, info = parts
+            prompt, target, reference, *others = (np.frombuffer(item, "<i4") for item in encoded)
+            return cls(
+                task=task,
+                prompt_ids=prompt,
+                target_ids=target,
+                reference_ids=reference,
+                alternatives=tuple(others),
+                info=info,
+            )
         except MalformedTrajectory:
             raise
         except Exception as error:
@@ -113,6 +132,14 @@ class Behaviour(BaseModel):
         return float(self.sampler_log_prob.astype(np.float64).sum() + self.stop_log_prob)
 
 
+class ToolEvent(NamedTuple):
+    """A tool call that inserted nothing because it went wrong."""
+
+    after_action: int
+    """How many actions had been taken."""
+    kind: Literal["raised", "timed_out", "too_long", "unusable"]
+
+
 class Trajectory(BaseModel):
     """One rationale Z with the reward components of stopping at each of its K+1 decision states."""
 
@@ -128,11 +155,15 @@ class Trajectory(BaseModel):
     log_prior: Floats
     log_likelihood: Floats
     log_constraint: Floats
+    log_alternatives: Floats = Field(default_factory=lambda: np.zeros(0, np.float32))
+    """log p(Y'|XZ⊤) of each of the query's alternative targets at the last state."""
     behaviour: Behaviour
     source: Source = "policy"
     created_at: float = 0.0
     """Seconds since the epoch."""
     actor_id: str = ""
+    tool_events: tuple[ToolEvent, ...] = ()
+    """Calls of tools that went wrong; each left its place without an insertion."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -143,6 +174,8 @@ class Trajectory(BaseModel):
                 raise ValueError(f"{name} has {len(array)} entries, {k} actions need {k + 1}")
             if not np.isfinite(array).all():
                 raise ValueError(f"{name} is not finite")
+        if not np.isfinite(self.log_alternatives).all():
+            raise ValueError("log_alternatives is not finite")
         if len(self.behaviour.sampler_log_prob) != k:
             raise ValueError(f"sampler_log_prob has {len(self.behaviour.sampler_log_prob)} entries, need {k}")
         if self.source in SAMPLED and not np.isfinite(self.behaviour.log_prob):
@@ -210,6 +243,8 @@ class Trajectory(BaseModel):
                 bytes.fromhex(behaviour.adapter_sha256),
                 behaviour.temperature,
                 behaviour.stop_log_prob,
+                [list(event) for event in self.tool_events],
+                len(self.log_alternatives),
             ]
         )
         context = [_le(self.input_ids), _le(self.action_positions)] if has_tools else []
@@ -221,6 +256,7 @@ class Trajectory(BaseModel):
                 _le(self.log_prior),
                 _le(self.log_likelihood),
                 _le(self.log_constraint),
+                _le(self.log_alternatives),
                 _le(behaviour.sampler_log_prob),
             ]
         )
@@ -245,10 +281,10 @@ class Trajectory(BaseModel):
         if header[0] != WIRE_VERSION:
             raise MalformedTrajectory(f"wire version {header[0]}, this reads version {WIRE_VERSION}")
         _, query_id, task, k, n_inputs, source, created_at, actor_id = header[:8]
-        version, sha256, temperature, stop_log_prob = header[8:]
+        version, sha256, temperature, stop_log_prob, events, n_others = header[8:]
         start = unpacker.tell()
-        sizes = [k, n_inputs, k if n_inputs else 0, 4 * k + 3]
-        if min(sizes) < 0 or source < 0 or start + 4 * sum(sizes) != len(data):
+        sizes = [k, n_inputs, k if n_inputs else 0, 4 * k + 3 + n_others]
+        if min(*sizes, n_others, source) < 0 or start + 4 * sum(sizes) != len(data):
             raise MalformedTrajectory(f"{len(data)} bytes, {start + 4 * sum(sizes)} expected")
         after_ids = start + 4 * k
         if expected_id is not None and _digest(query_id, data[start:after_ids]) != expected_id.hex():
@@ -264,7 +300,7 @@ class Trajectory(BaseModel):
             "adapter_version": version,
             "adapter_sha256": sha256.hex(),
             "temperature": temperature,
-            "sampler_log_prob": floats[3 * k + 3 :],
+            "sampler_log_prob": floats[3 * k + 3 + n_others :],
             "stop_log_prob": stop_log_prob,
         }
         values = {
@@ -276,14 +312,17 @@ class Trajectory(BaseModel):
             "log_prior": floats[: k + 1],
             "log_likelihood": floats[k + 1 : 2 * k + 2],
             "log_constraint": floats[2 * k + 2 : 3 * k + 3],
+            "log_alternatives": floats[3 * k + 3 : 3 * k + 3 + n_others],
             "source": _SOURCES[source],
             "created_at": created_at,
             "actor_id": actor_id,
+            "tool_events": tuple(ToolEvent(*event) for event in events),
         }
         plain = (
             # The sum of all squares is finite only if each number is.
             math.isfinite(float(floats.dot(floats)) + stop_log_prob)
             and not n_inputs
+            and not events
             and len(query_id) == _ID_BYTES
             and len(sha256) == len(NO_SHA256) // 2
             and tuple(map(type, header)) == _HEADER_TYPES
@@ -299,7 +338,7 @@ class Trajectory(BaseModel):
         return cls.model_validate({**values, "behaviour": Behaviour.model_validate(behaviour)})
 
 
-_HEADER_TYPES = (int, bytes, str, int, int, int, float, str, int, bytes, float, float)
+_HEADER_TYPES = (int, bytes, str, int, int, int, float, str, int, bytes, float, float, list, int)
 _BEHAVIOUR_FIELDS, _TRAJECTORY_FIELDS = set(Behaviour.model_fields), set(Trajectory.model_fields)
 _INT, _FLOAT = np.dtype("<i4"), np.dtype("<f4")
 ModelT = TypeVar("ModelT", bound=BaseModel)

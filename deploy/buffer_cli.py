@@ -135,7 +135,7 @@ def import_(options: argparse.Namespace, opened: OpenBuffer, console: Console) -
     """From a file; exit status 1 if any trajectory was rejected."""
     from common.tasks import make_task
 
-    task = make_task(opened.config.task, _codec(opened.config))
+    task = make_task(opened.config.task, _codec(opened.config), opened.config.actor.max_model_len)
     space = task.action_space
 
     def why_invalid(item: Trajectory) -> str | None:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import socket
+import sys
 import time
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from buffer.embedded import find_redis_server
 from common.config import RunConfig
 from common.devices import resolve_devices
 from common.errors import UserError
+from common.rows import HUB
 from common.seeds import make_seed_jobs
 from common.tasks import make_task
 from common.tokens import load_codec
@@ -30,7 +32,10 @@ def prepare(config: RunConfig) -> RunConfig:
     config = config.model_copy(
         update={"model": config.model.model_copy(update={"name": find_model(config.model.name)})}
     )
-    _check_task(config)
+    n_seeds = _check_task(config)
+    if config.learner.objective == "sft":
+        # All of them are waited for, and nothing else.
+        config = config.model_copy(update={"buffer": config.buffer.model_copy(update={"min_size": n_seeds})})
     _check_target_modules(config)
     return resolve_devices(config)
 
@@ -85,7 +90,7 @@ def _named(config: RunConfig) -> RunConfig:
     name = config.run.name or f"{config.task.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     # Absolute, as the learner, the actors and later commands may have another working folder.
     folder = config.run.folder.expanduser().resolve()
-    paths = {key: value.expanduser().resolve() for key, value in config.task if isinstance(value, Path)}
+    paths = {key: _absolute(value) for key, value in config.task if key.endswith("_path") and value is not None}
     seeds = config.seeds
     if seeds.file is not None:
         seeds = seeds.model_copy(update={"file": seeds.file.expanduser().resolve()})
@@ -96,6 +101,15 @@ def _named(config: RunConfig) -> RunConfig:
             "seeds": seeds,
         }
     )
+
+
+def _absolute(value: str | Path | list[str]) -> str | Path | list[str]:
+    """Of a task's setting, which may be several paths, or a name on the hub."""
+    if isinstance(value, list):
+        return [str(_absolute(item)) for item in value]
+    if isinstance(value, Path):
+        return value.expanduser().resolve()
+    return value if value.startswith(HUB) else str(Path(value).expanduser().resolve())
 
 
 def _check_folder(config: RunConfig) -> None:
@@ -148,12 +162,23 @@ def _check_redis(config: RunConfig) -> None:
         raise UserError("redis.url", None, "no redis-server binary was found", "run `make setup`, or set redis.url")
 
 
-def _check_task(config: RunConfig) -> None:
-    """Make the task's queries and mask, and hold them against the model's and the engine's limits."""
+def _check_task(config: RunConfig) -> int:
+    """Make the task's queries, mask and seeds, and hold them against the model's and the engine's limits.
+
+    Returns how many distinct seeds there are.
+    """
     assert config.model.name is not None
-    task = make_task(config.task, load_codec(config.model.name))
+    task = make_task(config.task, load_codec(config.model.name), config.actor.max_model_len)
     space = task.action_space
-    longest = max(len(query.prompt_ids) + len(query.target_ids) for query in task.queries("train"))
+    # Made here, so that a user's tool that can't be imported shows at once.
+    _ = task.tool
+    for note in task.data_notes():
+        print(f"amortis: {note}", file=sys.stderr)
+    longest = max(
+        max(len(query.prompt_ids), len(query.reference_ids))
+        + max(len(ids) for ids in (query.target_ids, *query.alternatives))
+        for query in task.queries("train")
+    )
     # ⊤, and the one token that a scoring request must generate.
     needed = longest + space.max_len + 2
     if needed > config.actor.max_model_len:
@@ -171,7 +196,8 @@ def _check_task(config: RunConfig) -> None:
             f"with task.min_len = {space.min_len}, {learner.objective} compares trajectories of a query up to min_len",
             "give 2 or more",
         )
-    for job in make_seed_jobs(config.seeds, task):
+    jobs = make_seed_jobs(config.seeds, task)
+    for job in jobs:
         if job.hint_ids is not None and len(job.hint_ids) + space.max_len + 2 > config.actor.max_model_len:
             raise UserError(
                 "actor.max_model_len",
@@ -187,6 +213,7 @@ def _check_task(config: RunConfig) -> None:
             f"the model's context has {limit} tokens",
             f"lower it to {limit}",
         )
+    return max(1, len({(job.query_id, job.action_ids) for job in jobs}))
 
 
 def _check_target_modules(config: RunConfig) -> None:

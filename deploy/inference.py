@@ -31,7 +31,7 @@ class FinishedRun:
         self.config: RunConfig = resolve_devices(config)
         self.model = find_model(self.config.model.name)
         self.codec: HuggingFaceCodec = load_codec(self.model)
-        self.task: Task[Any] = make_task(self.config.task, self.codec)
+        self.task: Task[Any] = make_task(self.config.task, self.codec, self.config.actor.max_model_len)
 
     def policy(self) -> LoraPolicy:
         """The trained policy with exact log-probabilities."""
@@ -51,4 +51,7 @@ class FinishedRun:
             reference = Engine(self.model, section, self.config.reference.dtype, space, None, seed=0)
         files = {path.name: path.read_bytes() for path in self.adapter_folder.iterdir()}
         adapter = engine.load_adapter(1, files_sha256(files), self.adapter_folder.resolve())
-        return TrajectorySampler(self.task, engine, reference, ActorMetrics(new_registry())), adapter
+        sampler = TrajectorySampler(
+            self.task, engine, reference, ActorMetrics(new_registry()), max_model_len=section.max_model_len
+        )
+        return sampler, adapter

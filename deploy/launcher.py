@@ -105,7 +105,7 @@ class Launcher:
         self.control.reset()
         self.buffer.open()
         assert self.config.model.name is not None
-        task = make_task(self.config.task, load_codec(self.config.model.name))
+        task = make_task(self.config.task, load_codec(self.config.model.name), self.config.actor.max_model_len)
         self.buffer.put_queries([*task.queries("train")])
         if not self.config.run.resume:
             SeedQueue(client, keys).put(make_seed_jobs(self.config.seeds, task))

@@ -46,5 +46,5 @@ def draw_plots(config: RunConfig, folder: Path) -> list[Path]:
     before, after = read_json(folder / "evaluation_before.json"), read_json(folder / "evaluation_after.json")
     samples = read_json(folder / "evaluation_samples.json")
     assert config.model.name is not None
-    task = make_task(config.task, load_codec(config.model.name))
+    task = make_task(config.task, load_codec(config.model.name), config.actor.max_model_len)
     return task.plot(before.get("distribution", {}), {**after.get("distribution", {}), **samples}, folder)

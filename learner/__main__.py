@@ -37,7 +37,7 @@ def build_trainer(config: RunConfig, control: Control, keys: Keys) -> Trainer:
         torch.set_num_threads(section.threads)
     torch.manual_seed(config.run.seed)
     assert config.model.name is not None
-    task = make_task(config.task, load_codec(config.model.name))
+    task = make_task(config.task, load_codec(config.model.name), config.actor.max_model_len)
     policy = LoraPolicy.load(
         config.model.name,
         config.model.lora,

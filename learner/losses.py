@@ -130,6 +130,65 @@ def vargrad_loss(
     return (estimates - group_mean(estimates, group)).square().mean()
 
 
+def reinforce_advantages(
+    rewards: Float[Tensor, " batch"], group: Int[Tensor, " batch"], *, standardize: bool
+) -> Float[Tensor, " batch"]:
+    """Each reward against the others of its group: minus their mean (RLOO, Ahmadian et al. 2024), or standardised over
+    the group (GRPO, Shao et al. 2024). A group of one has advantage 0."""
+    rewards = rewards.detach()
+    _, index = group.unique(return_inverse=True)
+    counts = torch.bincount(index)[index]
+    centred = rewards - group_mean(rewards, group)
+    if standardize:
+        return centred / (group_mean(centred.square(), group).sqrt() + 1e-4)
+    return centred * counts / (counts - 1).clamp_min(1)
+
+
+@jaxtyped(typechecker=_typechecker)
+def rloo_loss(
+    log_q: Float[Tensor, " batch"],
+    log_prior: Float[Tensor, " batch"],
+    reward: Float[Tensor, " batch"],
+    *,
+    group: Int[Tensor, " batch"],
+    kl_coef: float,
+) -> Float[Tensor, ""]:
+    """REINFORCE leave-one-out on r − β (log q(Z⊤|X) − log p(Z⊤|X)), whose mean is r − β KL(q ‖ p).
+
+    At β = 1 the maximiser is the posterior p(Z⊤|X) e^r / Z; at β = 0 it is the best Z alone. On-policy: it knows no
+    importance weights.
+    """
+    regularised = reward - kl_coef * (log_q.detach() - log_prior)
+    return -(reinforce_advantages(regularised, group, standardize=False) * log_q).mean()
+
+
+@jaxtyped(typechecker=_typechecker)
+def grpo_loss(
+    log_pf: Float[Tensor, "batch states"],
+    log_behaviour: Float[Tensor, "batch states"],
+    valid: Bool[Tensor, "batch states"],
+    log_prior: Float[Tensor, " batch"],
+    reward: Float[Tensor, " batch"],
+    *,
+    group: Int[Tensor, " batch"],
+    kl_coef: float,
+    clip_ratio: float,
+) -> Float[Tensor, ""]:
+    """Group-relative policy optimisation with a clipped ratio a token, and β · ½ (log q − log p)² of the sequence.
+
+    `log_pf` holds the policy's log-probability of each action and of stopping, `log_behaviour` that of the sampler, NaN
+    where it is not known (the ratio is then 1). The square's gradient is that of KL(q ‖ p) on-policy.
+    """
+    behaviour = torch.where(torch.isnan(log_behaviour), log_pf.detach(), log_behaviour)
+    ratio = torch.where(valid, log_pf - behaviour, 0).exp()
+    advantage = reinforce_advantages(reward, group, standardize=True)[:, None]
+    clipped = ratio.clamp(1 - clip_ratio, 1 + clip_ratio)
+    gain = torch.where(valid, torch.minimum(ratio * advantage, clipped * advantage), 0)
+    log_q = torch.where(valid, log_pf, 0).sum(1)
+    divergence = 0.5 * (log_q - log_prior).square()
+    return -(gain.sum(1) / valid.sum(1).clamp_min(1)).mean() + kl_coef * divergence.mean()
+
+
 def terminal_log_z(
     log_pf: Float[Tensor, "batch steps"],
     log_pterm: Float[Tensor, "batch states"],

@@ -12,8 +12,21 @@ from torch import Tensor
 from common.config import LearnerSection
 from common.reward import RewardWeights
 from common.trajectory import Trajectory
-from learner.losses import db_loss, group_mean, subtb_loss, subtb_residuals, tb_loss, terminal_log_z, vargrad_loss
+from learner.losses import (
+    db_loss,
+    group_mean,
+    grpo_loss,
+    rloo_loss,
+    subtb_loss,
+    subtb_residuals,
+    tb_loss,
+    terminal_log_z,
+    vargrad_loss,
+)
 from learner.policy import LogProbs
+
+GFLOWNET = ("subtb", "tb", "vargrad", "db")
+"""Objectives that learn a distribution; the others are there for comparison."""
 
 
 class LogZTable(torch.nn.Module):
@@ -92,3 +105,57 @@ def evaluate(
         with torch.no_grad():
             residuals = subtb_residuals(*arguments, lam=lam, min_len=min_len, group=rows)
     return Evaluation(loss, float(estimates.mean()), learned, residuals)
+
+
+def evaluate_reward_maximisation(
+    section: LearnerSection,
+    log_probs: LogProbs,
+    batch: Sequence[Trajectory],
+    weights: RewardWeights,
+    temperature: float,
+    rows: Int[Tensor, " batch"],
+) -> Evaluation:
+    """rloo or grpo of a batch; the reward is tempered log R without the prior, which the KL term stands for."""
+    device = log_probs.log_pf.device
+    log_prior = torch.tensor([float(item.log_prior[-1]) for item in batch], device=device)
+    bare = weights.model_copy(update={"prior": 0.0})
+    reward = torch.tensor([float(item.log_reward(bare, temperature)[-1]) for item in batch], device=device)
+    log_q = log_probs.total()
+    if section.objective == "rloo":
+        loss = rloo_loss(log_q, log_prior, reward, group=rows, kl_coef=section.kl_coef)
+    else:
+        chosen, behaviour, valid = _with_stop(log_probs, batch)
+        loss = grpo_loss(
+            chosen,
+            behaviour,
+            valid,
+            log_prior,
+            reward,
+            group=rows,
+            kl_coef=section.kl_coef,
+            clip_ratio=section.clip_ratio,
+        )
+    estimates = (log_prior * weights.prior / temperature + reward - log_q).detach()
+    return Evaluation(loss, float(estimates.mean()), None, (estimates - group_mean(estimates, rows)).abs())
+
+
+def _with_stop(log_probs: LogProbs, batch: Sequence[Trajectory]) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities of all decisions, stopping the last: the policy's, the sampler's, and which aren't padding."""
+    n, width = log_probs.log_pterm.shape
+    last = log_probs.n_actions[:, None]
+    time = torch.arange(width, device=last.device)
+    actions = torch.nn.functional.pad(log_probs.log_pf, (0, 1))
+    stops = log_probs.log_pterm.gather(1, last).expand(n, width)
+    chosen = torch.where(time < last, actions, stops)
+    behaviour = torch.full((n, width), torch.nan)
+    for row, item in zip(behaviour, batch, strict=True):
+        k = len(item.action_ids)
+        row[:k] = torch.as_tensor(item.behaviour.sampler_log_prob.copy())
+        row[k] = item.behaviour.stop_log_prob
+    return chosen, behaviour.to(chosen.device), time <= last
+
+
+def evaluate_likelihood(log_likelihood: Float[Tensor, " batch"], rows: Int[Tensor, " batch"]) -> Evaluation:
+    """sft: the mean negative log-likelihood of what is stored."""
+    found = log_likelihood.detach()
+    return Evaluation(-log_likelihood.mean(), float(found.mean()), None, (found - group_mean(found, rows)).abs())

@@ -46,6 +46,17 @@ class Actions:
         return cls(query, trajectory.action_ids, trajectory.input_ids, trajectory.state_positions())
 
     @classmethod
+    def with_target(cls, trajectory: Trajectory, query: Query, terminator_id: int) -> Actions:
+        """All that maximum likelihood is to learn, as actions: Z, ⊤ and Y; tools' insertions stay context."""
+        k, before = len(trajectory.action_ids), len(trajectory.input_ids)
+        tail = np.array([terminator_id, *query.target_ids], np.int32)
+        positions = np.concatenate([trajectory.action_positions, before + np.arange(len(tail))])
+        actions = np.concatenate([trajectory.action_ids, tail])
+        inputs = np.concatenate([trajectory.input_ids, tail])
+        assert len(actions) == k + len(tail)
+        return cls(query, actions, inputs, np.append(positions.astype(np.int64) - 1, len(inputs) - 1))
+
+    @classmethod
     def plain(cls, query: Query, action_ids: Sequence[int]) -> Actions:
         """Actions without tools."""
         ids = np.asarray(action_ids, np.int32)
@@ -152,8 +163,15 @@ class LoraPolicy:
         logits = self._state_logits(batch)
         return self._masked(logits, batch, n_actions)
 
-    def _state_logits(self, batch: Sequence[Actions]) -> Float[Tensor, "batch states allowed"]:
-        """Logits of the allowed tokens at every decision state."""
+    def unmasked_log_prob(self, batch: Sequence[Actions]) -> Float[Tensor, " batch"]:
+        """Log-probability of the actions under the model without mask, nothing said of stopping; with gradient."""
+        log_p = self._state_logits(batch, restricted=False).log_softmax(-1)
+        actions, mask = self._padded([item.action_ids for item in batch])
+        chosen = log_p[:, : actions.shape[1]].gather(2, actions[..., None])[..., 0]
+        return torch.where(mask.bool(), chosen, 0).sum(1)
+
+    def _state_logits(self, batch: Sequence[Actions], *, restricted: bool = True) -> Float[Tensor, "batch states ids"]:
+        """Logits of the allowed tokens at every decision state, or of the whole vocabulary."""
         cache, prompt_mask, prompt_lengths = self._prompt_cache([item.query for item in batch])
         # The prompt's last token opens the second pass, as its output is state 0's distribution.
         rows = [np.concatenate([item.query.prompt_ids[-1:], item.input_ids]) for item in batch]
@@ -168,7 +186,7 @@ class LoraPolicy:
         )
         states, _ = self._padded([item.state_positions + 1 for item in batch])
         logits = output.logits
-        if not self._full_vocabulary:
+        if restricted and not self._full_vocabulary:
             logits = logits[..., self._allowed]
         return logits.gather(1, states[..., None].expand(-1, -1, logits.shape[-1])).float()
 

@@ -24,7 +24,15 @@ from common.tasks import Task
 from common.trajectory import Query, Trajectory
 from learner.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 from learner.gap import Gap, GapMonitor
-from learner.objective import LogZTable, evaluate, stack_rewards
+from learner.objective import (
+    GFLOWNET,
+    Evaluation,
+    LogZTable,
+    evaluate,
+    evaluate_likelihood,
+    evaluate_reward_maximisation,
+    stack_rewards,
+)
 from learner.policy import Actions, LoraPolicy
 
 log = get_logger("learner")
@@ -183,14 +191,11 @@ class Trainer:
         return reason is None
 
     def _update(self, batch: Sequence[Trajectory]) -> dict[str, float]:
-        section, device = self.section, self.policy.device
+        section = self.section
         tau = section.reward.temperature.at(self.progress.step)
         learning_rate = self._set_learning_rate()
-        log_probs = self.policy.log_probs([Actions.of(item, self.queries[item.query_id]) for item in batch])
         weights = self.config.reward_weights
-        log_reward = stack_rewards(batch, weights, tau, device)
-        rows = self.log_z.rows(batch)
-        found = evaluate(section, log_probs, log_reward, rows, self.log_z, self.policy.space.min_len)
+        found = self._loss(batch, tau)
         self.optimizer.zero_grad(set_to_none=True)
         found.loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(list(self.policy.trainable().values()), section.max_grad_norm)
@@ -213,6 +218,19 @@ class Trainer:
             "staleness": float((self.progress.version - versions).mean()),
         }
         return row if found.log_z_learned is None else {**row, "log_z_learned": found.log_z_learned}
+
+    def _loss(self, batch: Sequence[Trajectory], tau: float) -> Evaluation:
+        section, policy, weights = self.section, self.policy, self.config.reward_weights
+        rows = self.log_z.rows(batch)
+        if section.objective == "sft":
+            stop = policy.space.terminator_id
+            texts = [Actions.with_target(item, self.queries[item.query_id], stop) for item in batch]
+            return evaluate_likelihood(policy.unmasked_log_prob(texts), rows)
+        log_probs = policy.log_probs([Actions.of(item, self.queries[item.query_id]) for item in batch])
+        if section.objective in GFLOWNET:
+            log_reward = stack_rewards(batch, weights, tau, policy.device)
+            return evaluate(section, log_probs, log_reward, rows, self.log_z, policy.space.min_len)
+        return evaluate_reward_maximisation(section, log_probs, batch, weights, tau, rows)
 
     def _set_learning_rate(self) -> float:
         rate = self.section.lr * learning_rate_factor(

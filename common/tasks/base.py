@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from common.action_space import ActionSpace
 from common.errors import UserError
 from common.reward import FloatArray, RewardWeights
+from common.tools import ToolBox
 from common.trajectory import Query, Trajectory
 
 Split = Literal["train", "test"]
@@ -91,11 +92,13 @@ class Task(ABC, Generic[ConfigT]):
     default_weights: ClassVar[RewardWeights] = RewardWeights()
     near_duplicate_tolerance: ClassVar[float] = 0.0
     """Share of the summed lengths below which two trajectories' edit distance makes one of them redundant; 0: none."""
-    terminator_in_reward: ClassVar[bool] = True
-    """Whether log_prior counts ⊤ itself: yes where ⊤ is part of the text, no where it is only a stop sign."""
+    terminator_in_reward: bool = True
+    """Whether ⊤ is part of the text, so that log_prior counts it and Y follows it; no where it is only a stop sign."""
+    misleading_penalty: float = 0.0
+    """Taken off log R, in nats, where stopping makes one of the query's alternative targets likelier than its own."""
 
-    def __init__(self, config: ConfigT, codec: TokenCodec) -> None:
-        self.config, self.codec = config, codec
+    def __init__(self, config: ConfigT, codec: TokenCodec, max_model_len: int | None = None) -> None:
+        self.config, self.codec, self.max_model_len = config, codec, max_model_len
 
     @property
     @abstractmethod
@@ -106,9 +109,22 @@ class Task(ABC, Generic[ConfigT]):
     def queries(self, split: Split) -> list[Query]:
         """The queries to train on or to be tested on."""
 
+    @property
+    def tool(self) -> ToolBox | None:
+        """What writes into the rationale after a token of `action_space.trigger_ids`; None for no tool."""
+        return None
+
     def log_constraint(self, query: Query, action_ids: NDArray[np.int32]) -> FloatArray:
         """The constraint term at every decision state, shape (K+1,), in nats; zero unless a task has one."""
         return np.zeros(len(action_ids) + 1, np.float32)
+
+    def data_notes(self) -> list[str]:
+        """What a user should know of the data before training: bad rows, repeated ones, train/test overlap."""
+        return []
+
+    def rationales(self) -> dict[str, list[list[int]]]:
+        """Given rationales of the training queries as action ids, by query id, to seed the buffer with."""
+        return {}
 
     def evaluate_policy(self, policy: PolicyScorer) -> dict[str, float]:
         """Figures from the policy's exact probabilities; empty where the space can't be enumerated."""

@@ -102,7 +102,7 @@ def edited(path: Path, number: int, **changes: Any) -> None:
         ({"prompt_ids": [1, 1, 1]}, "query_id is not that of"),
         ({"temperature": 0}, "temperature: Input should be greater than 0"),
         ({"source": "elsewhere"}, "source: Input should be"),
-        ({"format": 99}, "format 99, this reads format 1"),
+        ({"format": 99}, "format 99, this reads format 2"),
     ],
 )
 def test_a_bad_line_is_rejected_with_its_reason_and_the_others_are_taken(

@@ -46,7 +46,11 @@ def test_nested_settings_lists_and_task_settings_can_be_overridden(config_file: 
         ("task: {name: rng}", ["--learner.lr", "fast"], "learner.lr = 'fast': Input should be a valid number"),
         ("task: {name: rng}\nlearner: {lr: -1}", [], "learner.lr = -1: Input should be greater than 0"),
         ("task: {name: rng}\nlearner: {objective: ppo}", [], "learner.objective = 'ppo'"),
-        ("task: {name: rgn}", [], "task.name = 'rgn': names no task; choose one of continuation, rng"),
+        (
+            "task: {name: rgn}",
+            [],
+            "task.name = 'rgn': names no task; choose one of arithmetic, continuation, infilling",
+        ),
         ("learner: {lr: 1}", [], "task: is missing"),
         ("task: {name: continuation}", [], "task.train_path: is missing"),
         ("task: {name: rng, low: 5, high: 5}", [], "task.low = 5"),

@@ -112,7 +112,7 @@ def test_continuation_holds_out_test_prompts_and_reports_overlap(tmp_path: Path)
 @pytest.mark.parametrize(
     ("settings", "prompts", "message"),
     [
-        ({}, "\n \n", "task.train_path.*holds no prompt"),
+        ({}, "\n \n", "task.train_path.*holds no row"),
         ({"terminator": "the cat"}, "the\n", "task.terminator = 'the cat': is 2 tokens"),
         ({"forbidden": ["."]}, "the\n", "task.forbidden = '.': forbids the terminator"),
         ({"min_len": 9, "max_len": 4}, "the\n", "task.min_len = 9"),

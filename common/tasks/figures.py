@@ -1,0 +1,51 @@
+"""Figures of sampled rationales that several tasks report."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from common.reward import RewardWeights
+from common.trajectory import Trajectory
+
+
+def summarise(groups: Sequence[Sequence[Trajectory]], weights: RewardWeights) -> dict[str, float]:
+    """Mean and best untempered log R, diversity and length; a group holds the samples of one query."""
+    rewards = [item.log_reward(weights)[-1] for group in groups for item in group]
+    return {
+        "mean_log_reward": float(np.mean(rewards)),
+        "max_log_reward": float(np.mean([max(item.log_reward(weights)[-1] for item in group) for group in groups])),
+        "diversity": float(np.mean([edit_diversity(group) for group in groups])),
+        "mean_actions": float(np.mean([len(item.action_ids) for group in groups for item in group])),
+    }
+
+
+def edit_diversity(group: Sequence[Trajectory]) -> float:
+    """Mean normalised edit distance over token ids of all pairs, in [0, 1]; 0 for a single sample."""
+    from rapidfuzz.distance import Levenshtein
+
+    ids = [item.action_ids.tolist() for item in group]
+    pairs = list(itertools.combinations(ids, 2))
+    return float(np.mean([Levenshtein.normalized_distance(a, b) for a, b in pairs])) if pairs else 0.0
+
+
+def target_wins(group: Sequence[Trajectory]) -> bool:
+    """Whether the query's own target is the likeliest under the mean over rationales of p(Y|XZ⊤)."""
+    own = [float(item.log_likelihood[-1]) for item in group]
+    others = np.stack([item.log_alternatives.astype(np.float64) for item in group])
+    log_means = np.logaddexp.reduce(np.column_stack([own, others]), axis=0)
+    return bool((log_means[0] > log_means[1:]).all())
+
+
+def accuracy(groups: Mapping[str, Sequence[Trajectory]]) -> float:
+    """Share of queries whose own target wins."""
+    return float(np.mean([target_wins(group) for group in groups.values()]))
+
+
+def majority(answers: Sequence[str | None]) -> str | None:
+    """The most frequent answer, the first to come among equals; None where there is none."""
+    given = [answer for answer in answers if answer is not None]
+    return Counter(given).most_common(1)[0][0] if given else None

@@ -1,0 +1,170 @@
+"""`reasoning_gym`: any generator of the reasoning-gym package; its verifier is the constraint term."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from common.action_space import ActionSpace
+from common.errors import UserError
+from common.reward import FloatArray, RewardWeights
+from common.tasks.base import SampleRequest, SampleSets, Split, Task, TaskConfig, one_token
+from common.tasks.figures import majority, summarise
+from common.tasks.text import masked_by_characters
+from common.trajectory import Query
+
+_EXECUTES = re.compile(r"\b(eval|exec|compile|parse_expr|sympify|parse_latex|pickle|subprocess|__import__)\s*[.(]")
+
+
+class ReasoningGymConfig(TaskConfig):
+    """Questions from a generator."""
+
+    name: Literal["reasoning_gym"] = "reasoning_gym"
+    dataset: str = Field(
+        "chain_sum", description="the generator's name, e.g. chain_sum, spell_backward or letter_counting"
+    )
+    options: dict[str, Any] = Field({}, description="the generator's own settings, e.g. {max_terms: 3}")
+    size: int = Field(50, ge=1, description="training questions")
+    test_size: int = Field(20, ge=1, description="test questions, none of which is a training question")
+    seed: int = Field(0, ge=0, description="of the generator")
+    template: str = Field("Question: {question}\nAnswer:", description="X")
+    marker: str | None = Field(
+        None, description="the verifier reads what follows the last of this text, e.g. '= '; the whole without it"
+    )
+    penalty: float = Field(
+        10.0, gt=0, description="nats taken off log R for a wrong answer; a partly right one loses its share"
+    )
+    terminator: str = Field("\n", description="the text, one token, that ends the answer")
+    allowed_characters: str | None = Field(
+        r"[A-Za-z0-9 ,.:+*/=()'\-]", description="a regular expression for one character; null: any"
+    )
+    min_len: int = Field(1, ge=0, description="tokens before the answer may end")
+    max_len: int = Field(12, ge=1, description="tokens at which the answer is ended")
+    evaluation_samples: int = Field(10, ge=1, description="answers a test question for the evaluation")
+
+
+class ReasoningGymTask(Task[ReasoningGymConfig]):
+    """log R = log p(Z⊤|X) − penalty · (1 − the verifier's score of Z)."""
+
+    name: ClassVar[str] = "reasoning_gym"
+    Config = ReasoningGymConfig
+    default_weights = RewardWeights(prior=1.0, likelihood=0.0)
+
+    @cached_property
+    def action_space(self) -> ActionSpace:
+        config = self.config
+        terminator = one_token(self.codec, config.terminator, "task.terminator", "choose a text of one token")
+        allowed = masked_by_characters(self.codec, config.allowed_characters, [], terminator)
+        return ActionSpace(
+            vocab_size=self.codec.vocab_size,
+            terminator_id=terminator,
+            allowed_ids=tuple(allowed),
+            min_len=config.min_len,
+            max_len=config.max_len,
+        )
+
+    @cached_property
+    def _generator(self) -> Any:
+        """Raises UserError naming task.dataset or task.options."""
+        import reasoning_gym
+
+        config = self.config
+        wanted = {**config.options, "seed": config.seed, "size": 4 * (config.size + config.test_size)}
+        try:
+            generator = reasoning_gym.create_dataset(config.dataset, **wanted)
+        except ValueError as error:
+            raise UserError("task.dataset", config.dataset, f"{error}", "see reasoning-gym's gallery") from error
+        except (TypeError, AssertionError) as error:
+            raise UserError("task.options", config.options, f"{error}", f"see {config.dataset}'s settings") from error
+        _refuse_executing(generator, config.dataset)
+        return generator
+
+    @cached_property
+    def _entries(self) -> dict[str, list[tuple[int, Query]]]:
+        """Distinct questions, the first for training, the rest for the test."""
+        wanted = self.config.size + self.config.test_size
+        found: dict[str, tuple[int, Query]] = {}
+        for index in range(4 * wanted):
+            text = self.config.template.replace("{question}", str(self._generator[index]["question"]))
+            query = Query(task=self.name, prompt_ids=self.codec.encode(text), info={"index": index})
+            too_long = self.max_model_len is not None and (
+                len(query.prompt_ids) + self.config.max_len + 2 > self.max_model_len
+            )
+            if not too_long:
+                found.setdefault(query.id, (index, query))
+            if len(found) == wanted:
+                break
+        if len(found) < min(wanted, 2):
+            raise UserError(
+                "task.dataset", self.config.dataset, "gives no question that fits", "raise actor.max_model_len"
+            )
+        items = list(found.values())
+        n_test = min(self.config.test_size, len(items) // 2)
+        return {"train": items[:-n_test], "test": items[-n_test:]}
+
+    def queries(self, split: Split) -> list[Query]:
+        return [query for _, query in self._entries[split]]
+
+    def data_notes(self) -> list[str]:
+        train, test = (len(self._entries[split]) for split in ("train", "test"))
+        few = "" if train + test == self.config.size + self.config.test_size else "; the generator has no more that fit"
+        return [f"{train} training and {test} test questions of {self.config.dataset}, all distinct{few}"]
+
+    def log_constraint(self, query: Query, action_ids: NDArray[np.int32]) -> FloatArray:
+        entry = self._generator[query.info["index"]]
+        scores = [self._score(self.codec.decode(action_ids[:t]), entry) for t in range(len(action_ids) + 1)]
+        return (self.config.penalty * (np.asarray(scores) - 1.0)).astype(np.float32)
+
+    def _score(self, text: str, entry: Any) -> float:
+        """In [0, 1]; a verifier that can't read the text gives it nothing."""
+        try:
+            return float(np.clip(float(self._generator.score_answer(answer=self._answer(text), entry=entry)), 0.0, 1.0))
+        except Exception:
+            return 0.0
+
+    def _answer(self, text: str) -> str:
+        marker = self.config.marker
+        return (text if marker is None else text.rpartition(marker)[2]).strip()
+
+    def sample_requests(self) -> list[SampleRequest]:
+        n = self.config.evaluation_samples
+        return [SampleRequest("base", False, 1.0, n), SampleRequest("trained", True, 1.0, n)]
+
+    def evaluate_samples(self, samples: SampleSets, weights: RewardWeights) -> dict[str, Any]:
+        """The verifier's mean score of samples, and of the majority's answer, of both samplers."""
+        entries = {query.id: self._generator[index] for index, query in self._entries["test"]}
+        table = {}
+        for label, groups in samples.items():
+            texts = {key: [self.codec.decode(item.action_ids) for item in group] for key, group in groups.items()}
+            scores = [self._score(text, entries[key]) for key, group in texts.items() for text in group]
+            picked = {key: majority([self._answer(text) for text in group]) for key, group in texts.items()}
+            chosen = [self._score(answer or "", entries[key]) for key, answer in picked.items()]
+            table[label] = {
+                **summarise(list(groups.values()), weights),
+                "score": float(np.mean(scores)),
+                "majority_score": float(np.mean(chosen)),
+            }
+        return {"samplers": table, **table["trained"]}
+
+
+def _refuse_executing(generator: Any, name: str) -> None:
+    """Some verifiers evaluate what they are given as an expression: what a model writes is never executed."""
+    for cls in type(generator).__mro__:
+        if "score_answer" in vars(cls):
+            module = inspect.getmodule(cls)
+            source = inspect.getsource(module) if module is not None else ""
+            found = _EXECUTES.search(source)
+            if found is not None:
+                raise UserError(
+                    "task.dataset",
+                    name,
+                    f"its verifier's module calls {found[1]}, which may execute what the model writes",
+                    "choose another generator",
+                )
+            return

@@ -1,0 +1,129 @@
+"""Tasks that a template describes: prompt, target, alternatives and rationale from the columns of a row."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import numpy as np
+from pydantic import Field
+
+from common.reward import RewardWeights
+from common.rows import BadRow, Row
+from common.tasks.base import PolicyScorer, SampleRequest, SampleSets, TokenCodec
+from common.tasks.figures import accuracy, summarise
+from common.tasks.text import Example, TextConfig, TextTask, fill
+from common.tools import ToolSection
+from common.trajectory import Query
+
+
+class TemplateConfig(TextConfig):
+    """Settings of all tasks from a template; {column} is replaced by the row's text."""
+
+    prompt: str = Field(description="X, what the policy continues")
+    reference_prompt: str | None = Field(
+        None, description="what the reference reads in place of the prompt, e.g. with examples before it"
+    )
+    target: str | None = Field(None, description="Y, what the rationale is to explain; none without it")
+    choices: list[str] = Field(
+        [], description="all targets that there are; the others of a row are its alternatives, and accuracy is measured"
+    )
+    rationale: str | None = Field(None, description="Z, where rows hold one: seeds, and what `sft` trains on")
+    misleading_penalty: float = Field(
+        0.0, ge=0, description="nats taken off log R where the rationale makes another choice likelier than the target"
+    )
+    terminator_in_text: bool = Field(
+        True, description="whether the terminator stands in the text, before the target; false: a stop sign only"
+    )
+    tool: ToolSection | None = Field(None, description="what writes into the rationale")
+    evaluation_samples: int = Field(10, ge=1, description="rationales a test row for the evaluation")
+    evaluation_temperature: float = Field(1.0, gt=0, description="at which they are sampled")
+
+
+TemplateConfigT = TypeVar("TemplateConfigT", bound=TemplateConfig)
+
+
+class TemplateTask(TextTask[TemplateConfigT]):
+    """log R = log p(Z⊤|X) + log p(Y|XZ⊤), minus the penalty where Z misleads."""
+
+    default_weights = RewardWeights(prior=1.0, likelihood=1.0)
+
+    def __init__(self, config: TemplateConfigT, codec: TokenCodec, max_model_len: int | None = None) -> None:
+        super().__init__(config, codec, max_model_len)
+        self.terminator_in_reward = config.terminator_in_text
+        self.misleading_penalty = config.misleading_penalty
+
+    @property
+    def tool_section(self) -> ToolSection | None:
+        return self.config.tool
+
+    def example(self, row: Row) -> Example:
+        config = self.config
+        prompt = self.encode_some(fill(config.prompt, row), "the prompt")
+        reference = None if config.reference_prompt is None else fill(config.reference_prompt, row)
+        target = None if config.target is None else fill(config.target, row)
+        others = [choice for choice in config.choices if choice != target] if target is not None else []
+        if target is not None and config.choices and target not in config.choices:
+            raise BadRow(f"target {target!r} is none of task.choices")
+        rationale = None if config.rationale is None else self._rationale(config.rationale, row)
+        query = Query(
+            task=self.config.name,
+            prompt_ids=prompt,
+            target_ids=[] if target is None else self.encode_some(target, "the target"),
+            reference_ids=[] if reference is None else self.encode_some(reference, "the reference's prompt"),
+            alternatives=tuple(self.encode_some(choice, "a choice") for choice in others),
+            info={**self.info(row), "rationale": rationale or ""},
+        )
+        return Example(query, rationale)
+
+    @staticmethod
+    def _rationale(template: str, row: Row) -> str | None:
+        """Rows without a rationale are queries all the same."""
+        try:
+            return fill(template, row)
+        except BadRow:
+            return None
+
+    def info(self, row: Row) -> dict[str, Any]:
+        """What the task's evaluation needs to know of a row."""
+        return {}
+
+    def evaluate_policy(self, policy: PolicyScorer) -> dict[str, float]:
+        """Without a target the choices are rationales: how often a row's own is the likeliest of them, exactly."""
+        config = self.config
+        if config.target is not None or not config.choices or config.rationale is None:
+            return {}
+        choices = [self.codec.encode(choice.removesuffix(config.terminator)) for choice in config.choices]
+        right = [
+            config.choices[int(np.argmax(policy.log_prob(query, choices)))] == query.info["rationale"]
+            for query in self.queries("test")
+        ]
+        return {"accuracy": float(np.mean(right))}
+
+    def sample_requests(self) -> list[SampleRequest]:
+        n, temperature = self.config.evaluation_samples, self.config.evaluation_temperature
+        return [SampleRequest("base", False, temperature, n), SampleRequest("trained", True, temperature, n)]
+
+    def evaluate_samples(self, samples: SampleSets, weights: RewardWeights) -> dict[str, Any]:
+        """Mean log R, diversity and, with choices or an answer, accuracy, of the base model and the trained sampler.
+
+        With several test files all of it again for each.
+        """
+        table = {label: self._figures(groups, weights) for label, groups in samples.items()}
+        trained = table["trained"]
+        own = {name: value for name, value in trained.items() if not isinstance(value, dict)}
+        return {"samplers": table, **own, **self.data_figures()}
+
+    def _figures(self, groups: Any, weights: RewardWeights) -> dict[str, Any]:
+        found: dict[str, Any] = dict(self.figures(groups, weights))
+        if len(self.test_names()) > 1:
+            for name, ids in self.test_names().items():
+                part = {key: groups[key] for key in ids}
+                found[name] = self.figures(part, weights)
+        return found
+
+    def figures(self, groups: Any, weights: RewardWeights) -> dict[str, float]:
+        """Figures of one sampler on some test queries."""
+        found = summarise(list(groups.values()), weights)
+        if self.config.choices and self.config.target is not None:
+            found["accuracy"] = accuracy(groups)
+        return found

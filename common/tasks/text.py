@@ -1,0 +1,262 @@
+"""What the tasks on rows of text share: reading and checking rows, templates, the mask by characters."""
+
+from __future__ import annotations
+
+import re
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import numpy as np
+from pydantic import BeforeValidator, Field, field_validator
+
+from common.action_space import ActionSpace
+from common.errors import UserError
+from common.rows import BadRow, Loaded, OnBadRow, OnOverlap, Row, load, overlap
+from common.tasks.base import Split, Task, TaskConfig, TokenCodec, one_token
+from common.tools import ToolBox, ToolSection
+from common.trajectory import Query
+
+SourcePath = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
+_PLACE = re.compile(r"\{([^{}]+)\}")
+
+
+class TextConfig(TaskConfig):
+    """Settings of all tasks on rows of text."""
+
+    train_path: SourcePath = Field(
+        description="rows to train on: a .jsonl, .json, .csv, .tsv, .txt or .parquet file, or hf://owner/name:split"
+    )
+    test_path: SourcePath | list[SourcePath] | None = Field(
+        None, description="rows to evaluate on; without it the last `test_size` rows of train_path are held out"
+    )
+    limit: int | None = Field(None, ge=1, description="use the first so many rows of train_path; all without it")
+    test_size: int = Field(20, ge=1, description="rows of each test file; of train_path at most a fifth is held out")
+    on_bad_row: OnBadRow = Field("refuse", description="rows that can't be used: refuse to start, or skip them")
+    on_overlap: OnOverlap = Field(
+        "report", description="test rows that stand among the training rows: report, remove them, or refuse to start"
+    )
+    min_len: int = Field(1, ge=0, description="tokens before the rationale may end")
+    max_len: int = Field(20, ge=1, description="tokens at which the rationale is ended")
+    terminator: str = Field(".", description="the text, one token, that ends the rationale")
+    allowed_characters: str | None = Field(
+        r"[A-Za-z0-9 ,'\-]",
+        description="a regular expression for one character; tokens with any other character are masked out. null: any",
+    )
+    forbidden: list[str] = Field([], description="texts of single tokens that are masked out besides, e.g. [' Mr']")
+
+    @field_validator("allowed_characters")
+    @classmethod
+    def _compiles(cls, value: str | None) -> str | None:
+        try:
+            re.compile(value or "")
+        except re.error as error:
+            raise ValueError(f"is no regular expression ({error})") from error
+        return value
+
+
+@dataclass(frozen=True)
+class Example:
+    """A usable row: its query, and its rationale where it has one."""
+
+    query: Query
+    rationale: str | None = None
+
+
+TextConfigT = TypeVar("TextConfigT", bound=TextConfig)
+
+
+class TextTask(Task[TextConfigT]):
+    """Queries from rows. A subclass says how a row becomes an example; what it refuses with BadRow is reported."""
+
+    @abstractmethod
+    def example(self, row: Row) -> Example:
+        """The query of a row; raises BadRow."""
+
+    @cached_property
+    def tool(self) -> ToolBox | None:
+        section = self.tool_section
+        return None if section is None else ToolBox(section)
+
+    @property
+    def tool_section(self) -> ToolSection | None:
+        """The configured tool."""
+        return None
+
+    @cached_property
+    def action_space(self) -> ActionSpace:
+        config = self.config
+        terminator = one_token(self.codec, config.terminator, "task.terminator", "choose a text of one token")
+        allowed = masked_by_characters(self.codec, config.allowed_characters, config.forbidden, terminator)
+        section = self.tool_section
+        triggers = [] if section is None else [t for t in allowed if self.codec.token_text(t).endswith(section.trigger)]
+        if section is not None and not triggers:
+            raise UserError("task.tool.trigger", section.trigger, "ends no allowed token", "allow its characters")
+        return ActionSpace(
+            vocab_size=self.codec.vocab_size,
+            terminator_id=terminator,
+            allowed_ids=tuple(allowed),
+            min_len=config.min_len,
+            max_len=config.max_len,
+            trigger_ids=tuple(triggers),
+        )
+
+    def queries(self, split: Split) -> list[Query]:
+        train, test = self.examples
+        return [example.query for example in (train if split == "train" else test)]
+
+    @cached_property
+    def examples(self) -> tuple[list[Example], list[Example]]:
+        """Training and test examples."""
+        config, train = self.config, list(self._train.items)
+        if config.test_path is None:
+            held_out = min(config.test_size, len(train) // 5)
+            # A handful of rows leaves nothing to hold out: they are evaluated on themselves.
+            return (train[:-held_out], train[-held_out:]) if held_out else (train, train)
+        test = [example for loaded in self._test for example in loaded.items[: config.test_size]]
+        seen = self._overlap(train, test)
+        if seen and config.on_overlap == "refuse":
+            raise UserError(
+                "task.test_path",
+                config.test_path,
+                f"{len(seen)} of its {len(test)} rows stand in task.train_path",
+                "take them out, or set task.on_overlap: remove",
+            )
+        if seen and config.on_overlap == "remove":
+            test = [example for i, example in enumerate(test) if i not in set(seen)]
+            if not test:
+                raise UserError("task.test_path", config.test_path, "holds training rows only", "give other test rows")
+        return train, test
+
+    @staticmethod
+    def _overlap(train: Sequence[Example], test: Sequence[Example]) -> list[int]:
+        """By prompt: a test row with another label of a training prompt has been seen all the same."""
+
+        def prompt(example: Example) -> bytes:
+            return example.query.prompt_ids.tobytes()
+
+        return overlap(map(prompt, train), [prompt(example) for example in test])
+
+    def overlap(self) -> int:
+        """How many test rows stand among the training rows too."""
+        return len(self._overlap(*self.examples))
+
+    def test_names(self) -> dict[str, list[str]]:
+        """Ids of the test queries by the name of their file."""
+        paths = self.config.test_path or []
+        names = [Path(path).stem for path in ([paths] if isinstance(paths, str) else paths)]
+        kept = {example.query.id for example in self.examples[1]}
+        return {
+            name: [item.query.id for item in loaded.items[: self.config.test_size] if item.query.id in kept]
+            for name, loaded in zip(names, self._test, strict=True)
+        }
+
+    @cached_property
+    def _train(self) -> Loaded[Example]:
+        found = self._load("task.train_path", self.config.train_path)
+        return Loaded(found.items[: self.config.limit], found.rejected, found.repeated)
+
+    @cached_property
+    def _test(self) -> list[Loaded[Example]]:
+        paths = self.config.test_path or []
+        return [self._load("task.test_path", path) for path in ([paths] if isinstance(paths, str) else paths)]
+
+    def _load(self, setting: str, path: str) -> Loaded[Example]:
+        return load(setting, path, self._checked_example, lambda example: example.query.id, self.config.on_bad_row)
+
+    def _checked_example(self, row: Row) -> Example:
+        example = self.example(row)
+        query = example.query
+        if self.max_model_len is not None:
+            prompt = max(len(query.prompt_ids), len(query.reference_ids))
+            target = max(len(ids) for ids in (query.target_ids, *query.alternatives))
+            # ⊤, and the one token that a scoring request must generate.
+            needed = prompt + target + self.config.max_len + 2
+            if needed > self.max_model_len:
+                raise BadRow(f"prompt, rationale and target take {needed} tokens of {self.max_model_len}")
+        return example
+
+    def data_notes(self) -> list[str]:
+        train, test = self.examples
+        notes = [f"{len(train)} training and {len(test)} test queries"]
+        for loaded in (self._train, *self._test):
+            if loaded.rejected.problems:
+                notes.append(f"{loaded.rejected.source}: skipped {loaded.rejected.describe()}")
+            if loaded.repeated:
+                notes.append(f"{loaded.rejected.source}: {loaded.repeated} repeated rows are used once")
+        if self.config.test_path is not None:
+            raw = [example for loaded in self._test for example in loaded.items[: self.config.test_size]]
+            seen = len(self._overlap(train, raw))
+            done = "removed from the test" if self.config.on_overlap == "remove" else "kept in the test"
+            if seen:
+                notes.append(f"{seen} of {len(raw)} test rows stand among the training rows: {done} (task.on_overlap)")
+        elif train is test:
+            notes.append("too few rows to hold any out: the evaluation is on the training rows")
+        unusable = self._rationales[1]
+        if unusable:
+            notes.append(f"{unusable} rationales are outside the policy's mask or lengths: no seeds")
+        return notes
+
+    def rationales(self) -> dict[str, list[list[int]]]:
+        return self._rationales[0]
+
+    @cached_property
+    def _rationales(self) -> tuple[dict[str, list[list[int]]], int]:
+        """Usable rationales by query, and how many can't be used."""
+        found: dict[str, list[list[int]]] = {}
+        unusable = 0
+        for example in self.examples[0]:
+            if example.rationale is None:
+                continue
+            ids = self.codec.encode(example.rationale.removesuffix(self.config.terminator))
+            if self.action_space.why_invalid(np.asarray(ids, np.int32)) is None:
+                found.setdefault(example.query.id, []).append(ids)
+            else:
+                unusable += 1
+        return found, unusable
+
+    def encode_some(self, text: str, what: str) -> list[int]:
+        """Token ids of a text; raises BadRow where there are none."""
+        ids = self.codec.encode(text)
+        if not ids:
+            raise BadRow(f"{what} tokenises to nothing")
+        return ids
+
+    def data_figures(self) -> dict[str, Any]:
+        """What a summary says of the data."""
+        bad = sum(len(loaded.rejected.problems) for loaded in (self._train, *self._test))
+        return {"test_prompts_seen_in_training": self.overlap(), "bad_rows": bad}
+
+
+def masked_by_characters(
+    codec: TokenCodec, characters: str | None, forbidden: Sequence[str], terminator: int
+) -> list[int]:
+    """Tokens of allowed characters only, special and forbidden ones left out, the terminator among them; increasing."""
+    left_out = set(codec.special_ids)
+    for text in forbidden:
+        token = one_token(codec, text, "task.forbidden", "list texts of one token each")
+        if token == terminator:
+            raise UserError(
+                "task.forbidden", text, "forbids the terminator, so no rationale could end", "take it off the list"
+            )
+        left_out.add(token)
+    character = None if characters is None else re.compile(f"(?:{characters})+")
+    allowed = {
+        token
+        for token in range(codec.vocab_size)
+        if token not in left_out and (character is None or character.fullmatch(codec.token_text(token)))
+    }
+    return sorted({*allowed, terminator})
+
+
+def fill(template: str, row: Row) -> str:
+    """A template with {column} replaced by the row's text; raises BadRow for a missing or empty column."""
+    return _PLACE.sub(lambda match: row.text(match[1]), template)
+
+
+def columns_of(template: str) -> list[str]:
+    """The columns that a template names."""
+    return _PLACE.findall(template)
