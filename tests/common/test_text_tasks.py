@@ -1,0 +1,272 @@
+"""The tasks on rows of text with a real tokenizer: queries, seeds, data checks and figures, no model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from common.config import SeedSection
+from common.default_model import default_model_path
+from common.errors import UserError
+from common.reward import RewardWeights
+from common.seeds import make_seed_jobs
+from common.tasks import TASKS, Task, make_task
+from common.tokens import HuggingFaceCodec, load_codec
+from common.trajectory import Behaviour, Query, Trajectory
+
+
+@pytest.fixture(scope="module")
+def codec() -> HuggingFaceCodec:
+    return load_codec(str(default_model_path()))
+
+
+def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return path
+
+
+def task_of(codec: HuggingFaceCodec, name: str, max_model_len: int | None = None, **settings: Any) -> Task[Any]:
+    return make_task(TASKS[name].Config.model_validate({"name": name, **settings}), codec, max_model_len)
+
+
+def sample(
+    codec: HuggingFaceCodec,
+    query: Query,
+    text: str,
+    *,
+    log_likelihood: float = -1.0,
+    others: Sequence[float] = (),
+    context: str | None = None,
+) -> Trajectory:
+    """A sampled rationale; `context` is its text with what tools inserted, of which the actions are the start."""
+    ids = codec.encode(text)
+    inputs = ids if context is None else codec.encode(context)
+    zeros = np.zeros(len(ids) + 1)
+    return Trajectory(
+        query_id=query.id,
+        task=query.task,
+        action_ids=ids,
+        input_ids=inputs,
+        action_positions=np.arange(len(ids)),
+        log_prior=zeros,
+        log_likelihood=zeros + log_likelihood,
+        log_constraint=zeros,
+        log_alternatives=others,
+        behaviour=Behaviour(sampler_log_prob=zeros[1:], stop_log_prob=0.0),
+    )
+
+
+WEIGHTS = RewardWeights()
+REVIEWS = [
+    {"text": f"the story number {i} is told", "label_text": ("objective", "subjective")[i % 2]} for i in range(10)
+]
+
+
+def test_a_jsonl_task_needs_a_template_and_nothing_else(codec: HuggingFaceCodec, tmp_path: Path) -> None:
+    path = write(tmp_path / "q.jsonl", [{"q": "Why?", "a": "because", "why": "it is so."}])
+    task = task_of(
+        codec, "jsonl", train_path=path, prompt="Q: {q}\nA:", target=" Hence {a}.", rationale=" {why}", max_len=6
+    )
+    (query,) = task.queries("train")
+    assert codec.decode(query.prompt_ids) == "Q: Why?\nA:" and codec.decode(query.target_ids) == " Hence because."
+    assert task.terminator_in_reward and len(query.reference_ids) == 0 and query.alternatives == ()
+    (job,) = make_seed_jobs(SeedSection(data=True), task)
+    assert job.action_ids is not None and codec.decode(job.action_ids) == " it is so"
+
+
+def test_subjectivity_has_the_other_label_as_alternative_and_the_papers_penalty(
+    codec: HuggingFaceCodec, tmp_path: Path
+) -> None:
+    task = task_of(codec, "subjectivity", train_path=write(tmp_path / "r.jsonl", REVIEWS), test_size=2)
+    query = task.queries("train")[0]
+    assert codec.decode(query.target_ids) == " so it is objective."
+    assert [codec.decode(ids) for ids in query.alternatives] == [" so it is subjective."]
+    assert task.misleading_penalty == 50.0
+    assert (len(task.queries("train")), len(task.queries("test"))) == (8, 2)
+
+
+def test_the_label_is_predicted_by_the_mean_likelihood_over_rationales(codec: HuggingFaceCodec, tmp_path: Path) -> None:
+    task = task_of(codec, "subjectivity", train_path=write(tmp_path / "r.jsonl", REVIEWS), test_size=2)
+    first, second = task.queries("test")
+    # One confident rationale outweighs two that lean the other way: means, not votes.
+    wins = [sample(codec, first, " fun", log_likelihood=a, others=[b]) for a, b in ((-0.1, -9), (-5, -4), (-5, -4))]
+    loses = [sample(codec, second, " fun", log_likelihood=a, others=[b]) for a, b in ((-3, -1), (-2, -3), (-3, -2))]
+    groups = {first.id: wins, second.id: loses}
+    found = task.evaluate_samples({"base": groups, "trained": groups}, WEIGHTS)
+    assert found["accuracy"] == 0.5 and found["samplers"]["base"]["accuracy"] == 0.5
+
+
+def test_without_a_target_the_choices_are_classified_directly(codec: HuggingFaceCodec, tmp_path: Path) -> None:
+    task = task_of(
+        codec,
+        "subjectivity",
+        train_path=write(tmp_path / "r.jsonl", REVIEWS),
+        test_size=2,
+        target=None,
+        rationale=" {label_text}",
+        choices=[" objective", " subjective"],
+        terminator=".",
+    )
+
+    class AlwaysFirst:
+        def log_prob(self, query: Query, sequences: Sequence[Sequence[int]]) -> NDArray[np.float64]:
+            return -np.arange(len(sequences), dtype=float)
+
+    assert [len(query.target_ids) for query in task.queries("test")] == [0, 0]
+    assert task.evaluate_policy(AlwaysFirst()) == {"accuracy": 0.5}
+
+
+STORIES = [{f"sentence{k}": f"In story {i} thing {k} happened." for k in range(1, 6)} for i in range(10)]
+
+
+def test_infilling_reads_rocstories_columns_and_the_reference_reads_the_story_in_order(
+    codec: HuggingFaceCodec, tmp_path: Path
+) -> None:
+    path = tmp_path / "stories.csv"
+    header = ",".join(STORIES[0])
+    path.write_text("\n".join([header, *(",".join(row.values()) for row in STORIES)]))
+    task = task_of(codec, "infilling", train_path=path, test_size=1)
+    query = task.queries("train")[0]
+    assert codec.decode(query.prompt_ids).startswith("Beginning: In story 0 thing 1 happened.")
+    assert "Ending: In story 0 thing 5" in codec.decode(query.prompt_ids)
+    beginning = " ".join(f"In story 0 thing {k} happened." for k in (1, 2, 3))
+    assert codec.decode(query.reference_ids) == beginning
+    assert codec.decode(query.target_ids) == " In story 0 thing 5 happened."
+    assert [codec.decode(ids) for ids in task.rationales()[query.id]] == [" In story 0 thing 4 happened"]
+
+
+def test_infilling_scores_samples_by_bleu_against_the_true_middle(codec: HuggingFaceCodec, tmp_path: Path) -> None:
+    task = task_of(codec, "infilling", train_path=write(tmp_path / "s.jsonl", STORIES), test_size=1)
+    (query,) = task.queries("test")
+    right = {query.id: [sample(codec, query, " In story 9 thing 4 happened")]}
+    wrong = {query.id: [sample(codec, query, " Nobody came to see him today")]}
+    found = task.evaluate_samples({"base": wrong, "trained": right}, WEIGHTS)
+    assert found["bleu"] == pytest.approx(100.0) and found["samplers"]["base"]["bleu"] < 10
+
+
+SUMS = [
+    {
+        "str_query": f"Question: {a} + {b} - 3 = ? Answer:",
+        "num_sol": a + b - 3,
+        "str_rationale": f"{a} + {b} =, {a + b} - 3 =",
+    }
+    for a, b in ((1, 2), (3, 4), (5, 6), (7, 8), (9, 1))
+]
+
+
+def arithmetic(codec: HuggingFaceCodec, tmp_path: Path, **settings: Any) -> Task[Any]:
+    train, test = write(tmp_path / "train.jsonl", SUMS), write(tmp_path / "test.jsonl", SUMS[3:])
+    return task_of(codec, "arithmetic", train_path=train, test_path=test, **settings)
+
+
+def test_the_reference_reads_worked_examples_with_the_calculators_results(
+    codec: HuggingFaceCodec, tmp_path: Path
+) -> None:
+    query = arithmetic(codec, tmp_path, reference_shots=2).queries("train")[2]
+    assert codec.decode(query.prompt_ids) == "Question: 5 + 6 - 3 = ? Answer:"
+    assert codec.decode(query.reference_ids) == (
+        "Question: 1 + 2 - 3 = ? Answer: 1 + 2 = 3, 3 - 3 = 0. The answer is 0.\n"
+        "Question: 3 + 4 - 3 = ? Answer: 3 + 4 = 7, 7 - 3 = 4. The answer is 4.\n"
+        "Question: 5 + 6 - 3 = ? Answer:"
+    )
+    assert codec.decode(query.target_ids) == " The answer is 8."
+
+
+def test_arithmetic_asks_the_calculator_after_an_equals_sign(codec: HuggingFaceCodec, tmp_path: Path) -> None:
+    task = arithmetic(codec, tmp_path)
+    triggers = {codec.token_text(token) for token in task.action_space.trigger_ids}
+    assert " =" in triggers and all(text.endswith("=") for text in triggers)
+    assert task.tool is not None and task.tool("Answer: 14 - 3 =") == " 11"
+    # A rationale without the results is what the policy itself writes.
+    assert codec.decode(next(iter(task.rationales().values()))[0]) == " 1 + 2 =, 3 - 3 ="
+
+
+def test_the_answer_is_read_from_the_text_and_the_majority_decides(codec: HuggingFaceCodec, tmp_path: Path) -> None:
+    task = arithmetic(codec, tmp_path, reference_shots=0)
+    first, second = task.queries("test")
+
+    def drawn(query: Query, results: Sequence[str]) -> list[Trajectory]:
+        return [sample(codec, query, " 7 + 8 =", context=f" 7 + 8 ={result}") for result in results]
+
+    # 7 + 8 − 3 = 12 and 9 + 1 − 3 = 7.
+    groups = {first.id: drawn(first, [" 12", " 12", " 5"]), second.id: drawn(second, [" 6", "", " 7"])}
+    found = task.evaluate_samples({"base": groups, "trained": groups}, WEIGHTS)
+    assert found["accuracy"] == 0.5 and found["sample_accuracy"] == pytest.approx(3 / 6)
+
+
+def test_train_test_overlap_is_reported_removed_or_refused(codec: HuggingFaceCodec, tmp_path: Path) -> None:
+    notes = " ".join(arithmetic(codec, tmp_path).data_notes())
+    assert "2 of 2 test rows stand among the training rows: kept in the test" in notes
+    with pytest.raises(UserError, match=r"task\.test_path.*2 of its 2 rows stand in task\.train_path"):
+        arithmetic(codec, tmp_path, on_overlap="refuse").queries("test")
+    with pytest.raises(UserError, match="holds training rows only"):
+        arithmetic(codec, tmp_path, on_overlap="remove").queries("test")
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"label_text": "objective"}, "no column 'text'"),
+        ({"text": " ", "label_text": "objective"}, "column 'text' is empty"),
+        ({"text": "word " * 300, "label_text": "objective"}, "prompt, rationale and target take 3.. tokens of 256"),
+        ({"text": "fine", "label_text": "neutral"}, "' so it is neutral.' is none of task.choices"),
+    ],
+)
+def test_bad_rows_are_found_before_any_model_is_loaded(
+    codec: HuggingFaceCodec, tmp_path: Path, row: dict[str, str], reason: str
+) -> None:
+    path = write(tmp_path / "r.jsonl", [*REVIEWS, row])
+    with pytest.raises(UserError, match=rf"task\.train_path.*1 bad rows: line 11: .*{reason}"):
+        task_of(codec, "subjectivity", 256, train_path=path).queries("train")
+    kept = task_of(codec, "subjectivity", 256, train_path=path, on_bad_row="skip")
+    assert len(kept.examples[0]) == 8 and "skipped 1 bad rows: line 11" in " ".join(kept.data_notes())  # type: ignore[attr-defined]
+
+
+def test_a_target_that_tokenises_to_nothing_is_a_bad_row(codec: HuggingFaceCodec, tmp_path: Path) -> None:
+    path = write(tmp_path / "q.jsonl", [{"q": "a"}])
+    with pytest.raises(UserError, match="the target tokenises to nothing"):
+        task_of(codec, "jsonl", train_path=path, prompt="{q}", target="").queries("train")
+
+
+def test_reasoning_gym_scores_with_the_generators_own_verifier(codec: HuggingFaceCodec) -> None:
+    task = task_of(codec, "reasoning_gym", dataset="chain_sum", size=6, test_size=3, penalty=4.0, options={"seed": 1})
+    queries = task.queries("train")
+    assert len(queries) == 6 and len(task.queries("test")) == 3
+    assert not {query.id for query in queries} & {query.id for query in task.queries("test")}
+    question = codec.decode(queries[0].prompt_ids)
+    assert "State the final answer" in question or "Question:" in question
+
+
+def test_a_right_answer_costs_nothing_and_a_wrong_one_the_penalty(codec: HuggingFaceCodec) -> None:
+    from reasoning_gym import create_dataset
+
+    task = task_of(codec, "reasoning_gym", dataset="letter_counting", size=4, test_size=2, penalty=4.0)
+    query = task.queries("train")[0]
+    entry = create_dataset("letter_counting", seed=0, size=24)[query.info["index"]]
+    right = np.asarray(codec.encode(f" {entry['answer']}"), np.int32)
+    assert task.log_constraint(query, right)[-1] == 0.0
+    wrong = task.log_constraint(query, np.asarray(codec.encode(" x"), np.int32))
+    assert wrong.shape == (2,) or wrong.shape == (3,)
+    assert (wrong < -3.0).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dataset": "no_such_generator"}, r"task\.dataset = 'no_such_generator'"),
+        ({"dataset": "chain_sum", "options": {"no_such_option": 1}}, r"task\.options"),
+        # Its verifier parses the answer with sympy, which executes it.
+        ({"dataset": "countdown"}, r"task\.dataset = 'countdown'.*may execute what the model writes"),
+    ],
+)
+def test_a_generator_that_can_not_be_used_is_named(
+    codec: HuggingFaceCodec, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        task_of(codec, "reasoning_gym", **settings).queries("train")
