@@ -156,14 +156,15 @@ class TrajectorySampler:
     def collect(
         self, queries: Sequence[Query], request: SampleRequest, adapter: LoadedAdapter | None, max_in_flight: int
     ) -> dict[str, list[Trajectory]]:
-        """All samples of a request, by query id, scored at their last states; nothing else may be in flight."""
+        """All samples of a request, by query id; nothing else may be in flight."""
         waiting = [query for query in queries for _ in range(request.n)]
         found: dict[str, list[Trajectory]] = {query.id: [] for query in queries}
         source: Source = "policy" if request.temperature == 1.0 else "tempered"
         while waiting or self.in_flight:
             while waiting and self.in_flight < max_in_flight:
                 adapter_used = adapter if request.adapter else None
-                self.submit(waiting.pop(), 1, request.temperature, adapter_used, source, every_state=False)
+                query = waiting.pop()
+                self.submit(query, 1, request.temperature, adapter_used, source, every_state=request.every_state)
             for trajectory in self.step():
                 found[trajectory.query_id].append(trajectory)
         return found

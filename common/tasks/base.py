@@ -76,6 +76,8 @@ class SampleRequest:
     temperature: float
     n: int
     """Samples for each query."""
+    every_state: bool = False
+    """Whether the likelihood is scored at every decision state, and not at the last alone."""
 
 
 SampleSets = Mapping[str, Mapping[str, Sequence[Trajectory]]]

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import Field, field_validator
 
 from common.action_space import ActionSpace
 from common.errors import UserError
@@ -20,17 +20,16 @@ from common.tasks.base import Split, Task, TaskConfig, TokenCodec, one_token
 from common.tools import ToolBox, ToolSection
 from common.trajectory import Query
 
-SourcePath = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
 _PLACE = re.compile(r"\{([^{}]+)\}")
 
 
 class TextConfig(TaskConfig):
     """Settings of all tasks on rows of text."""
 
-    train_path: SourcePath = Field(
+    train_path: str = Field(
         description="rows to train on: a .jsonl, .json, .csv, .tsv, .txt or .parquet file, or hf://owner/name:split"
     )
-    test_path: SourcePath | list[SourcePath] | None = Field(
+    test_path: str | list[str] | None = Field(
         None, description="rows to evaluate on; without it the last `test_size` rows of train_path are held out"
     )
     limit: int | None = Field(None, ge=1, description="use the first so many rows of train_path; all without it")
@@ -47,6 +46,11 @@ class TextConfig(TaskConfig):
         description="a regular expression for one character; tokens with any other character are masked out. null: any",
     )
     forbidden: list[str] = Field([], description="texts of single tokens that are masked out besides, e.g. [' Mr']")
+
+    @field_validator("train_path", "test_path", mode="before")
+    @classmethod
+    def _path_as_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, Path) else value
 
     @field_validator("allowed_characters")
     @classmethod

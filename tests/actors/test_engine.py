@@ -130,7 +130,9 @@ def test_components_are_the_unmasked_base_models_at_every_state(
 
     for query in (QUERY, WITH_TARGET):
         prompt, target = query.prompt_ids.tolist(), query.target_ids.tolist()
-        for item in sampler_of(engine).collect([query], SampleRequest("s", True, 1.0, 4), adapter, 8)[query.id]:
+        for item in sampler_of(engine).collect([query], SampleRequest("s", True, 1.0, 4, every_state=True), adapter, 8)[
+            query.id
+        ]:
             actions = item.action_ids.tolist()
             for t in range(len(actions) + 1):
                 head = [*prompt, *actions[:t], TERMINATOR]
@@ -199,3 +201,22 @@ def test_a_known_text_is_not_scored_again(engine: Engine, policy: LoraPolicy, tm
     assert scored < 400
     priors = {item.id: item.log_prior.tolist() for item in drawn}
     assert all(item.log_prior.tolist() == priors[item.id] for item in drawn)
+
+
+def test_texts_that_share_their_start_are_scored_alike_from_the_prefix_cache(engine: Engine, digit_model: Path) -> None:
+    base = load_base_model(str(digit_model), "float32")
+    generator = np.random.default_rng(0)
+    start = [14, *generator.integers(3, 13, 39).tolist()]
+    # Blocks hold 32 tokens: the first text fills the cache, the others read it. Where wanted places lie in the cache,
+    # as for the same text again with an earlier `first`, they are computed anew.
+    wanted = [(4, 40), (5, 40), (6, 40), (4, 40), (4, 33), (4, 32), (4, 31), (4, 1)]
+    for i, (token, first) in enumerate(wanted):
+        ids = (*start, token, TERMINATOR)
+        engine.submit_score(f"text-{i}", ScoreText(ids, first))
+        found = finish(engine)[f"text-{i}"]
+        assert isinstance(found, Scored)
+        with torch.no_grad():
+            table = base(torch.tensor([ids])).logits[0].log_softmax(-1)
+        for k, place in enumerate(range(first, len(ids))):
+            assert found.scores.actual[k] == pytest.approx(float(table[place - 1, ids[place]]), abs=1e-4)
+            assert found.scores.terminator[k] == pytest.approx(float(table[place - 1, TERMINATOR]), abs=1e-4)
