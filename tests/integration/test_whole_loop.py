@@ -123,7 +123,7 @@ def test_a_finished_run_s_buffer_is_shown_exported_and_imported_again(trained: P
     damaged.write_text((tmp_path / "buffer.jsonl").read_text() + "{}\n")
     report = json.loads(amortis("buffer", "import", str(trained), str(damaged), "--json", status=1))
     assert (report["added"], report["duplicates"]) == (0, stats["size"])
-    assert report["rejected"] == [[f"line {stats['size'] + 1}", "format None, this reads format 1"]]
+    assert report["rejected"] == [[f"line {stats['size'] + 1}", "format None, this reads format 2"]]
     assert "nothing was set aside" in amortis("buffer", "quarantine", str(trained))
     amortis("buffer", "clear", str(trained), status=2)
     assert json.loads(amortis("buffer", "stats", str(trained), "--json"))["size"] == stats["size"]
