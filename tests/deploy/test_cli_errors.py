@@ -45,7 +45,7 @@ def taken_port() -> Iterator[int]:
         ("task: {name: rng, high: many}\n", [], ["task.high", "'many'", "valid integer"]),
         (RNG, ["--redis.url", "redis://127.0.0.1:1/0"], ["redis.url", "127.0.0.1:1", "embedded"]),
         (RNG, ["--redis.url", "ftp://somewhere"], ["redis.url", "ftp://somewhere"]),
-        ("task: {name: continuation, train_path: '{prompts}'}\n", [], ["task.train_path", "prompts.txt", "no prompt"]),
+        ("task: {name: continuation, train_path: '{prompts}'}\n", [], ["task.train_path", "prompts.txt", "no row"]),
         ("task: {name: continuation, train_path: gone.txt}\n", [], ["task.train_path", "gone.txt", "No such file"]),
         (
             "task: {name: continuation, train_path: '{some}', forbidden: ['.']}\n",
