@@ -116,8 +116,7 @@ class Engine:
             self._engine.collective_rpc(
                 lambda worker: _gather_terminator(worker.model_runner.sampler, space.terminator_id)
             )
-        self._score_texts: dict[str, ScoreText] = {}
-        self._score_adapters: dict[str, LoadedAdapter | None] = {}
+        self._scoring: dict[str, tuple[ScoreText, LoadedAdapter | None]] = {}
         self._versions_in_flight: dict[str, int] = {}
         self._loaded: list[int] = []
 
@@ -164,16 +163,16 @@ class Engine:
         from vllm.sampling_params import RequestOutputKind
 
         space = self._space
-        allowed, most, least = space.allowed_ids, space.max_len - taken, max(0, space.min_len - taken)
+        allowed = None if space.allowed_ids is None else list(space.allowed_ids)
+        most, least = space.max_len - taken, max(0, space.min_len - taken)
         if space.trigger_ids and least:
-            allowed = tuple(token for token in space.allowed_array.tolist() if token != space.terminator_id)
-            most, least = least, 0
+            allowed, most, least = space.without_terminator, least, 0
         params = SamplingParams(
             temperature=temperature,
             max_tokens=most,
             min_tokens=least,
             stop_token_ids=[space.terminator_id, *space.trigger_ids],
-            allowed_token_ids=None if allowed is None else list(allowed),
+            allowed_token_ids=allowed,
             ignore_eos=True,
             logprobs=0,
             detokenize=False,
@@ -188,15 +187,14 @@ class Engine:
 
         What it shares with texts before it, up to the first wanted token, is read from the prefix cache.
         """
-        self._score_texts[request_id] = text
-        self._submit_score(request_id, text, adapter, read_cache=not self._scores_by_id)
+        self._scoring[request_id] = text, adapter
+        self._submit_score(request_id, read_cache=not self._scores_by_id)
 
-    def _submit_score(
-        self, request_id: str, text: ScoreText, adapter: LoadedAdapter | None, *, read_cache: bool
-    ) -> None:
+    def _submit_score(self, request_id: str, *, read_cache: bool) -> None:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
+        text, adapter = self._scoring[request_id]
         columns: dict[str, Any] = {"prompt_logprobs": 1}
         if self._scores_by_id:
             rows = [[token, self._space.terminator_id] for token in text.ids[text.first :]]
@@ -209,7 +207,6 @@ class Engine:
             skip_reading_prefix_cache=not read_cache,
             **columns,
         )
-        self._score_adapters[request_id] = adapter
         self._add(request_id, text.ids, params, adapter)
 
     def _add(self, request_id: str, ids: Sequence[int], params: Any, adapter: LoadedAdapter | None) -> None:
@@ -227,14 +224,13 @@ class Engine:
 
     def _result(self, output: Any) -> Sampled | Scored | None:
         self._versions_in_flight.pop(output.request_id, None)
-        text = self._score_texts.get(output.request_id)
-        if text is not None:
-            adapter = self._score_adapters.pop(output.request_id)
+        if output.request_id in self._scoring:
+            text, _ = self._scoring[output.request_id]
             if (output.num_cached_tokens or 0) >= text.first and not self._scores_by_id:
                 # Read so far from the cache that a wanted log-probability was never computed: once more, in full.
-                self._submit_score(output.request_id, text, adapter, read_cache=False)
+                self._submit_score(output.request_id, read_cache=False)
                 return None
-            del self._score_texts[output.request_id]
+            del self._scoring[output.request_id]
             return Scored(output.request_id, self._scores(text, output))
         completion = output.outputs[0]
         tokens = np.asarray(completion.token_ids, np.int32)

@@ -201,11 +201,9 @@ class TrajectorySampler:
 
     def _room(self, draft: _Draft) -> int:
         """Tokens that tools may still insert: the rest of the rationale, ⊤ and the longest target must fit behind."""
-        query = draft.origin.query
-        prompt = max(len(query.scored_prompt_ids), len(draft.origin.sampling_prompt))
-        target = max(len(ids) for ids in (query.target_ids, *query.alternatives))
-        inserted = len(draft.inputs) - len(draft.actions)
-        return self.max_model_len - prompt - self.task.action_space.max_len - target - 2 - inserted
+        origin, inserted = draft.origin, len(draft.inputs) - len(draft.actions)
+        needed = origin.query.tokens_needed(self.task.action_space.max_len, len(origin.sampling_prompt))
+        return self.max_model_len - needed - inserted
 
     def _next_id(self, kind: str) -> str:
         self._counter += 1

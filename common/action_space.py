@@ -79,6 +79,11 @@ class ActionSpace(BaseModel):
         ids = range(self.vocab_size) if self.allowed_ids is None else sorted(self.allowed_ids)
         return np.asarray(ids, dtype=np.int64)
 
+    @cached_property
+    def without_terminator(self) -> list[int]:
+        """What may be emitted before min_len, in increasing order."""
+        return [token for token in self.allowed_array.tolist() if token != self.terminator_id]
+
     def why_invalid(self, action_ids: NDArray[np.int32]) -> str | None:
         """Why these actions can't come from this policy, or None if they can."""
         if not self.min_len <= len(action_ids) <= self.max_len:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from common.config import MetricsSection
 from common.errors import UserError
+from common.trajectory import ToolFailure
 
 _SECONDS = (0.005, 0.02, 0.1, 0.5, 1, 2, 5, 10, 30, 60)
 
@@ -37,7 +40,7 @@ class ActorMetrics:
         for source in ("policy", "tempered", "seed"):
             self.samples.labels(source)
         calls = Counter("amortis_actor_tool_calls", "Calls of the task's tool", ["outcome"], registry=registry)
-        for outcome in ("inserted", "nothing", "raised", "timed_out", "too_long", "unusable"):
+        for outcome in ("inserted", "nothing", *get_args(ToolFailure)):
             calls.labels(outcome)
         self.tool_calls = calls
         self.sampled_tokens = counter("sampled_tokens", "Tokens sampled, terminators left out")

@@ -15,14 +15,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from common.calculator import Calculator
 from common.errors import UserError
+from common.trajectory import ToolFailure
 
-FailureKind = Literal["raised", "timed_out", "too_long", "unusable"]
 START_LIMIT_S = 30.0
 """A tool's process imports the user's module first."""
 _MAX_ANSWER_BYTES = 1 << 20
@@ -41,9 +41,9 @@ class Tool(Protocol):
 class ToolError(Exception):
     """A call that inserted nothing because it went wrong."""
 
-    def __init__(self, kind: FailureKind, message: str) -> None:
+    def __init__(self, kind: ToolFailure, message: str) -> None:
         super().__init__(message)
-        self.kind: FailureKind = kind
+        self.kind: ToolFailure = kind
 
 
 class ToolSection(BaseModel):

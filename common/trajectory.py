@@ -23,6 +23,7 @@ WIRE_VERSION = 2
 _ID_BYTES = 16
 NO_SHA256 = "0" * 64
 
+ToolFailure = Literal["raised", "timed_out", "too_long", "unusable"]
 Source = Literal["policy", "tempered", "seed", "dataset"]
 _SOURCES: tuple[Source, ...] = ("policy", "tempered", "seed", "dataset")
 SAMPLED: tuple[Source, ...] = ("policy", "tempered")
@@ -85,6 +86,13 @@ class Query(BaseModel):
         """The prompt that the reference reads."""
         return self.reference_ids if len(self.reference_ids) else self.prompt_ids
 
+    def tokens_needed(self, max_len: int, other_prompt: int = 0) -> int:
+        """The longest text that is sampled or scored: prompt, rationale, ⊤, target, and the one token that a scoring
+        request must generate. `other_prompt` is the length of a further prompt that is sampled under."""
+        prompt = max(len(self.prompt_ids), len(self.reference_ids), other_prompt)
+        target = max(len(ids) for ids in (self.target_ids, *self.alternatives))
+        return prompt + max_len + target + 2
+
     def to_bytes(self) -> bytes:
         """Encode for Redis."""
         ids = [_le(item) for item in (self.prompt_ids, self.target_ids, self.reference_ids, *self.alternatives)]
@@ -137,7 +145,7 @@ class ToolEvent(NamedTuple):
 
     after_action: int
     """How many actions had been taken."""
-    kind: Literal["raised", "timed_out", "too_long", "unusable"]
+    kind: ToolFailure
 
 
 class Trajectory(BaseModel):

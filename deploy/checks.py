@@ -90,7 +90,11 @@ def _named(config: RunConfig) -> RunConfig:
     name = config.run.name or f"{config.task.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     # Absolute, as the learner, the actors and later commands may have another working folder.
     folder = config.run.folder.expanduser().resolve()
-    paths = {key: _absolute(value) for key, value in config.task if key.endswith("_path") and value is not None}
+    paths = {
+        key: _absolute(value)
+        for key, value in config.task
+        if isinstance(value, Path) or (key.endswith("_path") and value is not None)
+    }
     seeds = config.seeds
     if seeds.file is not None:
         seeds = seeds.model_copy(update={"file": seeds.file.expanduser().resolve()})
@@ -174,13 +178,7 @@ def _check_task(config: RunConfig) -> int:
     _ = task.tool
     for note in task.data_notes():
         print(f"amortis: {note}", file=sys.stderr)
-    longest = max(
-        max(len(query.prompt_ids), len(query.reference_ids))
-        + max(len(ids) for ids in (query.target_ids, *query.alternatives))
-        for query in task.queries("train")
-    )
-    # ⊤, and the one token that a scoring request must generate.
-    needed = longest + space.max_len + 2
+    needed = max(query.tokens_needed(space.max_len) for query in task.queries("train"))
     if needed > config.actor.max_model_len:
         raise UserError(
             "actor.max_model_len",

@@ -48,12 +48,10 @@ class Actions:
     @classmethod
     def with_target(cls, trajectory: Trajectory, query: Query, terminator_id: int) -> Actions:
         """All that maximum likelihood is to learn, as actions: Z, ⊤ and Y; tools' insertions stay context."""
-        k, before = len(trajectory.action_ids), len(trajectory.input_ids)
         tail = np.array([terminator_id, *query.target_ids], np.int32)
-        positions = np.concatenate([trajectory.action_positions, before + np.arange(len(tail))])
+        positions = np.concatenate([trajectory.action_positions, len(trajectory.input_ids) + np.arange(len(tail))])
         actions = np.concatenate([trajectory.action_ids, tail])
         inputs = np.concatenate([trajectory.input_ids, tail])
-        assert len(actions) == k + len(tail)
         return cls(query, actions, inputs, np.append(positions.astype(np.int64) - 1, len(inputs) - 1))
 
     @classmethod

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -12,12 +12,12 @@ from pydantic import Field
 
 from common.errors import UserError
 from common.reward import RewardWeights
-from common.rows import Row
+from common.rows import BadRow, Row, read
 from common.tasks.figures import majority
-from common.tasks.template import TemplateConfig, TemplateTask
-from common.tasks.text import Example, fill
+from common.tasks.template import Groups, TemplateConfig, TemplateTask
+from common.tasks.text import fill
 from common.tools import ToolError, ToolSection
-from common.trajectory import Query, Trajectory
+from common.trajectory import Trajectory
 
 _RESULT = re.compile(r"=\s*([-−]?\d+)")
 
@@ -47,35 +47,27 @@ class ArithmeticTask(TemplateTask[ArithmeticConfig]):
     name: ClassVar[str] = "arithmetic"
     Config = ArithmeticConfig
 
-    def example(self, row: Row) -> Example:
-        plain = super().example(row)
-        query = plain.query
-        shots = self._shots(self.config.reference_shots), self._shots(self.config.policy_shots)
-        if not any(shots):
-            return plain
-        question = fill(self.config.prompt, row)
-        reference, policy = (self.codec.encode(f"{text}{question}") for text in shots)
-        # The same prompt for both needs no second one.
-        update = {"prompt_ids": policy, "reference_ids": [] if policy == reference else reference}
-        return Example(Query.model_validate({**_fields(query), **update}), plain.rationale)
+    def prompt(self, row: Row) -> str:
+        return self._shots("policy_shots", self.config.policy_shots) + super().prompt(row)
+
+    def reference_prompt(self, row: Row) -> str:
+        return self._shots("reference_shots", self.config.reference_shots) + super().reference_prompt(row)
 
     def info(self, row: Row) -> dict[str, Any]:
         return {"answer": fill(self.config.answer, row)}
 
-    def _shots(self, n: int) -> str:
+    def _shots(self, setting: str, n: int) -> str:
         """The first training rows with a rationale, worked out by the calculator, a line each."""
         if n == 0:
             return ""
         if len(self._worked) < n:
             raise UserError(
-                "task.reference_shots", n, f"task.train_path holds {len(self._worked)} rationales", "ask for fewer"
+                f"task.{setting}", n, f"task.train_path holds {len(self._worked)} rationales", "ask for fewer"
             )
         return "".join(f"{line}\n" for line in self._worked[:n])
 
     @cached_property
     def _worked(self) -> list[str]:
-        from common.rows import BadRow, read
-
         found = []
         for row in read("task.train_path", self.config.train_path):
             try:
@@ -91,22 +83,19 @@ class ArithmeticTask(TemplateTask[ArithmeticConfig]):
 
     def _with_results(self, rationale: str) -> str:
         """The tool's insertions in place."""
-        section, tool, text = self.config.tool, self.tool, ""
+        section, tool = self.config.tool, self.tool
         if section is None or tool is None:
             return rationale
-        first, *rest = rationale.split(section.trigger)
-        text = first
+        text, *rest = rationale.split(section.trigger)
         for part in rest:
             text += section.trigger
-            try:
+            # Where the tool goes wrong the text goes on without it, as in a trajectory.
+            with contextlib.suppress(ToolError):
                 text += tool(text) or ""
-            except ToolError:
-                continue
-            finally:
-                text += part
+            text += part
         return text
 
-    def figures(self, groups: Mapping[str, Sequence[Trajectory]], weights: RewardWeights) -> dict[str, float]:
+    def figures(self, groups: Groups, weights: RewardWeights) -> dict[str, float]:
         found = super().figures(groups, weights)
         answers = {query.id: str(query.info["answer"]) for query in self.queries("test")}
         right = [majority([self.read_answer(item) for item in group]) == answers[key] for key, group in groups.items()]
@@ -117,7 +106,3 @@ class ArithmeticTask(TemplateTask[ArithmeticConfig]):
         """The last result in the text, what the calculator wrote included; None without one."""
         found = _RESULT.findall(self.codec.decode(item.input_ids))
         return str(int(found[-1].replace("−", "-"))) if found else None
-
-
-def _fields(query: Query) -> dict[str, Any]:
-    return {name: getattr(query, name) for name in type(query).model_fields}

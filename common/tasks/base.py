@@ -80,6 +80,11 @@ class SampleRequest:
     """Whether the likelihood is scored at every decision state, and not at the last alone."""
 
 
+def base_and_trained(n: int, temperature: float = 1.0) -> list[SampleRequest]:
+    """The base model and the trained policy, `n` samples a query each."""
+    return [SampleRequest("base", False, temperature, n), SampleRequest("trained", True, temperature, n)]
+
+
 SampleSets = Mapping[str, Mapping[str, Sequence[Trajectory]]]
 """label -> query id -> trajectories."""
 

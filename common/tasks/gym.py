@@ -14,9 +14,9 @@ from pydantic import Field
 from common.action_space import ActionSpace
 from common.errors import UserError
 from common.reward import FloatArray, RewardWeights
-from common.tasks.base import SampleRequest, SampleSets, Split, Task, TaskConfig, one_token
+from common.tasks.base import SampleRequest, SampleSets, Split, Task, TaskConfig, base_and_trained
 from common.tasks.figures import majority, summarise
-from common.tasks.text import masked_by_characters
+from common.tasks.text import character_space
 from common.trajectory import Query
 
 _EXECUTES = re.compile(r"\b(eval|exec|compile|parse_expr|sympify|parse_latex|pickle|subprocess|__import__)\s*[.(]")
@@ -59,12 +59,10 @@ class ReasoningGymTask(Task[ReasoningGymConfig]):
     @cached_property
     def action_space(self) -> ActionSpace:
         config = self.config
-        terminator = one_token(self.codec, config.terminator, "task.terminator", "choose a text of one token")
-        allowed = masked_by_characters(self.codec, config.allowed_characters, [], terminator)
-        return ActionSpace(
-            vocab_size=self.codec.vocab_size,
-            terminator_id=terminator,
-            allowed_ids=tuple(allowed),
+        return character_space(
+            self.codec,
+            terminator=config.terminator,
+            characters=config.allowed_characters,
             min_len=config.min_len,
             max_len=config.max_len,
         )
@@ -86,18 +84,25 @@ class ReasoningGymTask(Task[ReasoningGymConfig]):
         return generator
 
     @cached_property
-    def _entries(self) -> dict[str, list[tuple[int, Query]]]:
+    def _made(self) -> dict[int, Any]:
+        """Entries that were generated, by index: a generator works anew at each look."""
+        return {}
+
+    def _entry(self, index: int) -> Any:
+        if index not in self._made:
+            self._made[index] = self._generator[index]
+        return self._made[index]
+
+    @cached_property
+    def _splits(self) -> dict[Split, list[Query]]:
         """Distinct questions, the first for training, the rest for the test."""
         wanted = self.config.size + self.config.test_size
-        found: dict[str, tuple[int, Query]] = {}
+        found: dict[str, Query] = {}
         for index in range(4 * wanted):
-            text = self.config.template.replace("{question}", str(self._generator[index]["question"]))
+            text = self.config.template.replace("{question}", str(self._entry(index)["question"]))
             query = Query(task=self.name, prompt_ids=self.codec.encode(text), info={"index": index})
-            too_long = self.max_model_len is not None and (
-                len(query.prompt_ids) + self.config.max_len + 2 > self.max_model_len
-            )
-            if not too_long:
-                found.setdefault(query.id, (index, query))
+            if self.max_model_len is None or query.tokens_needed(self.config.max_len) <= self.max_model_len:
+                found.setdefault(query.id, query)
             if len(found) == wanted:
                 break
         if len(found) < min(wanted, 2):
@@ -109,15 +114,15 @@ class ReasoningGymTask(Task[ReasoningGymConfig]):
         return {"train": items[:-n_test], "test": items[-n_test:]}
 
     def queries(self, split: Split) -> list[Query]:
-        return [query for _, query in self._entries[split]]
+        return self._splits[split]
 
     def data_notes(self) -> list[str]:
-        train, test = (len(self._entries[split]) for split in ("train", "test"))
+        train, test = len(self._splits["train"]), len(self._splits["test"])
         few = "" if train + test == self.config.size + self.config.test_size else "; the generator has no more that fit"
         return [f"{train} training and {test} test questions of {self.config.dataset}, all distinct{few}"]
 
     def log_constraint(self, query: Query, action_ids: NDArray[np.int32]) -> FloatArray:
-        entry = self._generator[query.info["index"]]
+        entry = self._entry(query.info["index"])
         scores = [self._score(self.codec.decode(action_ids[:t]), entry) for t in range(len(action_ids) + 1)]
         return (self.config.penalty * (np.asarray(scores) - 1.0)).astype(np.float32)
 
@@ -133,12 +138,11 @@ class ReasoningGymTask(Task[ReasoningGymConfig]):
         return (text if marker is None else text.rpartition(marker)[2]).strip()
 
     def sample_requests(self) -> list[SampleRequest]:
-        n = self.config.evaluation_samples
-        return [SampleRequest("base", False, 1.0, n), SampleRequest("trained", True, 1.0, n)]
+        return base_and_trained(self.config.evaluation_samples)
 
     def evaluate_samples(self, samples: SampleSets, weights: RewardWeights) -> dict[str, Any]:
         """The verifier's mean score of samples, and of the majority's answer, of both samplers."""
-        entries = {query.id: self._generator[index] for index, query in self._entries["test"]}
+        entries = {query.id: self._entry(query.info["index"]) for query in self.queries("test")}
         table = {}
         for label, groups in samples.items():
             texts = {key: [self.codec.decode(item.action_ids) for item in group] for key, group in groups.items()}

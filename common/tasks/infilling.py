@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
 from common.reward import RewardWeights
-from common.rows import Row
-from common.tasks.template import TemplateConfig, TemplateTask
-from common.tasks.text import fill
-from common.trajectory import Trajectory
+from common.tasks.template import Groups, TemplateConfig, TemplateTask
 
 
 class InfillingConfig(TemplateConfig):
@@ -28,7 +25,6 @@ class InfillingConfig(TemplateConfig):
     )
     target: str | None = Field(" {sentence5}", description="Y, the end, as it follows the middle")
     rationale: str | None = Field(" {sentence4}", description="the true middle: seeds, and what BLEU compares with")
-    allowed_characters: str | None = Field(r"[A-Za-z0-9 ,'\-]", description="a regular expression for one character")
     min_len: int = Field(5, ge=0, description="the paper's")
     max_len: int = Field(25, ge=1, description="the paper's")
 
@@ -39,15 +35,10 @@ class InfillingTask(TemplateTask[InfillingConfig]):
     name: ClassVar[str] = "infilling"
     Config = InfillingConfig
 
-    def info(self, row: Row) -> dict[str, Any]:
-        template = self.config.rationale
-        middle = None if template is None else self._rationale(template, row)
-        return {"context": fill(self.config.reference_prompt or self.config.prompt, row), "middle": middle or ""}
-
-    def figures(self, groups: Mapping[str, Sequence[Trajectory]], weights: RewardWeights) -> dict[str, float]:
+    def figures(self, groups: Groups, weights: RewardWeights) -> dict[str, float]:
         """Besides the common ones BLEU-4 against the true middle, where there is one, mean over samples."""
         found = super().figures(groups, weights)
-        middles = {query.id: str(query.info["middle"]).strip() for query in self.queries("test")}
+        middles = {query.id: str(query.info["rationale"]).strip() for query in self.queries("test")}
         pairs = [
             (self.codec.decode(item.action_ids).strip() + self.config.terminator, middles[key])
             for key, group in groups.items()

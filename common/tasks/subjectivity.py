@@ -29,4 +29,3 @@ class SubjectivityTask(TemplateTask[SubjectivityConfig]):
 
     name: ClassVar[str] = "subjectivity"
     Config = SubjectivityConfig
-    near_duplicate_tolerance = 0.0

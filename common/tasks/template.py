@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -9,11 +10,14 @@ from pydantic import Field
 
 from common.reward import RewardWeights
 from common.rows import BadRow, Row
-from common.tasks.base import PolicyScorer, SampleRequest, SampleSets, TokenCodec
+from common.tasks.base import PolicyScorer, SampleRequest, SampleSets, TokenCodec, base_and_trained
 from common.tasks.figures import accuracy, summarise
 from common.tasks.text import Example, TextConfig, TextTask, fill
 from common.tools import ToolSection
-from common.trajectory import Query
+from common.trajectory import Query, Trajectory
+
+Groups = Mapping[str, Sequence[Trajectory]]
+"""Samples of one sampler by query id."""
 
 
 class TemplateConfig(TextConfig):
@@ -58,8 +62,7 @@ class TemplateTask(TextTask[TemplateConfigT]):
 
     def example(self, row: Row) -> Example:
         config = self.config
-        prompt = self.encode_some(fill(config.prompt, row), "the prompt")
-        reference = None if config.reference_prompt is None else fill(config.reference_prompt, row)
+        prompt, reference = self.prompt(row), self.reference_prompt(row)
         target = None if config.target is None else fill(config.target, row)
         others = [choice for choice in config.choices if choice != target] if target is not None else []
         if target is not None and config.choices and target not in config.choices:
@@ -67,13 +70,21 @@ class TemplateTask(TextTask[TemplateConfigT]):
         rationale = None if config.rationale is None else self._rationale(config.rationale, row)
         query = Query(
             task=self.config.name,
-            prompt_ids=prompt,
+            prompt_ids=self.encode_some(prompt, "the prompt"),
             target_ids=[] if target is None else self.encode_some(target, "the target"),
-            reference_ids=[] if reference is None else self.encode_some(reference, "the reference's prompt"),
+            reference_ids=[] if reference == prompt else self.encode_some(reference, "the reference's prompt"),
             alternatives=tuple(self.encode_some(choice, "a choice") for choice in others),
             info={**self.info(row), "rationale": rationale or ""},
         )
         return Example(query, rationale)
+
+    def prompt(self, row: Row) -> str:
+        """What the policy reads; raises BadRow."""
+        return fill(self.config.prompt, row)
+
+    def reference_prompt(self, row: Row) -> str:
+        """What the reference reads; raises BadRow."""
+        return fill(self.config.reference_prompt or self.config.prompt, row)
 
     @staticmethod
     def _rationale(template: str, row: Row) -> str | None:
@@ -100,8 +111,7 @@ class TemplateTask(TextTask[TemplateConfigT]):
         return {"accuracy": float(np.mean(right))}
 
     def sample_requests(self) -> list[SampleRequest]:
-        n, temperature = self.config.evaluation_samples, self.config.evaluation_temperature
-        return [SampleRequest("base", False, temperature, n), SampleRequest("trained", True, temperature, n)]
+        return base_and_trained(self.config.evaluation_samples, self.config.evaluation_temperature)
 
     def evaluate_samples(self, samples: SampleSets, weights: RewardWeights) -> dict[str, Any]:
         """Mean log R, diversity and, with choices or an answer, accuracy, of the base model and the trained sampler.
@@ -113,15 +123,16 @@ class TemplateTask(TextTask[TemplateConfigT]):
         own = {name: value for name, value in trained.items() if not isinstance(value, dict)}
         return {"samplers": table, **own, **self.data_figures()}
 
-    def _figures(self, groups: Any, weights: RewardWeights) -> dict[str, Any]:
+    def _figures(self, groups: Groups, weights: RewardWeights) -> dict[str, Any]:
         found: dict[str, Any] = dict(self.figures(groups, weights))
-        if len(self.test_names()) > 1:
-            for name, ids in self.test_names().items():
+        names = self.test_names()
+        if len(names) > 1:
+            for name, ids in names.items():
                 part = {key: groups[key] for key in ids}
                 found[name] = self.figures(part, weights)
         return found
 
-    def figures(self, groups: Any, weights: RewardWeights) -> dict[str, float]:
+    def figures(self, groups: Groups, weights: RewardWeights) -> dict[str, float]:
         """Figures of one sampler on some test queries."""
         found = summarise(list(groups.values()), weights)
         if self.config.choices and self.config.target is not None:

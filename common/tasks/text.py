@@ -92,20 +92,15 @@ class TextTask(Task[TextConfigT]):
 
     @cached_property
     def action_space(self) -> ActionSpace:
-        config = self.config
-        terminator = one_token(self.codec, config.terminator, "task.terminator", "choose a text of one token")
-        allowed = masked_by_characters(self.codec, config.allowed_characters, config.forbidden, terminator)
-        section = self.tool_section
-        triggers = [] if section is None else [t for t in allowed if self.codec.token_text(t).endswith(section.trigger)]
-        if section is not None and not triggers:
-            raise UserError("task.tool.trigger", section.trigger, "ends no allowed token", "allow its characters")
-        return ActionSpace(
-            vocab_size=self.codec.vocab_size,
-            terminator_id=terminator,
-            allowed_ids=tuple(allowed),
+        config, section = self.config, self.tool_section
+        return character_space(
+            self.codec,
+            terminator=config.terminator,
+            characters=config.allowed_characters,
             min_len=config.min_len,
             max_len=config.max_len,
-            trigger_ids=tuple(triggers),
+            forbidden=config.forbidden,
+            trigger=None if section is None else section.trigger,
         )
 
     def queries(self, split: Split) -> list[Query]:
@@ -120,8 +115,7 @@ class TextTask(Task[TextConfigT]):
             held_out = min(config.test_size, len(train) // 5)
             # A handful of rows leaves nothing to hold out: they are evaluated on themselves.
             return (train[:-held_out], train[-held_out:]) if held_out else (train, train)
-        test = [example for loaded in self._test for example in loaded.items[: config.test_size]]
-        seen = self._overlap(train, test)
+        test, seen = self._given_test, self._seen
         if seen and config.on_overlap == "refuse":
             raise UserError(
                 "task.test_path",
@@ -134,6 +128,16 @@ class TextTask(Task[TextConfigT]):
             if not test:
                 raise UserError("task.test_path", config.test_path, "holds training rows only", "give other test rows")
         return train, test
+
+    @cached_property
+    def _given_test(self) -> list[Example]:
+        """All test examples of the files, before any is removed."""
+        return [example for loaded in self._test for example in loaded.items]
+
+    @cached_property
+    def _seen(self) -> list[int]:
+        """Which of them stand among the training examples."""
+        return self._overlap(self._train.items, self._given_test)
 
     @staticmethod
     def _overlap(train: Sequence[Example], test: Sequence[Example]) -> list[int]:
@@ -150,37 +154,31 @@ class TextTask(Task[TextConfigT]):
 
     def test_names(self) -> dict[str, list[str]]:
         """Ids of the test queries by the name of their file."""
-        paths = self.config.test_path or []
-        names = [Path(path).stem for path in ([paths] if isinstance(paths, str) else paths)]
         kept = {example.query.id for example in self.examples[1]}
         return {
-            name: [item.query.id for item in loaded.items[: self.config.test_size] if item.query.id in kept]
-            for name, loaded in zip(names, self._test, strict=True)
+            Path(loaded.rejected.source).stem: [item.query.id for item in loaded.items if item.query.id in kept]
+            for loaded in self._test
         }
 
     @cached_property
     def _train(self) -> Loaded[Example]:
-        found = self._load("task.train_path", self.config.train_path)
-        return Loaded(found.items[: self.config.limit], found.rejected, found.repeated)
+        return self._load("task.train_path", self.config.train_path, self.config.limit)
 
     @cached_property
     def _test(self) -> list[Loaded[Example]]:
         paths = self.config.test_path or []
-        return [self._load("task.test_path", path) for path in ([paths] if isinstance(paths, str) else paths)]
+        limit = self.config.test_size
+        return [self._load("task.test_path", path, limit) for path in ([paths] if isinstance(paths, str) else paths)]
 
-    def _load(self, setting: str, path: str) -> Loaded[Example]:
-        return load(setting, path, self._checked_example, lambda example: example.query.id, self.config.on_bad_row)
+    def _load(self, setting: str, path: str, limit: int | None) -> Loaded[Example]:
+        found = load(setting, path, self._checked_example, lambda example: example.query.id, self.config.on_bad_row)
+        return Loaded(found.items[:limit], found.rejected, found.repeated)
 
     def _checked_example(self, row: Row) -> Example:
         example = self.example(row)
-        query = example.query
-        if self.max_model_len is not None:
-            prompt = max(len(query.prompt_ids), len(query.reference_ids))
-            target = max(len(ids) for ids in (query.target_ids, *query.alternatives))
-            # ⊤, and the one token that a scoring request must generate.
-            needed = prompt + target + self.config.max_len + 2
-            if needed > self.max_model_len:
-                raise BadRow(f"prompt, rationale and target take {needed} tokens of {self.max_model_len}")
+        needed = example.query.tokens_needed(self.config.max_len)
+        if self.max_model_len is not None and needed > self.max_model_len:
+            raise BadRow(f"prompt, rationale and target take {needed} tokens of {self.max_model_len}")
         return example
 
     def data_notes(self) -> list[str]:
@@ -191,13 +189,11 @@ class TextTask(Task[TextConfigT]):
                 notes.append(f"{loaded.rejected.source}: skipped {loaded.rejected.describe()}")
             if loaded.repeated:
                 notes.append(f"{loaded.rejected.source}: {loaded.repeated} repeated rows are used once")
-        if self.config.test_path is not None:
-            raw = [example for loaded in self._test for example in loaded.items[: self.config.test_size]]
-            seen = len(self._overlap(train, raw))
+        if self._seen:
             done = "removed from the test" if self.config.on_overlap == "remove" else "kept in the test"
-            if seen:
-                notes.append(f"{seen} of {len(raw)} test rows stand among the training rows: {done} (task.on_overlap)")
-        elif train is test:
+            counts = f"{len(self._seen)} of {len(self._given_test)} test rows"
+            notes.append(f"{counts} stand among the training rows: {done} (task.on_overlap)")
+        if train is test:
             notes.append("too few rows to hold any out: the evaluation is on the training rows")
         unusable = self._rationales[1]
         if unusable:
@@ -235,14 +231,23 @@ class TextTask(Task[TextConfigT]):
         return {"test_prompts_seen_in_training": self.overlap(), "bad_rows": bad}
 
 
-def masked_by_characters(
-    codec: TokenCodec, characters: str | None, forbidden: Sequence[str], terminator: int
-) -> list[int]:
-    """Tokens of allowed characters only, special and forbidden ones left out, the terminator among them; increasing."""
+def character_space(
+    codec: TokenCodec,
+    *,
+    terminator: str,
+    characters: str | None,
+    min_len: int,
+    max_len: int,
+    forbidden: Sequence[str] = (),
+    trigger: str | None = None,
+) -> ActionSpace:
+    """Tokens of allowed characters only, special and forbidden ones left out, and the terminator; a tool is asked after
+    those that end with `trigger`. Raises UserError naming the setting."""
+    stop = one_token(codec, terminator, "task.terminator", "choose a text of one token")
     left_out = set(codec.special_ids)
     for text in forbidden:
         token = one_token(codec, text, "task.forbidden", "list texts of one token each")
-        if token == terminator:
+        if token == stop:
             raise UserError(
                 "task.forbidden", text, "forbids the terminator, so no rationale could end", "take it off the list"
             )
@@ -253,14 +258,20 @@ def masked_by_characters(
         for token in range(codec.vocab_size)
         if token not in left_out and (character is None or character.fullmatch(codec.token_text(token)))
     }
-    return sorted({*allowed, terminator})
+    ids = sorted({*allowed, stop})
+    triggers = [] if trigger is None else [token for token in ids if codec.token_text(token).endswith(trigger)]
+    if trigger is not None and not triggers:
+        raise UserError("task.tool.trigger", trigger, "ends no allowed token", "allow its characters")
+    return ActionSpace(
+        vocab_size=codec.vocab_size,
+        terminator_id=stop,
+        allowed_ids=tuple(ids),
+        min_len=min_len,
+        max_len=max_len,
+        trigger_ids=tuple(triggers),
+    )
 
 
 def fill(template: str, row: Row) -> str:
     """A template with {column} replaced by the row's text; raises BadRow for a missing or empty column."""
     return _PLACE.sub(lambda match: row.text(match[1]), template)
-
-
-def columns_of(template: str) -> list[str]:
-    """The columns that a template names."""
-    return _PLACE.findall(template)
