@@ -10,11 +10,13 @@ import platform
 import random
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
 from actors.adapters import AdapterFollower
-from actors.engine import Engine, Scored
+from actors.beam import BeamSearch
+from actors.engine import Scored, make_engines
 from actors.sampler import TrajectorySampler
 from actors.scoring import ScoreText
 from buffer.adapters import AdapterRegistry
@@ -23,7 +25,7 @@ from buffer.control import FULL, Control
 from buffer.rate_limiter import RateLimiter
 from buffer.replay import BufferFull, ReplayBuffer
 from buffer.seed_queue import SeedQueue
-from common.config import RunConfig
+from common.config import FORWARD_LOOKING, RunConfig
 from common.errors import RunFault
 from common.log import get_logger, set_up_logging
 from common.metrics import ActorMetrics, new_registry, serve
@@ -62,11 +64,8 @@ class Actor:
         self.metrics_port = serve(registry, config.metrics, METRICS_OFFSET + index)
         log.info("metrics on port %s", self.metrics_port)
         self._beat("starting engine")
-        space, lora = self.task.action_space, config.model.lora
-        engine = Engine(config.model.name, self.section, self.section.dtype, space, lora, seed)
-        reference = engine
-        if config.reference.dtype != self.section.dtype:
-            reference = Engine(config.model.name, self.section, config.reference.dtype, space, None, seed)
+        space = self.task.action_space
+        engine, reference = make_engines(config, space, seed)
         self.engine = engine
         self.sampler = TrajectorySampler(
             self.task,
@@ -76,6 +75,7 @@ class Actor:
             self.id,
             self.section.score_cache,
             self.section.max_model_len,
+            partial(BeamSearch, config.model.name, self.section, space),
             self._set_aside,
         )
         first = self.queries[0]
@@ -129,8 +129,14 @@ class Actor:
         self._beat("waiting for the learner" if self._blocked_since is not None else "sampling")
 
     def _load(self, version: int) -> None:
+        next_word = time.monotonic() + HOUSEKEEPING_S
         while not self.engine.can_load:
             self._ready += self.sampler.step()
+            if time.monotonic() >= next_word:
+                # What is in flight may take longer than an actor may be silent.
+                next_word = time.monotonic() + HOUSEKEEPING_S
+                self._push()
+                self._beat("finishing samples of an older adapter")
         self.adapters.update(version)
         if self.adapters.current is None or self.adapters.current.version != version:
             return
@@ -154,7 +160,7 @@ class Actor:
             return False
         queries = {query.id: query for query in self.queries}
         for job in jobs:
-            self.sampler.submit_seed(queries[job.query_id], job)
+            self.sampler.submit_seed(queries[job.query_id], job, every_state=self._every_state)
         scored = self.sampler.accept([])
         next_word = 0.0
         while self.sampler.in_flight:
@@ -169,6 +175,11 @@ class Actor:
             return False
         self._seeds.done(self.id, len(jobs))
         return True
+
+    @property
+    def _every_state(self) -> bool:
+        # The other objectives look at the last state alone, which takes a fraction of the scoring.
+        return self.config.learner.objective in FORWARD_LOOKING
 
     def _may_sample(self) -> bool:
         # sft trains on the seeds alone.
@@ -191,7 +202,12 @@ class Actor:
         ):
             temperature, source = self._temperature()
             self.sampler.submit(
-                self._next_query(), self.section.samples_per_query, temperature, self.adapters.current, source
+                self._next_query(),
+                self.section.samples_per_query,
+                temperature,
+                self.adapters.current,
+                source,
+                every_state=self._every_state,
             )
 
     def _temperature(self) -> tuple[float, Source]:

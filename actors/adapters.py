@@ -11,6 +11,7 @@ from pathlib import Path
 from actors.engine import Engine, LoadedAdapter, Scored
 from actors.scoring import ScoreText
 from buffer.adapters import AdapterError, AdapterRegistry
+from common.adapter_files import changes_something
 from common.errors import RunFault
 from common.log import get_logger
 from common.metrics import ActorMetrics
@@ -43,6 +44,7 @@ class AdapterFollower:
         self._folder = Path(tempfile.mkdtemp(prefix="amortis-adapters-"))
         self._failed: set[int] = set()
         self.current: LoadedAdapter | None = None
+        self._changes_something = False
         self.probe: Probe | None = None
         self.last_error: str | None = None
 
@@ -68,7 +70,7 @@ class AdapterFollower:
             self.last_error = f"adapter version {version} can't be loaded, still serving {serving}: {error}"
             log.error("%s", self.last_error)
             return
-        self.current = loaded
+        self.current, self._changes_something = loaded, changes_something(adapter.files)
         self._metrics.adapter_version.set(version)
         self._metrics.sync_latency.observe(max(0.0, time.time() - adapter.published_at))
         self._drop_old_folders()
@@ -81,8 +83,8 @@ class AdapterFollower:
     def check_probe(self, results: list[Scored]) -> None:
         """Compare the probe's two scores.
 
-        Raises RunFault if a trained adapter (version 2 or later) changes nothing, as samples would come from the base
-        model, or if the base model's score has moved since the first load, as rewards would come through an adapter.
+        Raises RunFault if an adapter that is not zero changes nothing, as samples would come from the base model, or if
+        the base model's score has moved since the first load, as rewards would come through an adapter.
         """
         total = {result.request_id: float(result.scores.actual.sum()) for result in results}
         self.probe = Probe(total["probe-with"], total["probe-without"])
@@ -94,7 +96,7 @@ class AdapterFollower:
                 f"the base model scores a probe text {drift:.4f} nats differently since adapter version {version} was "
                 "loaded: the engine applies an adapter to requests that have none, so rewards would be wrong"
             )
-        if version >= 2 and self.probe.with_adapter == self.probe.without:
+        if self._changes_something and self.probe.with_adapter == self.probe.without:
             raise RunFault(
                 f"adapter version {version} changes nothing in the engine (a probe text scores "
                 f"{self.probe.without:.4f} nats with and without it): samples would come from the base model; "

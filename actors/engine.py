@@ -20,16 +20,20 @@ from numpy.typing import NDArray
 
 from actors.scoring import ScoreText, TokenScores
 from common.action_space import ActionSpace
-from common.config import ActorSection, LoraSection
+from common.adapter_files import files_sha256
+from common.config import ActorSection, LoraSection, RunConfig
 from common.errors import UserError
 
 CPU_BLOCK_TOKENS = 32
 """Smallest KV block of the CPU attention kernel: the finest grain at which prompts share their cache."""
 ADAPTERS_IN_FLIGHT = 2
 """Versions that can run in one batch: the newest, and the one that requests in flight finish under."""
+REFERENCE_ADAPTER_ID = 2**31 - 1
+"""vLLM's number for the reference's own adapter; the policy's have their versions'."""
 ADAPTER_SLOTS = ADAPTERS_IN_FLIGHT + 1
-"""The last slot is never filled. vLLM's CPU kernels give a request without adapter the index -1, which means the last
-slot: were an adapter there, the reference would be scored through it whenever both share a batch."""
+"""With one more where the reference has an adapter. The last slot is never filled. vLLM's CPU kernels give a request
+without adapter the index -1, which means the last slot: were an adapter there, the base model would be read through it
+whenever both share a batch."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,12 @@ class Engine:
         space: ActionSpace,
         lora: LoraSection | None,
         seed: int,
+        reference_adapter: Path | None = None,
     ) -> None:
-        """Load the model; `lora` None makes an engine that only scores. Raises UserError if vLLM refuses."""
+        """Load the model; `lora` None makes an engine without the policy's adapters.
+
+        Scoring goes through `reference_adapter`, if there is one. Raises UserError if vLLM refuses.
+        """
         _set_environment(section)
         from vllm import EngineArgs, LLMEngine
 
@@ -96,11 +104,12 @@ class Engine:
         if on_cpu:
             arguments["block_size"] = CPU_BLOCK_TOKENS
         if lora is not None:
+            slots = ADAPTER_SLOTS + (reference_adapter is not None)
             arguments.update(
                 enable_lora=True,
                 max_lora_rank=lora.served_rank,
-                max_loras=ADAPTER_SLOTS,
-                max_cpu_loras=ADAPTER_SLOTS,
+                max_loras=slots,
+                max_cpu_loras=slots,
                 # Given, so that the output layer is not wrapped: scoring fails on a wrapped one.
                 lora_target_modules=list(lora.target_modules),
             )
@@ -119,6 +128,18 @@ class Engine:
         self._scoring: dict[str, tuple[ScoreText, LoadedAdapter | None]] = {}
         self._versions_in_flight: dict[str, int] = {}
         self._loaded: list[int] = []
+        self._reference: LoadedAdapter | None = None
+        if reference_adapter is not None:
+            self._reference = self._load_reference(reference_adapter)
+
+    def _load_reference(self, folder: Path) -> LoadedAdapter:
+        """Its slot is never given to a version of the policy."""
+        from vllm.lora.request import LoRARequest
+
+        sha256 = files_sha256({path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()})
+        handle = LoRARequest(f"reference-{sha256[:12]}", REFERENCE_ADAPTER_ID, str(folder))
+        self._engine.add_lora(handle)
+        return LoadedAdapter(0, sha256, handle)
 
     @property
     def busy(self) -> bool:
@@ -153,6 +174,9 @@ class Engine:
         temperature: float,
         adapter: LoadedAdapter | None,
         taken: int = 0,
+        *,
+        top_p: float = 1.0,
+        top_k: int = 0,
     ) -> None:
         """Sample under the action space up to ⊤, a tool's trigger or max_len, `taken` actions having been taken.
 
@@ -169,6 +193,8 @@ class Engine:
             allowed, most, least = space.without_terminator, least, 0
         params = SamplingParams(
             temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
             max_tokens=most,
             min_tokens=least,
             stop_token_ids=[space.terminator_id, *space.trigger_ids],
@@ -183,11 +209,11 @@ class Engine:
         self._add(request_id, prompt_ids, params, adapter)
 
     def submit_score(self, request_id: str, text: ScoreText, adapter: LoadedAdapter | None = None) -> None:
-        """Score a text in one pass; without an adapter by the base model.
+        """Score a text in one pass; without an adapter by the reference.
 
         What it shares with texts before it, up to the first wanted token, is read from the prefix cache.
         """
-        self._scoring[request_id] = text, adapter
+        self._scoring[request_id] = text, adapter or self._reference
         self._submit_score(request_id, read_cache=not self._scores_by_id)
 
     def _submit_score(self, request_id: str, *, read_cache: bool) -> None:
@@ -214,7 +240,8 @@ class Engine:
         if adapter is not None:
             # A second lock beside the adapter's own name: no cached block of another version is ever read.
             prompt["cache_salt"] = f"v{adapter.version}-{adapter.sha256}"
-            self._versions_in_flight[request_id] = adapter.version
+            if adapter is not self._reference:
+                self._versions_in_flight[request_id] = adapter.version
         self._engine.add_request(request_id, prompt, params, lora_request=None if adapter is None else adapter.handle)
 
     def step(self) -> list[Sampled | Scored]:
@@ -250,6 +277,18 @@ class Engine:
         actual = [column[token].logprob for token, column in zip(text.ids[text.first :], columns, strict=True)]
         terminator = [column[self._space.terminator_id].logprob for column in columns]
         return TokenScores(np.asarray(actual, np.float64), np.asarray(terminator, np.float64))
+
+
+def make_engines(config: RunConfig, space: ActionSpace, seed: int) -> tuple[Engine, Engine]:
+    """The policy's engine and the reference's: the same, unless the reward has a precision of its own."""
+    section, lora, adapter = config.actor, config.model.lora, config.reference.adapter
+    assert config.model.name is not None
+    if config.reference.dtype == section.dtype:
+        engine = Engine(config.model.name, section, section.dtype, space, lora, seed, adapter)
+        return engine, engine
+    engine = Engine(config.model.name, section, section.dtype, space, lora, seed)
+    own_lora = None if adapter is None else lora
+    return engine, Engine(config.model.name, section, config.reference.dtype, space, own_lora, seed, adapter)
 
 
 def _set_environment(section: ActorSection) -> None:

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from actors.beam import BeamSearch
 from actors.engine import Engine, LoadedAdapter, Sampled, Scored
 from actors.scoring import RewardComponents, Rollout, TokenScores, reward_components, texts_to_score
+from common.errors import UserError
 from common.log import get_logger
 from common.metrics import ActorMetrics
 from common.seeds import SeedJob
@@ -36,6 +38,8 @@ class _Origin:
     """The prompt that was sampled under, where it is not the query's own."""
     every_state: bool = True
     """Whether the likelihood is wanted at every state, as training needs it, or at the last alone."""
+    top_p: float = 1.0
+    top_k: int = 0
 
     @property
     def sampling_prompt(self) -> list[int]:
@@ -94,17 +98,21 @@ class TrajectorySampler:
     score_cache: int = 100_000
     max_model_len: int = 2**31
     """Of the engines, in tokens: what tools insert must leave room for the rest."""
+    make_beam_search: Callable[[], BeamSearch] | None = None
+    """Loads what beam search needs, where an evaluation asks for it."""
     on_rejected: Callable[[bytes, str], None] = lambda payload, reason: None
     """Told of samples that make no valid trajectory: their action ids (int32) and the reason."""
     _counter: int = 0
     _known_at_once: list[Trajectory] = field(default_factory=list)
     _sampling: dict[str, _Draft] = field(default_factory=dict)
     _scoring: dict[str, tuple[_Pending, int]] = field(default_factory=dict)
+    _same: dict[str, list[_Pending]] = field(default_factory=dict)
+    """By what is being scored: further samples of the very same, which wait for that."""
     _known: OrderedDict[str, RewardComponents] = field(default_factory=OrderedDict)
 
     @property
     def in_flight(self) -> int:
-        """Requests in the engines."""
+        """Requests in the engines, which everything waits for."""
         return len(self._sampling) + len(self._scoring)
 
     def submit(
@@ -116,20 +124,27 @@ class TrajectorySampler:
         source: Source = "policy",
         *,
         every_state: bool = True,
+        top_p: float = 1.0,
+        top_k: int = 0,
     ) -> None:
         """Ask for `n` samples of a query; without `every_state` the likelihood is that of the last state alone."""
+        origin = _Origin(query, adapter, temperature, source, every_state=every_state, top_p=top_p, top_k=top_k)
         for _ in range(n):
-            self._sample_on(_Draft(_Origin(query, adapter, temperature, source, every_state=every_state)))
+            self._sample_on(_Draft(origin))
 
-    def submit_seed(self, query: Query, job: SeedJob) -> None:
+    def submit_seed(self, query: Query, job: SeedJob, *, every_state: bool = True) -> None:
         """Score a given rationale, or draw some from the base model under the job's hint and score them."""
         if job.action_ids is None:
             assert job.hint_ids is not None
             for _ in range(job.n):
-                self._sample_on(_Draft(_Origin(query, None, 1.0, "seed", job.hint_ids)))
+                self._sample_on(_Draft(_Origin(query, None, 1.0, "seed", job.hint_ids, every_state)))
             return
-        draft = _Draft(_Origin(query, None, 1.0, "seed"))
-        for token in job.action_ids:
+        self.submit_given(query, job.action_ids, every_state=every_state)
+
+    def submit_given(self, query: Query, action_ids: Sequence[int], *, every_state: bool = True) -> None:
+        """Score a given rationale."""
+        draft = _Draft(_Origin(query, None, 1.0, "seed", every_state=every_state))
+        for token in action_ids:
             draft.act(token, math.nan)
             self._use_tool(draft)
         done = self._score(draft)
@@ -147,7 +162,10 @@ class TrajectorySampler:
         """Take results of the engines in; trajectories that they complete."""
         done, self._known_at_once = self._known_at_once, []
         for result in results:
-            trajectory = self._on_sampled(result) if isinstance(result, Sampled) else self._on_scored(result)
+            if isinstance(result, Scored):
+                done += self._on_scored(result)
+                continue
+            trajectory = self._on_sampled(result)
             if trajectory is not None:
                 done.append(trajectory)
         self.metrics.in_flight.set(self.in_flight)
@@ -156,7 +174,9 @@ class TrajectorySampler:
     def collect(
         self, queries: Sequence[Query], request: SampleRequest, adapter: LoadedAdapter | None, max_in_flight: int
     ) -> dict[str, list[Trajectory]]:
-        """All samples of a request, by query id; nothing else may be in flight."""
+        """All samples of a request, by query id; nothing else may be in flight. Beam search is the model's alone."""
+        if request.beams:
+            return self._collect_beams(queries, request, max_in_flight)
         waiting = [query for query in queries for _ in range(request.n)]
         found: dict[str, list[Trajectory]] = {query.id: [] for query in queries}
         source: Source = "policy" if request.temperature == 1.0 else "tempered"
@@ -164,9 +184,34 @@ class TrajectorySampler:
             while waiting and self.in_flight < max_in_flight:
                 adapter_used = adapter if request.adapter else None
                 query = waiting.pop()
-                self.submit(query, 1, request.temperature, adapter_used, source, every_state=request.every_state)
+                self.submit(
+                    query,
+                    1,
+                    request.temperature,
+                    adapter_used,
+                    source,
+                    every_state=request.every_state,
+                    top_p=request.top_p,
+                    top_k=request.top_k,
+                )
             for trajectory in self.step():
                 found[trajectory.query_id].append(trajectory)
+        return found
+
+    def _collect_beams(
+        self, queries: Sequence[Query], request: SampleRequest, max_in_flight: int
+    ) -> dict[str, list[Trajectory]]:
+        if self.make_beam_search is None or self.task.tool is not None:
+            raise UserError("task", self.task.name, "beam search knows no tools", "leave it out of the evaluation")
+        search = self.make_beam_search()
+        found: dict[str, list[Trajectory]] = {query.id: [] for query in queries}
+        for query in queries:
+            waiting = search.search(query, request.beams, request.diversity_penalty)[: request.n]
+            while waiting or self.in_flight:
+                while waiting and self.in_flight < max_in_flight:
+                    self.submit_given(query, waiting.pop(), every_state=request.every_state)
+                for trajectory in self.step():
+                    found[trajectory.query_id].append(trajectory)
         return found
 
     def _sample_on(self, draft: _Draft) -> None:
@@ -178,6 +223,8 @@ class TrajectorySampler:
             origin.temperature,
             origin.adapter,
             taken=len(draft.actions),
+            top_p=origin.top_p,
+            top_k=origin.top_k,
         )
 
     def _use_tool(self, draft: _Draft) -> None:
@@ -230,10 +277,16 @@ class TrajectorySampler:
         rollout, space = draft.rollout(), self.task.action_space
         first_state = space.min_len if draft.origin.every_state else len(rollout.action_ids)
         pending = _Pending(draft, rollout, [], first_state)
-        known = self._known.get(self._key(pending))
+        key = self._key(pending)
+        known = self._known.get(key)
         if known is not None:
             self.metrics.score_cache_hits.inc()
             return self._assemble(pending, known)
+        if key in self._same:
+            self.metrics.score_cache_hits.inc()
+            self._same[key].append(pending)
+            return None
+        self._same[key] = []
         texts = texts_to_score(
             rollout, space.terminator_id, first_state, terminator_in_text=self.task.terminator_in_reward
         )
@@ -246,22 +299,25 @@ class TrajectorySampler:
         self.metrics.scored_texts.inc(len(texts))
         return None
 
-    def _on_scored(self, scored: Scored) -> Trajectory | None:
+    def _on_scored(self, scored: Scored) -> list[Trajectory]:
         pending, i = self._scoring.pop(scored.request_id)
         pending.scores[i] = scored.scores
         complete = [found for found in pending.scores if found is not None]
         if len(complete) < len(pending.scores):
-            return None
+            return []
         components = reward_components(
             pending.rollout,
             complete,
             terminator_in_reward=self.task.terminator_in_reward,
+            min_len=self.task.action_space.min_len,
             first_state=pending.first_state,
         )
-        self._known[self._key(pending)] = components
+        key = self._key(pending)
+        self._known[key] = components
         if len(self._known) > self.score_cache:
             self._known.popitem(last=False)
-        return self._assemble(pending, components)
+        made = [self._assemble(same, components) for same in (pending, *self._same.pop(key))]
+        return [trajectory for trajectory in made if trajectory is not None]
 
     @staticmethod
     def _key(pending: _Pending) -> str:

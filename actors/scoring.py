@@ -77,12 +77,12 @@ def texts_to_score(
 
 
 def reward_components(
-    rollout: Rollout, scores: Sequence[TokenScores], *, terminator_in_reward: bool, first_state: int
+    rollout: Rollout, scores: Sequence[TokenScores], *, terminator_in_reward: bool, min_len: int, first_state: int
 ) -> RewardComponents:
     """The components at every decision state, from the scores of `texts_to_score`.
 
-    Tokens that tools inserted are context: they don't count. States before `first_state` have log-likelihood 0: the
-    policy can't stop there, or nobody asks.
+    Tokens that tools inserted are context: they don't count. The log-likelihood is 0 before `min_len`, as the policy
+    can't stop there, and NaN from there to `first_state`, as nobody asked.
     """
     prior_scores, *target_scores = scores
     actions = prior_scores.actual[rollout.action_positions]
@@ -91,6 +91,8 @@ def reward_components(
         log_prior = log_prior + prior_scores.terminator[rollout.state_ends]
     log_likelihood, misleads = np.zeros(len(log_prior)), np.zeros(len(log_prior), bool)
     each, others = len(_targets(rollout.query)), list[float]()
+    if each:
+        log_likelihood[min_len:first_state] = np.nan
     for t in range(first_state, len(log_prior)) if each else ():
         first = (t - first_state) * each
         own, *others = (float(found.actual.sum()) for found in target_scores[first : first + each])

@@ -6,7 +6,6 @@ Content is written first and the pointer last, so a reader sees a whole version 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 
 from buffer.connection import Client, Keys
 from buffer.scripts import load_script
+from common.adapter_files import files_sha256
 
 CHUNK_BYTES = 64 * 2**20
 _SUFFIXES = (".safetensors", ".json")
@@ -32,15 +32,6 @@ class Adapter:
     published_at: float
     """Seconds since the epoch."""
     files: dict[str, bytes]
-
-
-def files_sha256(files: Mapping[str, bytes]) -> str:
-    """One digest over names and contents, in the order of names."""
-    hasher = hashlib.sha256()
-    for name in sorted(files):
-        hasher.update(f"{name}\0{len(files[name])}\0".encode())
-        hasher.update(files[name])
-    return hasher.hexdigest()
 
 
 class AdapterRegistry:

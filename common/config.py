@@ -15,7 +15,9 @@ from common.reward import RewardWeights, TemperatureSchedule
 from common.tasks import TASKS, AnyTaskConfig
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Objective = Literal["subtb", "tb", "vargrad", "db", "sft", "rloo", "grpo"]
+Objective = Literal["subtb", "tb", "vargrad", "db", "sft", "rloo", "grpo", "prompting"]
+FORWARD_LOOKING: tuple[Objective, ...] = ("subtb", "db")
+"""Objectives that need log R at every decision state, and not at the last alone."""
 Share = Annotated[float, Field(ge=0, le=1)]
 SERVED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """LoRA ranks that vLLM can be set up for (its `max_lora_rank`)."""
@@ -36,6 +38,8 @@ class RunSection(Section):
     folder: Path = Field(Path("runs"), description="where the folders of runs are kept")
     seed: int = Field(0, ge=0, description="of the learner's batches and, with an offset each, of the actors")
     overwrite: bool = Field(False, description="delete an existing run of this name first")
+    evaluate_base: bool = Field(True, description="sample from the untrained model too, for the evaluation")
+    evaluate_samples: bool = Field(True, description="draw samples for the evaluation when training is done")
     resume: bool = Field(False, description="go on from the last checkpoint of an existing run of this name")
 
 
@@ -49,6 +53,10 @@ class LoraSection(Section):
         min_length=1,
         description="modules that get an adapter; these two are as good as all on the tasks measured, and sampling "
         "through them is twice as fast",
+    )
+
+    start_from: Path | None = Field(
+        None, description="PEFT adapter folder to start from, of the same rank and modules; a fresh one without it"
     )
 
     @property
@@ -222,6 +230,9 @@ class ReferenceSection(Section):
         "auto",
         description="auto: as the actor's; another starts a second engine. bfloat16 moves log R by 0.2 nats a sequence",
     )
+    adapter: Path | None = Field(
+        None, description="PEFT adapter folder that the reward's model is scored through, e.g. an M step's"
+    )
 
 
 class RewardSection(Section):
@@ -238,7 +249,8 @@ class LearnerSection(Section):
     objective: Objective = Field(
         "subtb",
         description="subtb is the paper's; tb, vargrad and db are the other GFlowNet objectives. For comparison: sft "
-        "(maximum likelihood on the seeds), rloo and grpo (reward maximisation with a KL term)",
+        "(maximum likelihood on the seeds), rloo and grpo (reward maximisation with a KL term), prompting (nothing is "
+        "trained, the base model is evaluated)",
     )
     subtb_lambda: float = Field(1.0, ge=0, le=1, description="weight of a sub-trajectory falls as this per action")
     kl_coef: float = Field(
@@ -246,6 +258,9 @@ class LearnerSection(Section):
         ge=0,
         description="rloo and grpo: weight of KL(policy ‖ reference) against the reward, which is log R without the "
         "prior; at 1 their optimum is the posterior, at 0 they collapse to the best rationale",
+    )
+    sft_prompt: Literal["policy", "reference"] = Field(
+        "policy", description="sft: the prompt that the text follows, where the reference reads another than the policy"
     )
     clip_ratio: float = Field(0.2, gt=0, description="grpo: how far a token's probability may move from its sampler's")
     normalize: Literal["pairs", "trajectory"] = Field(
@@ -289,6 +304,15 @@ class LearnerSection(Section):
         return self
 
 
+class EMSection(Section):
+    """Expectation maximisation: the sampler is the E step, fine-tuning the reward's model on its samples the M step."""
+
+    iterations: int = Field(0, ge=0, description="pairs of an E and an M step; 0: none, a plain run")
+    samples_per_query: int = Field(16, ge=1, description="rationales of each training query for an M step")
+    m_steps: int = Field(100, ge=1, description="optimiser steps of an M step, the paper's")
+    m_lr: float = Field(1e-4, gt=0, description="their learning rate, the paper's")
+
+
 class MetricsSection(Section):
     """Prometheus."""
 
@@ -319,9 +343,16 @@ class RunConfig(Section):
     learner: LearnerSection = LearnerSection.model_validate({})
     buffer: BufferSection = BufferSection.model_validate({})
     seeds: SeedSection = SeedSection.model_validate({})
+    em: EMSection = EMSection.model_validate({})
     redis: RedisSection = RedisSection.model_validate({})
     ray: RaySection = RaySection.model_validate({})
     metrics: MetricsSection = MetricsSection.model_validate({})
+
+    @model_validator(mode="after")
+    def _em_has_an_e_step(self) -> Self:
+        if self.em.iterations and self.learner.objective in ("sft", "prompting"):
+            raise ValueError(f"em.iterations needs a sampler to train: learner.objective is {self.learner.objective}")
+        return self
 
     @model_validator(mode="after")
     def _sft_has_data(self) -> Self:

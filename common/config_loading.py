@@ -34,7 +34,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     Raises UserError naming the field, its value and the remedy.
     """
-    _read_yaml(path)
+    read_yaml(path)
     _check_environment()
 
     class Settings(BaseSettings, RunConfig):
@@ -67,7 +67,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def load_resolved(path: Path) -> RunConfig:
     """Read a run's saved configuration as it stands; the Redis URL comes from the launcher's environment."""
-    data = _read_yaml(path)
+    data = read_yaml(path)
     data.setdefault("redis", {})["url"] = os.environ.get(REDIS_URL_VARIABLE)
     try:
         return RunConfig.model_validate(data)
@@ -119,7 +119,8 @@ class _Parser(argparse.ArgumentParser):
         raise UserError("command line", None, message, "see amortis train --help")
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file's sections; raises UserError naming CONFIG."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -109,13 +109,18 @@ def _read_line(
         row = json.loads(line)
     except json.JSONDecodeError as error:
         return f"no JSON ({error.msg})"
-    if not isinstance(row, dict) or not isinstance(row.get("rationale"), str):
+    if not isinstance(row, dict):
+        return "no JSON object"
+    ids = row.get("rationale_ids")
+    if ids is None and not isinstance(row.get("rationale"), str):
         return 'no "rationale" text'
+    if ids is not None and not (isinstance(ids, list) and all(type(token) is int for token in ids)):
+        return '"rationale_ids" is no list of token ids'
     matching = _matching(row, by_prompt, codec)
     if len(matching) != 1:
         what = "names no training query" if not matching else f"names {len(matching)} queries"
         return f'"prompt" {what}'
-    actions = codec.encode(row["rationale"])
+    actions = ids if ids is not None else codec.encode(row["rationale"])
     if actions and actions[-1] == space.terminator_id:
         actions.pop()
     reason = space.why_invalid(np.asarray(actions, np.int32))
@@ -125,7 +130,9 @@ def _read_line(
 def _matching(
     row: Mapping[str, Any], by_prompt: Mapping[tuple[int, ...], Sequence[Query]], codec: TokenCodec
 ) -> list[Query]:
-    """The queries that a line's prompt and target, where it has them, can mean; each text is encoded once."""
+    """The queries that a line's id, or prompt and target, where it has them, can mean; each text is encoded once."""
+    if "query_id" in row:
+        return [query for queries in by_prompt.values() for query in queries if query.id == row["query_id"]]
     if "prompt" in row:
         found = list(by_prompt.get(tuple(codec.encode(str(row["prompt"]))), []))
     else:

@@ -162,6 +162,7 @@ class Trajectory(BaseModel):
     """Where in `input_ids` the actions sit, shape (K,), strictly increasing."""
     log_prior: Floats
     log_likelihood: Floats
+    """NaN at states before the last that weren't scored."""
     log_constraint: Floats
     log_alternatives: Floats = Field(default_factory=lambda: np.zeros(0, np.float32))
     """log p(Y'|XZ⊤) of each of the query's alternative targets at the last state."""
@@ -180,7 +181,7 @@ class Trajectory(BaseModel):
             array = getattr(self, name)
             if len(array) != k + 1:
                 raise ValueError(f"{name} has {len(array)} entries, {k} actions need {k + 1}")
-            if not np.isfinite(array).all():
+            if not np.isfinite(array[-1:] if name == "log_likelihood" else array).all() or np.isinf(array).any():
                 raise ValueError(f"{name} is not finite")
         if not np.isfinite(self.log_alternatives).all():
             raise ValueError("log_alternatives is not finite")

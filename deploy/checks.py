@@ -12,6 +12,7 @@ from pathlib import Path
 
 from buffer.connection import connect
 from buffer.embedded import find_redis_server
+from common.adapter_files import check_adapter
 from common.config import RunConfig
 from common.devices import resolve_devices
 from common.errors import UserError
@@ -37,6 +38,11 @@ def prepare(config: RunConfig) -> RunConfig:
         # All of them are waited for, and nothing else.
         config = config.model_copy(update={"buffer": config.buffer.model_copy(update={"min_size": n_seeds})})
     _check_target_modules(config)
+    lora = config.model.lora
+    if lora.start_from is not None:
+        check_adapter("model.lora.start_from", lora.start_from, lora, same_rank=True)
+    if config.reference.adapter is not None:
+        check_adapter("reference.adapter", config.reference.adapter, lora, same_rank=False)
     return resolve_devices(config)
 
 
@@ -95,6 +101,12 @@ def _named(config: RunConfig) -> RunConfig:
         for key, value in config.task
         if isinstance(value, Path) or (key.endswith("_path") and value is not None)
     }
+    model, reference = config.model, config.reference
+    if model.lora.start_from is not None:
+        start = model.lora.start_from.expanduser().resolve()
+        model = model.model_copy(update={"lora": model.lora.model_copy(update={"start_from": start})})
+    if reference.adapter is not None:
+        reference = reference.model_copy(update={"adapter": reference.adapter.expanduser().resolve()})
     seeds = config.seeds
     if seeds.file is not None:
         seeds = seeds.model_copy(update={"file": seeds.file.expanduser().resolve()})
@@ -103,6 +115,8 @@ def _named(config: RunConfig) -> RunConfig:
             "run": config.run.model_copy(update={"name": name, "folder": folder}),
             "task": config.task.model_copy(update=paths),
             "seeds": seeds,
+            "model": model,
+            "reference": reference,
         }
     )
 
@@ -119,7 +133,7 @@ def _absolute(value: str | Path | list[str]) -> str | Path | list[str]:
 def _check_folder(config: RunConfig) -> None:
     folder, run = config.run_folder, config.run
     if run.resume:
-        if not (folder / "checkpoints").is_dir():
+        if not (folder / ("e1" if config.em.iterations else "checkpoints")).is_dir():
             raise UserError("run.resume", True, f"no checkpoint of a run {run.name!r}", "leave run.resume out")
         return
     if folder.exists() and not run.overwrite:

@@ -1,4 +1,4 @@
-"""The command line: `amortis train | evaluate | sample | buffer | doctor | learner`."""
+"""The command line: `amortis train | compare | evaluate | sample | buffer | doctor | learner`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; errors that a user can mend are one line and exit status 2."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.command is not train:
+    if rest and options.command not in (train, compare):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Libraries' notes to their own developers; ours are errors and logs.
@@ -62,6 +62,17 @@ def _parser() -> argparse.ArgumentParser:
         "Environment variables such as AMORTIS_LEARNER__LR come next, then the file.",
     )
     sub.add_argument("config", type=Path, metavar="CONFIG", help="YAML file")
+    sub = add(
+        "compare",
+        compare,
+        "Train and evaluate several configurations for several seeds; one table and one plot.",
+        epilog="Settings for all of them can follow, e.g. --learner.steps 50. What is done already is kept: the same "
+        "command goes on where an earlier one was interrupted.",
+    )
+    sub.add_argument("configs", type=Path, nargs="+", metavar="CONFIG", help="run configurations, or one comparison")
+    sub.add_argument("--seeds", type=int, nargs="+", help="seeds of each (default: the comparison's, or 0 1)")
+    sub.add_argument("--folder", type=Path, help="where it is kept (default: comparisons/NAME)")
+    sub.add_argument("--data", type=Path, help="folder that relative paths of data are in (default: the working one)")
     sub = add("evaluate", evaluate, "Measure a trained sampler anew.")
     sub.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
     sub = add("sample", sample, "Draw from a trained sampler, with log q and log R of each sample.")
@@ -90,14 +101,39 @@ def train(options: argparse.Namespace, overrides: list[str], console: Console) -
     config = prepare(load_config(options.config, overrides))
 
     from deploy.display import LiveDisplay, print_figures
-    from deploy.launcher import Launcher
 
-    with LiveDisplay(console) as display:
-        summary = Launcher(config, display.watch).run()
+    if config.em.iterations:
+        from deploy.em import run_em
+
+        summary = run_em(config, lambda text: console.print(text, markup=False, highlight=False))
+    elif config.learner.objective == "prompting":
+        from deploy.prompting import run_prompting
+
+        summary = run_prompting(config)
+    else:
+        from deploy.launcher import Launcher
+
+        with LiveDisplay(console) as display:
+            summary = Launcher(config, display.watch).run()
     if options.json:
         print(json.dumps(summary))
     print_figures(console, f"{config.run_folder}", summary)
     return EXIT_INTERRUPTED if summary["interrupted"] else 0
+
+
+def compare(options: argparse.Namespace, overrides: list[str], console: Console) -> int:
+    """`amortis compare CONFIG…`."""
+    from deploy.compare import Comparison, run_comparison
+
+    comparison = Comparison.load(options.configs, seeds=options.seeds, data=options.data, overrides=overrides)
+    folder = options.folder or Path("comparisons") / comparison.name
+    table, unfinished = run_comparison(comparison, folder, console)
+    if options.json:
+        print(table.to_json())
+    table.show(console)
+    for problem in unfinished:
+        print(f"amortis: {problem}", file=sys.stderr)
+    return EXIT_FAULT if unfinished else 0
 
 
 def evaluate(options: argparse.Namespace, _: list[str], console: Console) -> int:

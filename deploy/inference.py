@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from actors.engine import Engine, LoadedAdapter
+from actors.beam import BeamSearch
+from actors.engine import LoadedAdapter, make_engines
 from actors.sampler import TrajectorySampler
-from buffer.adapters import files_sha256
+from common.adapter_files import files_sha256
 from common.config import RunConfig
 from common.config_loading import load_run
 from common.devices import resolve_devices
@@ -42,16 +44,18 @@ class FinishedRun:
         model = PeftModel.from_pretrained(load_base_model(self.model, section.dtype), str(self.adapter_folder))
         return LoraPolicy(model, self.task.action_space, torch.device(section.device))
 
-    def sampler(self) -> tuple[TrajectorySampler, LoadedAdapter]:
+    def sampler(self, seed: int = 0) -> tuple[TrajectorySampler, LoadedAdapter]:
         """A sampler with a vLLM engine of its own, and the trained adapter to give it."""
         section, space = self.config.actor, self.task.action_space
-        engine = Engine(self.model, section, section.dtype, space, self.config.model.lora, seed=0)
-        reference = engine
-        if self.config.reference.dtype != section.dtype:
-            reference = Engine(self.model, section, self.config.reference.dtype, space, None, seed=0)
+        engine, reference = make_engines(self.config, space, seed)
         files = {path.name: path.read_bytes() for path in self.adapter_folder.iterdir()}
         adapter = engine.load_adapter(1, files_sha256(files), self.adapter_folder.resolve())
         sampler = TrajectorySampler(
-            self.task, engine, reference, ActorMetrics(new_registry()), max_model_len=section.max_model_len
+            self.task,
+            engine,
+            reference,
+            ActorMetrics(new_registry()),
+            max_model_len=section.max_model_len,
+            make_beam_search=partial(BeamSearch, self.model, section, space),
         )
         return sampler, adapter

@@ -34,7 +34,7 @@ from common.log import get_logger, set_up_logging
 from common.metrics import LauncherMetrics, new_registry, serve
 from common.processes import die_with_parent
 from common.seeds import make_seed_jobs
-from common.tasks import Task, make_task
+from common.tasks import SampleRequest, Split, Task, make_task
 from common.tokens import load_codec
 from common.trajectory import Trajectory
 from deploy.report import write_summary
@@ -42,6 +42,8 @@ from deploy.report import write_summary
 log = get_logger("launcher")
 POLL_S = 0.5
 ACTOR_RETRIES = 3
+DRAWN = "samples.jsonl"
+"""Samples of the training queries that a run was asked for, in its folder."""
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STOP_LIMIT_S = 120.0
 """Longest time that the learner gets to finish its step, checkpoint and evaluate after a stop was asked for."""
@@ -66,8 +68,9 @@ Watcher = Callable[[RunState], None]
 class Launcher:
     """One run, from its resolved configuration to its summary."""
 
-    def __init__(self, config: RunConfig, watch: Watcher = lambda state: None) -> None:
-        self.config, self._watch = config, watch
+    def __init__(self, config: RunConfig, watch: Watcher = lambda state: None, draw: int = 0) -> None:
+        """`draw` asks for so many samples of each training query at the end, kept in the run's folder as seeds."""
+        self.config, self._watch, self._draw = config, watch, draw
         self.state = RunState(config)
         self._interrupts = 0
 
@@ -218,8 +221,12 @@ class Launcher:
 
     def _evaluate(self, task: Task[Any], actors: _RayActors, folder: Path) -> None:
         """Draw what the task's evaluation needs with the actors' engines, and keep the figures."""
-        requests = task.sample_requests()
+        requests = task.sample_requests() if self.config.run.evaluate_samples else []
+        if not self.config.run.evaluate_base:
+            requests = [request for request in requests if request.adapter]
         self.control.request_stop("training is done")
+        if self._draw:
+            self._keep_samples(actors, folder)
         if not requests:
             return
         self._show("evaluating samples")
@@ -230,6 +237,16 @@ class Launcher:
         }
         found = task.evaluate_samples(samples, self.config.reward_weights)
         (folder / "evaluation_samples.json").write_text(json.dumps(found, indent=2))
+
+    def _keep_samples(self, actors: _RayActors, folder: Path) -> None:
+        """Distinct rationales of the training queries from the trained sampler, as a file of seeds."""
+        self._show("drawing samples")
+        request = SampleRequest("drawn", adapter=True, temperature=1.0, n=self._draw)
+        groups = actors.evaluate([request], "train")[request.label]
+        drawn = [Trajectory.from_bytes(item) for group in groups.values() for item in group]
+        distinct = dict.fromkeys((item.query_id, tuple(item.action_ids.tolist())) for item in drawn)
+        lines = [json.dumps({"query_id": key, "rationale_ids": list(ids)}) for key, ids in distinct]
+        (folder / DRAWN).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -296,13 +313,13 @@ class _RayActors:
                 self._runs[handle.run.remote()] = (handle, failures + 1)
         return None
 
-    def evaluate(self, requests: Any) -> dict[str, dict[str, list[bytes]]]:
+    def evaluate(self, requests: Any, split: Split = "test") -> dict[str, dict[str, list[bytes]]]:
         """Samples for the task's evaluation, drawn by the first actor that can."""
         self._ray.wait(list(self._runs), num_returns=len(self._runs), timeout=STOP_LIMIT_S)
         last: Exception | None = None
         for handle in self._handles:
             try:
-                found: dict[str, dict[str, list[bytes]]] = self._ray.get(handle.evaluate.remote(requests, "test"))
+                found: dict[str, dict[str, list[bytes]]] = self._ray.get(handle.evaluate.remote(requests, split))
                 return found
             except self._ray.exceptions.RayError as error:
                 log.error("an actor could not evaluate: %s", error)

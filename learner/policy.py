@@ -46,9 +46,11 @@ class Actions:
         return cls(query, trajectory.action_ids, trajectory.input_ids, trajectory.state_positions())
 
     @classmethod
-    def with_target(cls, trajectory: Trajectory, query: Query, terminator_id: int) -> Actions:
-        """All that maximum likelihood is to learn, as actions: Z, ⊤ and Y; tools' insertions stay context."""
-        tail = np.array([terminator_id, *query.target_ids], np.int32)
+    def with_target(cls, trajectory: Trajectory, query: Query, terminator_id: int | None) -> Actions:
+        """All that maximum likelihood is to learn, as actions: Z, ⊤ (None: left out) and Y; tools' insertions stay
+        context."""
+        stop = [] if terminator_id is None else [terminator_id]
+        tail = np.array([*stop, *query.target_ids], np.int32)
         positions = np.concatenate([trajectory.action_positions, len(trajectory.input_ids) + np.arange(len(tail))])
         actions = np.concatenate([trajectory.action_ids, tail])
         inputs = np.concatenate([trajectory.input_ids, tail])
@@ -87,10 +89,15 @@ class LoraPolicy:
 
     @classmethod
     def load(cls, path: str, lora: LoraSection, space: ActionSpace, *, dtype: str, device: torch.device) -> LoraPolicy:
-        """The base model with a fresh adapter, which changes nothing yet. Raises UserError naming `model`."""
-        from peft import LoraConfig, get_peft_model
+        """The base model with a fresh adapter, which changes nothing yet, or the one to start from.
+
+        Raises UserError naming `model`.
+        """
+        from peft import LoraConfig, PeftModel, get_peft_model
 
         base = load_base_model(path, dtype)
+        if lora.start_from is not None:
+            return cls(PeftModel.from_pretrained(base, str(lora.start_from), is_trainable=True), space, device)
         config = LoraConfig(
             r=lora.rank,
             lora_alpha=lora.alpha,

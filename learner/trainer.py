@@ -16,7 +16,7 @@ from buffer.control import FULL, Control
 from buffer.rate_limiter import RateLimiter
 from buffer.replay import ReplayBuffer
 from buffer.stats import BufferStats
-from common.config import RunConfig
+from common.config import FORWARD_LOOKING, RunConfig
 from common.errors import RunFault, StallError
 from common.log import get_logger
 from common.metrics import LearnerMetrics
@@ -186,6 +186,8 @@ class Trainer:
         reason = self.policy.space.why_invalid(item.action_ids)
         if item.query_id not in self.queries:
             reason = "its query is not stored"
+        elif self.section.objective in FORWARD_LOOKING and np.isnan(item.log_likelihood).any():
+            reason = f"its likelihood was scored at the last state alone, {self.section.objective} needs every one"
         if reason is not None:
             self.buffer.reject(item, reason)
         return reason is None
@@ -223,14 +225,21 @@ class Trainer:
         section, policy, weights = self.section, self.policy, self.config.reward_weights
         rows = self.log_z.rows(batch)
         if section.objective == "sft":
-            stop = policy.space.terminator_id
-            texts = [Actions.with_target(item, self.queries[item.query_id], stop) for item in batch]
+            texts = [self._text(item) for item in batch]
             return evaluate_likelihood(policy.unmasked_log_prob(texts), rows)
         log_probs = policy.log_probs([Actions.of(item, self.queries[item.query_id]) for item in batch])
         if section.objective in GFLOWNET:
             log_reward = stack_rewards(batch, weights, tau, policy.device)
             return evaluate(section, log_probs, log_reward, rows, self.log_z, policy.space.min_len)
         return evaluate_reward_maximisation(section, log_probs, batch, weights, tau, rows)
+
+    def _text(self, item: Trajectory) -> Actions:
+        """What sft learns of a trajectory: as the policy writes it, or as the reference reads it."""
+        query, stop = self.queries[item.query_id], self.policy.space.terminator_id
+        if self.section.sft_prompt == "policy":
+            return Actions.with_target(item, query, stop)
+        read = query.model_copy(update={"prompt_ids": query.scored_prompt_ids})
+        return Actions.with_target(item, read, stop if self.task.terminator_in_reward else None)
 
     def _set_learning_rate(self) -> float:
         rate = self.section.lr * learning_rate_factor(

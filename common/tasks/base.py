@@ -76,6 +76,14 @@ class SampleRequest:
     temperature: float
     n: int
     """Samples for each query."""
+    top_p: float = 1.0
+    """Nucleus sampling: from the likeliest tokens that hold so much of the probability."""
+    top_k: int = 0
+    """Sampling from the likeliest so many tokens; 0: from all."""
+    beams: int = 0
+    """Beam search for the `n` likeliest rationales instead of sampling; 0: sampling."""
+    diversity_penalty: float = 0.0
+    """Of diverse beam search with as many groups as beams (Vijayakumar et al. 2018); 0: plain beam search."""
     every_state: bool = False
     """Whether the likelihood is scored at every decision state, and not at the last alone."""
 
@@ -97,6 +105,8 @@ class Task(ABC, Generic[ConfigT]):
     name: ClassVar[str]
     Config: ClassVar[type[TaskConfig]]
     default_weights: ClassVar[RewardWeights] = RewardWeights()
+    main_figures: ClassVar[tuple[str, ...]] = ()
+    """Names of the figures that a comparison shows first."""
     near_duplicate_tolerance: ClassVar[float] = 0.0
     """Share of the summed lengths below which two trajectories' edit distance makes one of them redundant; 0: none."""
     terminator_in_reward: bool = True

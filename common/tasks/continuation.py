@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from common.reward import RewardWeights
 from common.rows import Row
 from common.tasks.base import SampleRequest, SampleSets
-from common.tasks.figures import summarise
+from common.tasks.embeddings import semantic_diversity
+from common.tasks.figures import on_hull, summarise
 from common.tasks.text import Example, TextConfig, TextTask
-from common.trajectory import Query
+from common.trajectory import Query, Trajectory
 
 
 class ContinuationConfig(TextConfig):
@@ -25,14 +25,25 @@ class ContinuationConfig(TextConfig):
     max_prompt_tokens: int = Field(64, ge=1, description="a longer prompt keeps its last so many tokens")
     evaluation_samples: int = Field(10, ge=2, description="samples a prompt for the evaluation")
     evaluation_temperatures: list[float] = Field(
-        [0.7, 0.85, 1.0], description="temperatures of the base model that the trained sampler is compared with"
+        [0.3, 0.5, 0.7, 0.85, 1.0], description="temperatures of the base model that the sampler is compared with"
+    )
+    evaluation_top_p: list[float] = Field([0.9], description="the same for nucleus sampling")
+    evaluation_top_k: list[int] = Field([20], description="the same for top-k sampling")
+    evaluation_beam: bool = Field(True, description="compare with beam search")
+    evaluation_diverse_beam: list[float] = Field(
+        [1.0], description="the same for diverse beam search, by diversity penalty in nats"
+    )
+    embedding_model: str | None = Field(
+        None, description="sentence-transformers model for the diversity; all-MiniLM-L6-v2, which is installed, without"
     )
 
-    @field_validator("evaluation_temperatures")
+    @field_validator("evaluation_temperatures", "evaluation_top_p", "evaluation_top_k", "evaluation_diverse_beam")
     @classmethod
-    def _positive(cls, value: list[float]) -> list[float]:
-        if not value or min(value) <= 0:
-            raise ValueError("give temperatures above 0")
+    def _positive(cls, value: list[float], info: ValidationInfo) -> list[float]:
+        if value and min(value) <= 0:
+            raise ValueError("give values above 0")
+        if info.field_name == "evaluation_top_p" and value and max(value) > 1:
+            raise ValueError("give values up to 1")
         return value
 
 
@@ -42,41 +53,47 @@ class ContinuationTask(TextTask[ContinuationConfig]):
     name: ClassVar[str] = "continuation"
     Config = ContinuationConfig
     default_weights = RewardWeights(prior=1.0, likelihood=0.0)
+    main_figures = ("max_log_reward", "diversity")
 
     def example(self, row: Row) -> Example:
         ids = self.encode_some(row.text(self.config.column), "the prompt")
         return Example(Query(task=self.name, prompt_ids=ids[-self.config.max_prompt_tokens :]))
 
     def sample_requests(self) -> list[SampleRequest]:
-        n = self.config.evaluation_samples
-        base = [
-            SampleRequest(f"base, temperature {temperature:g}", False, temperature, n)
-            for temperature in sorted(set(self.config.evaluation_temperatures))
+        config, n = self.config, self.config.evaluation_samples
+        found = [
+            *(SampleRequest(f"temperature {t:g}", False, t, n) for t in sorted(set(config.evaluation_temperatures))),
+            *(SampleRequest(f"nucleus {p:g}", False, 1.0, n, top_p=p) for p in config.evaluation_top_p),
+            *(SampleRequest(f"top-k {k}", False, 1.0, n, top_k=k) for k in config.evaluation_top_k),
         ]
-        return [*base, SampleRequest("trained", True, 1.0, n)]
+        if config.evaluation_beam:
+            found.append(SampleRequest("beam search", False, 1.0, n, beams=n))
+        found += [
+            SampleRequest(f"diverse beam search {penalty:g}", False, 1.0, n, beams=n, diversity_penalty=penalty)
+            for penalty in config.evaluation_diverse_beam
+        ]
+        return [*found, SampleRequest("trained", True, 1.0, n)]
 
     def evaluate_samples(self, samples: SampleSets, weights: RewardWeights) -> dict[str, Any]:
-        """Mean log R and diversity of each sampler, and the trained one's gain at equal diversity.
+        """Likelihood and diversity of every sampler, and the trained one's gain over the others' frontier.
 
-        The base model's frontier is interpolated linearly in diversity; the gain is missing where the trained
-        sampler's diversity lies outside of it.
+        The frontier is the upper concave hull of the other samplers' points; the gain is missing where the trained
+        sampler's diversity lies outside of theirs.
         """
-        table = {label: summarise(list(groups.values()), weights) for label, groups in samples.items()}
-        frontier = sorted(
-            (row["diversity"], row["mean_log_reward"]) for label, row in table.items() if label != "trained"
-        )
-        trained = table["trained"]
-        result: dict[str, Any] = {
-            "samplers": table,
-            "mean_log_reward": trained["mean_log_reward"],
-            "diversity": trained["diversity"],
-            **self.data_figures(),
-        }
-        if frontier[0][0] <= trained["diversity"] <= frontier[-1][0]:
-            diversity, reward = zip(*frontier, strict=True)
-            base = float(np.interp(trained["diversity"], diversity, reward))
-            result["gain_at_equal_diversity"] = trained["mean_log_reward"] - base
+        table = {label: self._figures(groups, weights) for label, groups in samples.items()}
+        points = [(row["diversity"], row["max_log_reward"]) for label, row in table.items() if label != "trained"]
+        result: dict[str, Any] = {"samplers": table, **table.get("trained", {}), **self.data_figures()}
+        if "trained" in table and points:
+            frontier = on_hull(points, table["trained"]["diversity"])
+            if frontier is not None:
+                result["gain_at_equal_diversity"] = table["trained"]["max_log_reward"] - frontier
         return result
+
+    def _figures(self, groups: Mapping[str, Sequence[Trajectory]], weights: RewardWeights) -> dict[str, float]:
+        texts = [[self.codec.decode(item.action_ids) for item in group] for group in groups.values()]
+        found = summarise(list(groups.values()), weights)
+        found["edit_diversity"] = found.pop("diversity")
+        return {**found, "diversity": semantic_diversity(texts, self.config.embedding_model)}
 
     def plot(self, before: Mapping[str, Any], after: Mapping[str, Any], folder: Path) -> list[Path]:
         table = after.get("samplers")
@@ -84,16 +101,26 @@ class ContinuationTask(TextTask[ContinuationConfig]):
             return []
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(6, 4.5), layout="constrained")
+        figure = Figure(figsize=(7, 4.5), layout="constrained")
         axes = figure.subplots()
-        base = sorted((row["diversity"], row["mean_log_reward"]) for label, row in table.items() if label != "trained")
-        axes.plot(*zip(*base, strict=True), "o-", color="#8a8f99", label="base model, tempered")
-        trained = table["trained"]
-        axes.plot(
-            trained["diversity"], trained["mean_log_reward"], "*", markersize=16, color="#2f6fde", label="amortis"
+        tempered = sorted(
+            (row["diversity"], row["max_log_reward"]) for label, row in table.items() if label.startswith("temperature")
         )
-        axes.set(xlabel="diversity (mean pairwise edit distance)", ylabel="mean log R (nats)")
-        axes.legend()
+        if tempered:
+            axes.plot(*zip(*tempered, strict=True), "o-", color="#8a8f99", label="temperature")
+        for label, row in table.items():
+            if label == "trained":
+                style: dict[str, Any] = {"marker": "*", "markersize": 16, "color": "#2f6fde", "label": "amortis"}
+            elif label.startswith("temperature"):
+                continue
+            else:
+                style = {"marker": "s", "linestyle": "none", "label": label}
+            axes.plot(row["diversity"], row["max_log_reward"], **style)
+        axes.set(
+            xlabel="diversity (1 − mean cosine similarity)",
+            ylabel="mean over prompts of the best sample's log R (nats)",
+        )
+        axes.legend(fontsize=8)
         path = folder / "frontier.png"
         figure.savefig(path, dpi=120)
         return [path]

@@ -49,3 +49,13 @@ def majority(answers: Sequence[str | None]) -> str | None:
     """The most frequent answer, the first to come among equals; None where there is none."""
     given = [answer for answer in answers if answer is not None]
     return Counter(given).most_common(1)[0][0] if given else None
+
+
+def on_hull(points: Sequence[tuple[float, float]], x: float) -> float | None:
+    """The upper concave hull of points (x, y) at x: the best that mixing two of them gives; None outside of them."""
+    best: float | None = None
+    for (x0, y0), (x1, y1) in itertools.product(points, repeat=2):
+        if x0 <= x <= x1:
+            y = max(y0, y1) if x0 == x1 else y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+            best = y if best is None else max(best, y)
+    return best

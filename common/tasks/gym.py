@@ -154,7 +154,7 @@ class ReasoningGymTask(Task[ReasoningGymConfig]):
                 "score": float(np.mean(scores)),
                 "majority_score": float(np.mean(chosen)),
             }
-        return {"samplers": table, **table["trained"]}
+        return {"samplers": table, **table.get("trained", table.get("base", {}))}
 
 
 def _refuse_executing(generator: Any, name: str) -> None:

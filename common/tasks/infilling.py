@@ -9,6 +9,8 @@ import numpy as np
 from pydantic import Field
 
 from common.reward import RewardWeights
+from common.tasks.base import SampleRequest
+from common.tasks.embeddings import mean_similarity
 from common.tasks.template import Groups, TemplateConfig, TemplateTask
 
 
@@ -27,6 +29,10 @@ class InfillingConfig(TemplateConfig):
     rationale: str | None = Field(" {sentence4}", description="the true middle: seeds, and what BLEU compares with")
     min_len: int = Field(5, ge=0, description="the paper's")
     max_len: int = Field(25, ge=1, description="the paper's")
+    evaluation_beam: bool = Field(True, description="compare with beam search too")
+    embedding_model: str | None = Field(
+        None, description="sentence-transformers model for `similarity`; all-MiniLM-L6-v2, which is installed, without"
+    )
 
 
 class InfillingTask(TemplateTask[InfillingConfig]):
@@ -34,9 +40,15 @@ class InfillingTask(TemplateTask[InfillingConfig]):
 
     name: ClassVar[str] = "infilling"
     Config = InfillingConfig
+    main_figures = ("mean_log_reward", "bleu", "similarity", "diversity")
+
+    def sample_requests(self) -> list[SampleRequest]:
+        found, n = super().sample_requests(), self.config.evaluation_samples
+        beam = [SampleRequest("beam search", False, 1.0, n, beams=n)] if self.config.evaluation_beam else []
+        return [*found, *beam]
 
     def figures(self, groups: Groups, weights: RewardWeights) -> dict[str, float]:
-        """Besides the common ones BLEU-4 against the true middle, where there is one, mean over samples."""
+        """Besides the common ones BLEU-4 and the embeddings' similarity to the true middle, means over samples."""
         found = super().figures(groups, weights)
         middles = {query.id: str(query.info["rationale"]).strip() for query in self.queries("test")}
         pairs = [
@@ -45,7 +57,10 @@ class InfillingTask(TemplateTask[InfillingConfig]):
             for item in group
             if middles[key]
         ]
-        return {**found, "bleu": mean_sentence_bleu(pairs)} if pairs else found
+        if not pairs:
+            return found
+        similarity = mean_similarity(pairs, self.config.embedding_model)
+        return {**found, "bleu": mean_sentence_bleu(pairs), "similarity": similarity}
 
 
 def mean_sentence_bleu(pairs: Sequence[tuple[str, str]]) -> float:

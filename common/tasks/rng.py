@@ -48,6 +48,7 @@ class RngTask(Task[RngConfig]):
     """log R = 0 for the digits of an integer in range without leading zeros, −penalty for anything else."""
 
     name: ClassVar[str] = "rng"
+    main_figures = ("total_variation", "valid_fraction")
     Config = RngConfig
     default_weights = RewardWeights(prior=0.0, likelihood=0.0)
 

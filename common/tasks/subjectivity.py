@@ -29,3 +29,4 @@ class SubjectivityTask(TemplateTask[SubjectivityConfig]):
 
     name: ClassVar[str] = "subjectivity"
     Config = SubjectivityConfig
+    main_figures = ("accuracy",)

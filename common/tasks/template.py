@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from functools import cached_property
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from pydantic import Field
 
+from common.errors import UserError
 from common.reward import RewardWeights
-from common.rows import BadRow, Row
+from common.rows import BadRow, Row, read
 from common.tasks.base import PolicyScorer, SampleRequest, SampleSets, TokenCodec, base_and_trained
 from common.tasks.figures import accuracy, summarise
 from common.tasks.text import Example, TextConfig, TextTask, fill
-from common.tools import ToolSection
+from common.tools import ToolError, ToolSection
 from common.trajectory import Query, Trajectory
 
 Groups = Mapping[str, Sequence[Trajectory]]
@@ -39,6 +43,11 @@ class TemplateConfig(TextConfig):
         True, description="whether the terminator stands in the text, before the target; false: a stop sign only"
     )
     tool: ToolSection | None = Field(None, description="what writes into the rationale")
+    reference_shots: int = Field(
+        0, ge=0, description="training rows, with rationale and target, that the reference reads before the prompt"
+    )
+    policy_shots: int = Field(0, ge=0, description="the same for the policy")
+    shots_seed: int | None = Field(None, ge=0, description="draws these rows at random; the first ones without it")
     evaluation_samples: int = Field(10, ge=1, description="rationales a test row for the evaluation")
     evaluation_temperature: float = Field(1.0, gt=0, description="at which they are sampled")
 
@@ -50,6 +59,7 @@ class TemplateTask(TextTask[TemplateConfigT]):
     """log R = log p(Z⊤|X) + log p(Y|XZ⊤), minus the penalty where Z misleads."""
 
     default_weights = RewardWeights(prior=1.0, likelihood=1.0)
+    main_figures: ClassVar[tuple[str, ...]] = ("accuracy", "mean_log_reward", "diversity")
 
     def __init__(self, config: TemplateConfigT, codec: TokenCodec, max_model_len: int | None = None) -> None:
         super().__init__(config, codec, max_model_len)
@@ -80,11 +90,53 @@ class TemplateTask(TextTask[TemplateConfigT]):
 
     def prompt(self, row: Row) -> str:
         """What the policy reads; raises BadRow."""
-        return fill(self.config.prompt, row)
+        return self._shots("policy_shots", self.config.policy_shots) + fill(self.config.prompt, row)
 
     def reference_prompt(self, row: Row) -> str:
         """What the reference reads; raises BadRow."""
-        return fill(self.config.reference_prompt or self.config.prompt, row)
+        text = fill(self.config.reference_prompt or self.config.prompt, row)
+        return self._shots("reference_shots", self.config.reference_shots) + text
+
+    def _shots(self, setting: str, n: int) -> str:
+        """Training rows worked out, a line each; raises UserError if there are too few."""
+        if n == 0:
+            return ""
+        if len(self._worked) < n:
+            raise UserError(
+                f"task.{setting}", n, f"task.train_path holds {len(self._worked)} examples to show", "ask for fewer"
+            )
+        return "".join(f"{line}\n" for line in self._worked[:n])
+
+    @cached_property
+    def _worked(self) -> list[str]:
+        """Prompt, rationale with the tool's insertions, and target, of each training row that has them."""
+        config = self.config
+        found = []
+        for row in read("task.train_path", config.train_path):
+            with contextlib.suppress(BadRow):
+                text = fill(config.reference_prompt or config.prompt, row)
+                if config.rationale is not None:
+                    text += self._with_results(fill(config.rationale, row).removesuffix(config.terminator))
+                    text += config.terminator if config.terminator_in_text else ""
+                found.append(text + ("" if config.target is None else fill(config.target, row)))
+        found = found[: config.limit]
+        if config.shots_seed is not None:
+            random.Random(config.shots_seed).shuffle(found)
+        return found
+
+    def _with_results(self, rationale: str) -> str:
+        """The tool's insertions in place."""
+        section, tool = self.tool_section, self.tool
+        if section is None or tool is None:
+            return rationale
+        text, *rest = rationale.split(section.trigger)
+        for part in rest:
+            text += section.trigger
+            # Where the tool goes wrong the text goes on without it, as in a trajectory.
+            with contextlib.suppress(ToolError):
+                text += tool(text) or ""
+            text += part
+        return text
 
     @staticmethod
     def _rationale(template: str, row: Row) -> str | None:
@@ -119,8 +171,8 @@ class TemplateTask(TextTask[TemplateConfigT]):
         With several test files all of it again for each.
         """
         table = {label: self._figures(groups, weights) for label, groups in samples.items()}
-        trained = table["trained"]
-        own = {name: value for name, value in trained.items() if not isinstance(value, dict)}
+        first = table.get("trained", table.get("base", {}))
+        own = {name: value for name, value in first.items() if not isinstance(value, dict)}
         return {"samplers": table, **own, **self.data_figures()}
 
     def _figures(self, groups: Groups, weights: RewardWeights) -> dict[str, Any]:

@@ -36,7 +36,9 @@ def test_tool_tokens_are_context_and_do_not_count_in_the_prior() -> None:
     assert text.ids == (1, 2, 5, 50, 51, 6, 52, TERMINATOR)
     actual = np.array([-1.0, -100, -100, -2.0, -100, -0.5])
     terminator = np.array([-10.0, -77, -77, -20.0, -77, -30.0])
-    found = reward_components(item, [TokenScores(actual, terminator)], terminator_in_reward=True, first_state=0)
+    found = reward_components(
+        item, [TokenScores(actual, terminator)], terminator_in_reward=True, min_len=0, first_state=0
+    )
     # ⊤ is scored after the tool's words: at state 1 before the action at position 3, at state 2 at the very end.
     assert found.log_prior.tolist() == [-10.0, -1.0 - 20.0, -1.0 - 2.0 - 30.0]
     assert found.log_likelihood.tolist() == [0, 0, 0]
@@ -45,8 +47,8 @@ def test_tool_tokens_are_context_and_do_not_count_in_the_prior() -> None:
 def test_the_terminator_counts_only_where_the_task_says_so() -> None:
     item = rollout([5], [5], [0])
     scores = [TokenScores(np.array([-1.0, -3.0]), np.array([-2.0, -3.0]))]
-    with_it = reward_components(item, scores, terminator_in_reward=True, first_state=0)
-    without = reward_components(item, scores, terminator_in_reward=False, first_state=0)
+    with_it = reward_components(item, scores, terminator_in_reward=True, min_len=0, first_state=0)
+    without = reward_components(item, scores, terminator_in_reward=False, min_len=0, first_state=0)
     assert with_it.log_prior.tolist() == [-2.0, -4.0] and without.log_prior.tolist() == [0.0, -1.0]
 
 
@@ -55,7 +57,9 @@ def test_the_likelihood_sums_over_the_target_at_each_state_that_can_stop(min_len
     item = rollout([5], [5], [0], target=[7, 8])
     prior = TokenScores(np.zeros(2), np.zeros(2))
     targets = [TokenScores(np.array([-1.0, -2.0]), np.zeros(2)), TokenScores(np.array([-3.0, -4.0]), np.zeros(2))]
-    found = reward_components(item, [prior, *targets[: 2 - min_len]], terminator_in_reward=True, first_state=min_len)
+    found = reward_components(
+        item, [prior, *targets[: 2 - min_len]], terminator_in_reward=True, min_len=min_len, first_state=min_len
+    )
     assert found.log_likelihood.tolist() == expected
 
 
@@ -67,7 +71,7 @@ def test_alternatives_are_read_after_each_state_and_tell_where_stopping_misleads
     assert [text.ids for text in texts] == [(3, 5, TERMINATOR), (3, 7), (3, 8), (3, 9), (3, 5, 7), (3, 5, 8), (3, 5, 9)]
     prior = TokenScores(np.zeros(2), np.zeros(2))
     given = [TokenScores(np.array([value]), np.zeros(1)) for value in (-1.0, -2.0, -3.0, -4.0, -0.5, -5.0)]
-    found = reward_components(item, [prior, *given], terminator_in_reward=False, first_state=0)
+    found = reward_components(item, [prior, *given], terminator_in_reward=False, min_len=0, first_state=0)
     assert found.log_likelihood.tolist() == [-1.0, -4.0]
     assert found.misleads.tolist() == [False, True]
     assert found.log_alternatives.tolist() == [-0.5, -5.0]

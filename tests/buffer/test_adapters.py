@@ -6,8 +6,9 @@ import pytest
 from redis import Redis
 
 import buffer.adapters
-from buffer.adapters import AdapterError, AdapterRegistry, files_sha256
+from buffer.adapters import AdapterError, AdapterRegistry
 from buffer.connection import Keys
+from common.adapter_files import files_sha256
 
 FILES = {"adapter_config.json": b"{}", "adapter_model.safetensors": bytes(range(256)) * 10}
 

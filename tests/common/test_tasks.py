@@ -139,16 +139,19 @@ def test_continuation_compares_the_trained_sampler_with_the_base_models_frontier
     same, apart = [[13, 13], [13, 13]], [[13, 14], [15, 16]]
     half = [[13, 13], [13, 14]]
     samples = {
-        "base, temperature 0.5": {query.id: [scored(query, z, -2.0) for z in same]},
-        "base, temperature 1": {query.id: [scored(query, z, -6.0) for z in apart]},
+        "temperature 0.5": {query.id: [scored(query, z, -2.0) for z in same]},
+        "temperature 1": {query.id: [scored(query, z, -6.0) for z in apart]},
         "trained": {query.id: [scored(query, z, -3.0) for z in half]},
     }
     found = task.evaluate_samples(samples, RewardWeights(prior=1, likelihood=0))
-    assert found["diversity"] == pytest.approx(0.5) and found["mean_log_reward"] == pytest.approx(-3.0)
-    # Halfway between the base model's two points lies −4.
-    assert found["gain_at_equal_diversity"] == pytest.approx(1.0)
+    assert found["edit_diversity"] == pytest.approx(0.5) and found["mean_log_reward"] == pytest.approx(-3.0)
+    table = found["samplers"]
+    low, own, high = (table[name]["diversity"] for name in ("temperature 0.5", "trained", "temperature 1"))
+    assert low == pytest.approx(0.0, abs=1e-6) and low < own < high
+    # Between the base model's two points, −2 and −6, in proportion.
+    assert found["gain_at_equal_diversity"] == pytest.approx(-3.0 - (-2.0 - 4.0 * own / high))
     beyond = {**samples, "trained": {query.id: [scored(query, z, -3.0) for z in apart]}}
-    beyond["base, temperature 1"] = samples["trained"]
+    beyond["temperature 1"] = samples["trained"]
     assert "gain_at_equal_diversity" not in task.evaluate_samples(beyond, RewardWeights(prior=1, likelihood=0))
 
 

@@ -1,0 +1,302 @@
+"""`amortis compare`: every cell of conditions × methods × seeds trained and evaluated, one table and one plot of all.
+
+A cell is a run of its own, in a process of its own. What is finished is never done again: an interrupted comparison
+goes on with the cell it was at, from that cell's last checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from rich.console import Console
+
+from common.config import RunConfig
+from common.config_loading import load_config, read_yaml
+from common.errors import UserError
+from common.rows import HUB
+from common.tasks import TASKS
+from deploy.checks import prepare
+from deploy.comparison_table import Measurement, PlotSection, Table
+from deploy.report import read_json
+
+DATA_SETTINGS = ("train_path", "test_path")
+DEFAULT_SEEDS = [0, 1]
+SEED = "{seed}"
+"""Stands for the cell's seed where a setting of a comparison should follow it."""
+
+
+class ComparisonFile(BaseModel):
+    """A comparison: settings that all cells share, those of each condition, and those of each method."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    base: dict[str, Any] = Field({}, description="settings of every cell, as in a run's configuration")
+    conditions: dict[str, dict[str, Any]] = Field({"": {}}, min_length=1, description="by name: other data, …")
+    methods: dict[str, dict[str, Any]] = Field(min_length=1, description="by name: other objectives, …")
+    seeds: list[int] = Field(DEFAULT_SEEDS, min_length=1, description="seeds of every cell")
+    figures: list[str] = Field([], description="names of the table's figures; the task's own without it")
+    plot: PlotSection = Field(PlotSection(), description="what the plot shows")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a comparison."""
+
+    condition: str
+    method: str
+    seed: int
+    settings: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Of the run."""
+        parts = [part for part in (self.condition, self.method) if part]
+        words = "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", part).strip("-.") for part in parts)
+        # Two names that differ in signs only must not share a folder.
+        digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:6]
+        return f"{words}-{digest}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is to be run."""
+
+    name: str
+    file: ComparisonFile
+    overrides: tuple[str, ...]
+
+    @classmethod
+    def load(
+        cls, paths: Sequence[Path], *, seeds: Sequence[int] | None, data: Path | None, overrides: Sequence[str]
+    ) -> Self:
+        """One comparison file, or run configurations, each a method named as its file.
+
+        Raises UserError for what can't be used.
+        """
+        found = [read_yaml(path) for path in paths]
+        if any("methods" in content for content in found):
+            if len(paths) > 1:
+                raise UserError(
+                    "CONFIG", [str(path) for path in paths], "mixes a comparison with others", "give it alone"
+                )
+            content = found[0]
+        else:
+            names = [path.stem for path in paths]
+            if len(set(names)) < len(names):
+                raise UserError("CONFIG", names, "two files have the same name", "rename one: it names the method")
+            content = {"methods": dict(zip(names, found, strict=True))}
+        try:
+            file = ComparisonFile.model_validate(content)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            field = ".".join(map(str, first["loc"])) or "CONFIG"
+            raise UserError(field, None, first["msg"], "see the docs on comparing") from error
+        if seeds is not None:
+            file = file.model_copy(update={"seeds": list(seeds)})
+        if len(set(file.seeds)) < len(file.seeds) or min(file.seeds) < 0:
+            raise UserError("--seeds", file.seeds, "repeats or is below 0", "give distinct seeds from 0 on")
+        if data is not None:
+            file = _with_data(file, data)
+        return cls("-".join(path.stem for path in paths), file, tuple(overrides))
+
+    def cells(self) -> Iterator[Cell]:
+        """One seed of everything first, so that an early look at the table is of use."""
+        for seed in self.file.seeds:
+            for condition, own in self.file.conditions.items():
+                for method, settings in self.file.methods.items():
+                    merged = _merged(_merged(self.file.base, own), settings)
+                    yield Cell(condition, method, seed, _filled(merged, seed))
+
+
+def run_comparison(comparison: Comparison, folder: Path, console: Console) -> tuple[Table, list[str]]:
+    """Run what is not done yet; the table of all that is, and what went wrong. Saves after every cell."""
+    cells = list(comparison.cells())
+    configs = _checked(comparison, cells, folder)
+    problems: list[str] = []
+    for number, (cell, config) in enumerate(zip(cells, configs, strict=True), start=1):
+        if _is_done(folder, cell, config):
+            continue
+        console.print(f"cell {number} of {len(cells)}: {cell.name}", markup=False, highlight=False)
+        problem = _run_cell(comparison, folder, cell, config)
+        if problem is not None:
+            problems.append(f"cell {cell.name}: {problem}")
+        _table(comparison, folder, cells, configs).save(folder)
+        if _interrupted(problem):
+            problems.append("interrupted; the same command goes on from here")
+            break
+    table = _table(comparison, folder, cells, configs)
+    table.save(folder)
+    return table, problems
+
+
+def _checked(comparison: Comparison, cells: Sequence[Cell], folder: Path) -> list[RunConfig]:
+    """The configuration of every cell, all checked before any is run; raises UserError naming the cell's setting."""
+    (folder / "cells").mkdir(parents=True, exist_ok=True)
+    configs: list[RunConfig] = []
+    examined: set[str] = set()
+    for cell in cells:
+        path = _settings_path(folder, cell)
+        path.write_text(yaml.safe_dump(dict(cell.settings), sort_keys=False, allow_unicode=True), encoding="utf-8")
+        config = load_config(path, [*comparison.overrides, *_run_settings(folder, cell)])
+        configs.append(config)
+        # The same task with the same seeds need not be read twice.
+        digest = hashlib.sha256(
+            json.dumps(config.model_dump(mode="json", include={"task", "seeds", "actor", "model"})).encode()
+        ).hexdigest()
+        if digest not in examined and not _is_done(folder, cell, config):
+            examined.add(digest)
+            prepare(config)
+    return configs
+
+
+def _run_settings(folder: Path, cell: Cell) -> list[str]:
+    return [
+        "--run.name",
+        cell.name,
+        "--run.folder",
+        str((folder / "cells").resolve()),
+        "--run.seed",
+        str(cell.seed),
+        "--run.overwrite",
+        "true",
+    ]
+
+
+def _settings_path(folder: Path, cell: Cell) -> Path:
+    return folder / "cells" / f"{cell.name}.yaml"
+
+
+def _run_cell(comparison: Comparison, folder: Path, cell: Cell, config: RunConfig) -> str | None:
+    """Run or resume a cell; what went wrong, or None."""
+    run, mark = folder / "cells" / cell.name, folder / "cells" / f"{cell.name}.json"
+    fingerprint = _fingerprint(config)
+    settings = [*comparison.overrides, *_run_settings(folder, cell)]
+    begun = read_json(mark).get("fingerprint") == fingerprint
+    if begun and any((run / "checkpoints").glob("step-*")) and config.learner.objective != "prompting":
+        settings += ["--run.resume", "true"]
+    mark.write_text(json.dumps({"fingerprint": fingerprint, "done": False}))
+    command = [sys.executable, "-m", "deploy.cli", "train", str(_settings_path(folder, cell)), "--json", *settings]
+    started = time.monotonic()
+    with (folder / "cells" / f"{cell.name}.log").open("ab") as log:
+        status = _call(command, log)
+    seconds = time.monotonic() - started
+    summary = read_json(run / "summary.json")
+    if status != 0 or not summary or summary.get("fault") or summary.get("interrupted"):
+        return f"status {status}; see {folder}/cells/{cell.name}.log"
+    result = {"fingerprint": fingerprint, "done": True, "seconds": seconds, "summary": summary}
+    mark.write_text(json.dumps(result))
+    return None
+
+
+def _call(command: Sequence[str], log: Any) -> int:
+    """Run to the end; Ctrl-C reaches the child too, which then stops in good order."""
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            # From a terminal the child has got it as well; asked twice, it would not wait for its learner.
+            if not os.isatty(0):
+                process.send_signal(signal.SIGINT)
+
+
+def _interrupted(problem: str | None) -> bool:
+    return problem is not None and problem.startswith(("status 130", f"status -{signal.SIGINT.value}"))
+
+
+def _fingerprint(config: RunConfig) -> str:
+    """Of everything that decides a cell's result."""
+    settings = config.model_dump(mode="json", exclude={"run": {"folder", "name", "overwrite", "resume"}})
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def _is_done(folder: Path, cell: Cell, config: RunConfig) -> bool:
+    found = read_json(folder / "cells" / f"{cell.name}.json")
+    return bool(found.get("done")) and found.get("fingerprint") == _fingerprint(config)
+
+
+def _table(comparison: Comparison, folder: Path, cells: Sequence[Cell], configs: Sequence[RunConfig]) -> Table:
+    measured: list[Measurement] = []
+    for cell, config in zip(cells, configs, strict=True):
+        if _is_done(folder, cell, config):
+            found = read_json(folder / "cells" / f"{cell.name}.json")
+            untrained = config.learner.objective == "prompting"
+            for method, figures in _rows(found["summary"], cell.method, untrained=untrained):
+                measured.append(Measurement(cell.condition, method, cell.seed, figures, found["seconds"]))
+    main = comparison.file.figures or list(TASKS[configs[0].task.name].main_figures)
+    return Table(measured, main, comparison.file.plot, planned=len(cells))
+
+
+def _rows(summary: Mapping[str, Any], method: str, *, untrained: bool) -> Iterator[tuple[str, dict[str, float]]]:
+    """The cell's own figures under its method's name, those of other samplers that it evaluated under theirs."""
+    own = dict(_numbers(summary))
+    for label, figures in summary.get("samplers", {}).items():
+        if label == "trained" or (untrained and label == "base"):
+            own.update(_numbers(figures))
+        elif label != "base":
+            yield label, dict(_numbers(figures))
+    yield method, own
+
+
+def _numbers(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in figures.items():
+        if name == "samplers":
+            continue
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{prefix}{name}", float(value)
+
+
+def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """`second` over `first`, section by section."""
+    out = dict(first)
+    for key, value in second.items():
+        before = out.get(key)
+        nested = isinstance(before, Mapping) and isinstance(value, Mapping)
+        out[key] = _merged(before, value) if nested else value  # type: ignore[arg-type]
+    return out
+
+
+def _filled(settings: Any, seed: int) -> Any:
+    if isinstance(settings, Mapping):
+        return {key: _filled(value, seed) for key, value in settings.items()}
+    return seed if settings == SEED else settings
+
+
+def _with_data(file: ComparisonFile, data: Path) -> ComparisonFile:
+    """Relative paths of data made paths within `data`."""
+
+    def placed(settings: Mapping[str, Any]) -> dict[str, Any]:
+        task = settings.get("task")
+        if not isinstance(task, Mapping):
+            return dict(settings)
+        paths = {key: _within(data, task[key]) for key in DATA_SETTINGS if task.get(key) is not None}
+        return {**settings, "task": {**task, **paths}}
+
+    return file.model_copy(
+        update={
+            "base": placed(file.base),
+            "conditions": {name: placed(settings) for name, settings in file.conditions.items()},
+            "methods": {name: placed(settings) for name, settings in file.methods.items()},
+        }
+    )
+
+
+def _within(data: Path, value: Any) -> Any:
+    if isinstance(value, list):
+        return [_within(data, item) for item in value]
+    return value if str(value).startswith(HUB) else str(data.expanduser().resolve() / str(value))

@@ -1,0 +1,201 @@
+"""The table and the plot of a comparison."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+from rich.console import Console
+from rich.table import Table as RichTable
+
+
+class PlotSection(BaseModel):
+    """Bars of the table's figures, or one figure against another."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    x: str | None = Field(None, description="figure on the horizontal axis; bars without it")
+    y: str | None = Field(None, description="figure on the vertical axis; the table's first without it")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one cell gave for one method."""
+
+    condition: str
+    method: str
+    seed: int
+    figures: Mapping[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One figure of one method under one condition, over seeds."""
+
+    condition: str
+    method: str
+    figure: str
+    values: tuple[float, ...]
+    seeds: tuple[int, ...]
+
+    @property
+    def mean(self) -> float:
+        """Over seeds."""
+        return float(np.mean(self.values))
+
+    @property
+    def standard_error(self) -> float | None:
+        """Of the mean; None for a single seed."""
+        n = len(self.values)
+        return float(np.std(self.values, ddof=1) / math.sqrt(n)) if n > 1 else None
+
+    def shown(self) -> str:
+        """mean ± standard error."""
+        error = self.standard_error
+        return f"{self.mean:.3f}" if error is None else f"{self.mean:.3f} ± {error:.3f}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """All measurements of a comparison."""
+
+    measured: Sequence[Measurement]
+    main: Sequence[str]
+    """Figures to show; each stands for itself and for the same of every test file, `FILE.FIGURE`."""
+    plot: PlotSection
+    planned: int
+    """Cells in all."""
+
+    def entries(self, *, shown: bool = True) -> Iterator[Entry]:
+        """Means over seeds, in the order in which they were measured; all figures if not only the shown ones."""
+        rows = dict.fromkeys((item.condition, item.method) for item in self.measured)
+        for condition, method in rows:
+            found = [item for item in self.measured if (item.condition, item.method) == (condition, method)]
+            for figure in dict.fromkeys(itertools.chain.from_iterable(item.figures for item in found)):
+                if shown and figure not in self.columns:
+                    continue
+                having = [item for item in found if figure in item.figures]
+                values = tuple(item.figures[figure] for item in having)
+                yield Entry(condition, method, figure, values, tuple(item.seed for item in having))
+
+    @property
+    def columns(self) -> list[str]:
+        """The figures that are shown."""
+        names = dict.fromkeys(itertools.chain.from_iterable(item.figures for item in self.measured))
+        return [name for main in self.main for name in names if name == main or name.endswith(f".{main}")]
+
+    def rows(self) -> Iterator[tuple[str, str, list[str]]]:
+        """Condition, method and the shown figures."""
+        cells = {(item.condition, item.method, item.figure): item.shown() for item in self.entries()}
+        for condition, method in dict.fromkeys((condition, method) for condition, method, _ in cells):
+            yield condition, method, [cells.get((condition, method, name), "-") for name in self.columns]
+
+    def to_json(self) -> str:
+        """Every figure of every method, with its values by seed."""
+        entries = [
+            {
+                "condition": item.condition,
+                "method": item.method,
+                "figure": item.figure,
+                "mean": item.mean,
+                "standard_error": item.standard_error,
+                "values": list(item.values),
+                "seeds": list(item.seeds),
+            }
+            for item in self.entries(shown=False)
+        ]
+        cells = {(item.condition, item.seed, item.seconds) for item in self.measured}
+        done = {
+            "entries": entries,
+            "columns": self.columns,
+            "cells_planned": self.planned,
+            "seconds": sum(seconds for *_, seconds in cells),
+            "longest_cell_s": max((seconds for *_, seconds in cells), default=0.0),
+        }
+        return json.dumps(done, indent=1)
+
+    def to_markdown(self) -> str:
+        """The shown figures."""
+        with_condition = any(item.condition for item in self.measured)
+        head = [*(["condition"] if with_condition else []), "method", *self.columns]
+        lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+        for condition, method, values in self.rows():
+            lines.append("| " + " | ".join([*([condition] if with_condition else []), method, *values]) + " |")
+        return "\n".join(lines) + "\n"
+
+    def save(self, folder: Path) -> None:
+        """Write table.json, table.md and comparison.png."""
+        (folder / "table.json").write_text(self.to_json() + "\n", encoding="utf-8")
+        (folder / "table.md").write_text(self.to_markdown(), encoding="utf-8")
+        if self.measured and self.columns:
+            self._draw(folder / "comparison.png")
+
+    def show(self, console: Console) -> None:
+        """Print the shown figures."""
+        table = RichTable(title="mean ± standard error over seeds", title_justify="left")
+        for name in ("condition", "method", *self.columns):
+            table.add_column(name)
+        for condition, method, values in self.rows():
+            table.add_row(condition, method, *values)
+        console.print(table)
+
+    def _draw(self, path: Path) -> None:
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(8, 4.8), layout="constrained")
+        axes = figure.subplots()
+        entries = list(self.entries(shown=False))
+        y = self.plot.y or self.columns[0]
+        if self.plot.x is None:
+            self._bars(axes, [item for item in entries if item.figure in self._alike(y)])
+        else:
+            self._scatter(axes, entries, self.plot.x, y)
+        axes.legend(fontsize=8)
+        figure.savefig(path, dpi=120)
+
+    def _alike(self, figure: str) -> list[str]:
+        """The figure for each test file where there are several, itself otherwise."""
+        name = figure.rpartition(".")[2]
+        parts = [column for column in self.columns if column.endswith(f".{name}")]
+        return parts or [figure]
+
+    @staticmethod
+    def _bars(axes: Any, entries: Sequence[Entry]) -> None:
+        groups = list(dict.fromkeys((item.condition, item.figure) for item in entries))
+        methods = list(dict.fromkeys(item.method for item in entries))
+        width = 0.8 / max(1, len(methods))
+        for i, method in enumerate(methods):
+            own = {(item.condition, item.figure): item for item in entries if item.method == method}
+            places = [k + i * width for k, group in enumerate(groups) if group in own]
+            found = [own[group] for group in groups if group in own]
+            errors = [item.standard_error or 0.0 for item in found]
+            axes.bar(places, [item.mean for item in found], width, yerr=errors, label=method, capsize=2)
+        labels = ["\n".join(part for part in group if part) for group in groups]
+        axes.set_xticks([k + 0.4 - width / 2 for k in range(len(groups))], labels, fontsize=8)
+        axes.set_ylabel(entries[0].figure.rpartition(".")[2] if entries else "")
+
+    @staticmethod
+    def _scatter(axes: Any, entries: Sequence[Entry], x: str, y: str) -> None:
+        found = {(item.condition, item.method, item.figure): item for item in entries}
+        for (condition, method, figure), across in found.items():
+            up = found.get((condition, method, y))
+            if figure == x and up is not None:
+                label = " · ".join(part for part in (condition, method) if part)
+                axes.errorbar(
+                    across.mean,
+                    up.mean,
+                    xerr=across.standard_error,
+                    yerr=up.standard_error,
+                    fmt="o",
+                    capsize=2,
+                    label=label,
+                )
+        axes.set(xlabel=x, ylabel=y)

@@ -1,0 +1,134 @@
+"""Expectation maximisation (Hu et al. 2024, section 3.2): the E step is a GFlowNet run, the M step fine-tunes the
+reward's model on rationales and targets sampled from it.
+
+Each step is a run of its own, within the folder of the whole: `e1`, `m1`, `e2`, … with their adapters. An interrupted
+training goes on with the step it was at.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from common.config import RunConfig
+from common.config_loading import save_resolved
+from deploy.inference import FinishedRun
+from deploy.launcher import DRAWN, Launcher
+from deploy.report import read_json
+
+
+def run_em(config: RunConfig, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+    """All iterations, then the evaluation of the last sampler against the last M step's model; the summary."""
+    started, folder = time.monotonic(), config.run_folder
+    if folder.exists() and not config.run.resume:
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_resolved(config, folder / "config.yaml")
+    sampler, model = config.model.lora.start_from, config.reference.adapter
+    interrupted = False
+    for iteration in range(1, config.em.iterations + 1):
+        say(f"E step {iteration} of {config.em.iterations}")
+        e_config = _e_step(config, iteration, sampler, model)
+        if interrupted := _run(e_config, draw=config.em.samples_per_query):
+            break
+        sampler = e_config.run_folder / "adapter"
+        say(f"M step {iteration} of {config.em.iterations}")
+        m_config = _m_step(config, iteration, model, e_config.run_folder / DRAWN)
+        if interrupted := _run(m_config):
+            break
+        model = m_config.run_folder / "adapter"
+    done = not interrupted and sampler is not None and model is not None
+    figures = _evaluate(config, sampler, model) if done else {}  # type: ignore[arg-type]
+    summary: dict[str, Any] = {
+        "task": config.task.name,
+        "run": config.run.name,
+        "model": config.model.name,
+        "objective": f"em, E step {config.learner.objective}",
+        "iterations": config.em.iterations,
+        **figures,
+        "wall_s": time.monotonic() - started,
+        "interrupted": interrupted,
+        "fault": None,
+    }
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2))
+    return summary
+
+
+def _e_step(config: RunConfig, iteration: int, sampler: Path | None, model: Path | None) -> RunConfig:
+    """The sampler goes on from the one before, for the posterior under the model as it is now."""
+    return _step(config, f"e{iteration}", start_from=sampler, reference=model, update={})
+
+
+def _m_step(config: RunConfig, iteration: int, model: Path | None, drawn: Path) -> RunConfig:
+    """Maximum likelihood of (Z, Y), Z drawn ∝ R among what the E step sampled: the posterior on that support."""
+    em = config.em
+    learner = config.learner.model_copy(
+        update={"objective": "sft", "sft_prompt": "reference", "steps": em.m_steps, "lr": em.m_lr}
+    )
+    buffer = config.buffer.model_copy(
+        update={
+            "fresh": 0.0,
+            "replay_priority": "reward",
+            "replay_temperature": 1.0,
+            "replacement": True,
+            "min_size": max(1, len(drawn.read_text(encoding="utf-8").splitlines())),
+        }
+    )
+    seeds = config.seeds.model_copy(update={"file": drawn, "hint": None, "data": False})
+    update = {"learner": learner, "buffer": buffer, "seeds": seeds}
+    return _step(config, f"m{iteration}", start_from=model, reference=model, update=update)
+
+
+def _step(
+    config: RunConfig, name: str, *, start_from: Path | None, reference: Path | None, update: dict[str, Any]
+) -> RunConfig:
+    lora = config.model.lora.model_copy(update={"start_from": start_from})
+    resume = (config.run_folder / name / "checkpoints").is_dir() and config.run.resume
+    run = config.run.model_copy(
+        update={"name": name, "folder": config.run_folder, "evaluate_samples": False, "resume": resume}
+    )
+    return config.model_copy(
+        update={
+            "run": run,
+            "model": config.model.model_copy(update={"lora": lora}),
+            "reference": config.reference.model_copy(update={"adapter": reference}),
+            "em": config.em.model_copy(update={"iterations": 0}),
+            **update,
+        }
+    )
+
+
+def _run(config: RunConfig, draw: int = 0) -> bool:
+    """Run a step unless it is done; whether it was interrupted."""
+    if _is_done(config):
+        return False
+    summary = Launcher(config, draw=draw).run()
+    return bool(summary["interrupted"])
+
+
+def _is_done(config: RunConfig) -> bool:
+    summary = read_json(config.run_folder / "summary.json")
+    return config.run.resume and bool(summary) and not summary.get("interrupted") and not summary.get("fault")
+
+
+def _evaluate(config: RunConfig, sampler: Path, model: Path) -> dict[str, Any]:
+    """Exact figures of the last sampler, and those of its samples under the last model; both are the run's own now."""
+    folder = config.run_folder
+    shutil.copytree(sampler, folder / "adapter", dirs_exist_ok=True)
+    reference = config.reference.model_copy(update={"adapter": model})
+    save_resolved(config.model_copy(update={"reference": reference}), folder / "config.yaml")
+    run = FinishedRun(folder)
+    figures: dict[str, Any] = dict(run.task.evaluate_policy(run.policy()))
+    requests = run.task.sample_requests() if config.run.evaluate_samples else []
+    if not config.run.evaluate_base:
+        requests = [request for request in requests if request.adapter]
+    if requests:
+        engine, adapter = run.sampler(config.run.seed)
+        queries, limit = run.task.queries("test"), config.actor.max_in_flight
+        samples = {request.label: engine.collect(queries, request, adapter, limit) for request in requests}
+        figures.update(run.task.evaluate_samples(samples, config.reward_weights))
+    return figures

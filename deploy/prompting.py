@@ -1,0 +1,58 @@
+"""The untrained model under a task's prompt and mask: what prompting alone gives, measured as a trained run is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from functools import partial
+from typing import Any
+
+import torch
+
+from actors.beam import BeamSearch
+from actors.engine import make_engines
+from actors.sampler import TrajectorySampler
+from common.config import RunConfig
+from common.config_loading import save_resolved
+from common.metrics import ActorMetrics, new_registry
+from common.tasks import make_task
+from common.tokens import load_codec
+from deploy.report import write_summary
+from learner.policy import LoraPolicy
+
+
+def run_prompting(config: RunConfig) -> dict[str, Any]:
+    """A run without training: exact figures, then those of samples from the base model; its summary."""
+    started, folder = time.monotonic(), config.run_folder
+    assert config.model.name is not None
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    save_resolved(config, folder / "config.yaml")
+    task = make_task(config.task, load_codec(config.model.name), config.actor.max_model_len)
+    space, section = task.action_space, config.learner
+    # A fresh adapter changes nothing.
+    lora, device = config.model.lora, torch.device(section.device)
+    policy = LoraPolicy.load(config.model.name, lora, space, dtype=section.dtype, device=device)
+    exact = {"metrics": task.evaluate_policy(policy), "distribution": task.distribution(policy)}
+    (folder / "evaluation_after.json").write_text(json.dumps(exact))
+    del policy
+    requests = [request for request in task.sample_requests() if not request.adapter]
+    if requests:
+        actor = config.actor
+        engine, reference = make_engines(config, space, config.run.seed)
+        metrics = ActorMetrics(new_registry())
+        sampler = TrajectorySampler(
+            task,
+            engine,
+            reference,
+            metrics,
+            max_model_len=actor.max_model_len,
+            make_beam_search=partial(BeamSearch, config.model.name, actor, space),
+        )
+        queries = task.queries("test")
+        samples = {request.label: sampler.collect(queries, request, None, actor.max_in_flight) for request in requests}
+        found = task.evaluate_samples(samples, config.reward_weights)
+        (folder / "evaluation_samples.json").write_text(json.dumps(found, indent=2))
+    return write_summary(config, folder, 0, time.monotonic() - started, None, interrupted=False)

@@ -1,0 +1,156 @@
+"""Whole runs held against the enumerated posterior: a tool that writes into the rationale, seeds, and EM's E step.
+
+The posterior is enumerated with transformers alone, from the task's definition.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from numpy.typing import NDArray
+from peft import PeftModel
+
+from common.trajectory import Query
+from deploy.inference import FinishedRun
+from learner.policy import Actions, LoraPolicy, load_base_model
+from tests.integration.conftest import amortis
+from tests.tiny import VOCABULARY
+
+pytestmark = pytest.mark.integration
+
+TOKENS = [VOCABULARY.index(digit) for digit in "12345"]
+THREE, FIVE, NINE, STOP = (VOCABULARY.index(text) for text in ("3", "5", "9", "."))
+MIN_LEN, MAX_LEN = 2, 3
+Z = tuple[int, ...]
+
+
+def every_sequence() -> list[Z]:
+    return [z for k in range(MIN_LEN, MAX_LEN + 1) for z in itertools.product(TOKENS, repeat=k)]
+
+
+def context_of(z: Z, prompt: list[int], *, tool: bool) -> tuple[list[int], list[int]]:
+    """What the model reads after the prompt, and where the actions sit in it."""
+    inputs: list[int] = []
+    positions: list[int] = []
+    for token in z:
+        positions.append(len(inputs))
+        inputs.append(token)
+        before = (prompt + inputs)[-2]
+        if tool and token == THREE and before != FIVE:
+            inputs.append(NINE)
+    return inputs, positions
+
+
+def posterior(model: Any, query: Query, *, tool: bool) -> NDArray[np.float64]:
+    """p(Z⊤|X) p(Y|XZ⊤) of every sequence, normalised; what the tool inserts is given."""
+    prompt, target = query.prompt_ids.tolist(), query.target_ids.tolist()
+    log_r = []
+    for z in every_sequence():
+        inputs, positions = context_of(z, prompt, tool=tool)
+        ids = [*prompt, *inputs, STOP, *target]
+        with torch.no_grad():
+            log_p = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        counted = [len(prompt) + p for p in positions] + list(range(len(prompt) + len(inputs), len(ids)))
+        log_r.append(sum(float(log_p[i - 1, ids[i]]) for i in counted))
+    found = np.array(log_r)
+    return np.exp(found - np.logaddexp.reduce(found))
+
+
+def q_of(policy: LoraPolicy, query: Query, *, tool: bool) -> NDArray[np.float64]:
+    batch = []
+    for z in every_sequence():
+        inputs, positions = context_of(z, query.prompt_ids.tolist(), tool=tool)
+        states = np.append(np.asarray(positions) - 1, len(inputs) - 1)
+        batch.append(Actions(query, np.asarray(z, np.int32), np.asarray(inputs, np.int32), states))
+    with torch.no_grad():
+        return np.exp(policy.log_probs(batch).total().double().numpy())
+
+
+def total_variation(p: NDArray[np.float64], q: NDArray[np.float64]) -> float:
+    return 0.5 * float(np.abs(p - q).sum())
+
+
+def write(folder: Path, model: Path, *, tool: bool, **sections: Any) -> Path:
+    """Two questions whose rationales are two or three digits."""
+    rows = [{"a": "number", "b": "7", "z": "1 3 2."}, {"a": "8", "b": "4", "z": "3 5."}]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task: dict[str, Any] = {
+        "name": "jsonl",
+        "train_path": str(folder / "rows.jsonl"),
+        "prompt": "{a} :",
+        "target": "{b}",
+        "rationale": "{z}",
+        "min_len": MIN_LEN,
+        "max_len": MAX_LEN,
+        "allowed_characters": "[1-5]",
+        "evaluation_samples": 4,
+    }
+    if tool:
+        task["tool"] = {"name": "tests.integration.nine_after_three:insert", "trigger": "3"}
+    modules = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
+    config: dict[str, Any] = {
+        "task": task,
+        "model": {"name": str(model), "lora": {"rank": 16, "alpha": 32, "target_modules": modules}},
+        "run": {"folder": str(folder / "runs"), "name": "tiny"},
+        "learner": {
+            "steps": 300,
+            "queries_per_step": 2,
+            "trajectories_per_query": 12,
+            "lr": 0.005,
+            "lr_schedule": "linear",
+            "warmup_steps": 0,
+            "sync_every": 10,
+        },
+        "buffer": {"min_size": 32, "samples_per_insert": 2.0},
+        "actor": {"enforce_eager": True, "max_model_len": 64, "max_in_flight": 16, "push_every_s": 0.1},
+        "seeds": {"data": True},
+    }
+    for name, values in sections.items():
+        config.setdefault(name, {}).update(values)
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.mark.parametrize("objective", ["subtb", "vargrad"])
+def test_a_sampler_with_a_tool_and_seeds_reaches_the_enumerated_posterior(
+    tmp_path: Path, digit_model: Path, objective: str
+) -> None:
+    path = write(tmp_path, digit_model, tool=True, learner={"objective": objective})
+    amortis("train", str(path))
+    run = FinishedRun(tmp_path / "runs" / "tiny")
+    base, policy = load_base_model(str(digit_model), "float32"), run.policy()
+    untrained = LoraPolicy.load(
+        str(digit_model), run.config.model.lora, run.task.action_space, dtype="float32", device=torch.device("cpu")
+    )
+    for query in run.task.queries("train"):
+        target = posterior(base, query, tool=True)
+        assert total_variation(target, q_of(untrained, query, tool=True)) > 0.15, "solved from the start"
+        assert total_variation(target, posterior(base, query, tool=False)) > 0.05, "the tool makes no difference"
+        assert total_variation(target, q_of(policy, query, tool=True)) < 0.05
+
+
+def test_the_e_step_after_an_m_step_reaches_the_posterior_of_the_fine_tuned_model(
+    tmp_path: Path, digit_model: Path
+) -> None:
+    em = {"iterations": 2, "m_steps": 40, "m_lr": 0.003, "samples_per_query": 32}
+    path = write(tmp_path, digit_model, tool=False, em=em)
+    summary = json.loads(amortis("train", str(path), "--json"))
+    assert summary["iterations"] == 2 and summary["interrupted"] is False
+    folder = tmp_path / "runs" / "tiny"
+    assert all((folder / step / "adapter" / "adapter_config.json").is_file() for step in ("e1", "m1", "e2", "m2"))
+    fine_tuned = PeftModel.from_pretrained(load_base_model(str(digit_model), "float32"), str(folder / "m1" / "adapter"))
+    base = load_base_model(str(digit_model), "float32")
+    run = FinishedRun(folder / "e2")
+    policy = run.policy()
+    for query in run.task.queries("train"):
+        target = posterior(fine_tuned, query, tool=False)
+        assert total_variation(target, posterior(base, query, tool=False)) > 0.15, "the M step changed nothing"
+        assert total_variation(target, q_of(policy, query, tool=False)) < 0.05
