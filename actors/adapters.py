@@ -83,7 +83,7 @@ class AdapterFollower:
     def check_probe(self, results: list[Scored]) -> None:
         """Compare the probe's two scores.
 
-        Raises RunFault if an adapter that is not zero changes nothing, as samples would come from the base model, or if
+        Raises RunFault if a trained adapter changes nothing, as samples would come from the base model, or if
         the base model's score has moved since the first load, as rewards would come through an adapter.
         """
         total = {result.request_id: float(result.scores.actual.sum()) for result in results}
@@ -96,7 +96,8 @@ class AdapterFollower:
                 f"the base model scores a probe text {drift:.4f} nats differently since adapter version {version} was "
                 "loaded: the engine applies an adapter to requests that have none, so rewards would be wrong"
             )
-        if self._changes_something and self.probe.with_adapter == self.probe.without:
+        # The first version may be an untrained adapter, or the one that the reference has as well.
+        if version >= 2 and self._changes_something and self.probe.with_adapter == self.probe.without:
             raise RunFault(
                 f"adapter version {version} changes nothing in the engine (a probe text scores "
                 f"{self.probe.without:.4f} nats with and without it): samples would come from the base model; "

@@ -39,7 +39,6 @@ class BeamSearch:
         model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch_dtype(section.dtype))
         self._model: Any = model.eval().to(self._device)
         self._allowed = torch.as_tensor(space.allowed_array, device=self._device)
-        self._stop_column = int((self._allowed == space.terminator_id).nonzero()[0, 0])
 
     @torch.no_grad()
     def search(self, query: Query, beams: int, diversity_penalty: float = 0.0) -> list[list[int]]:
@@ -53,8 +52,8 @@ class BeamSearch:
         groups = beams if diversity_penalty > 0 else 1
         found = [[_Beam((), 0.0, row=0)] for _ in range(groups)]
         cache, log_p = output.past_key_values, output.logits[:, -1].float().log_softmax(-1)[:, self._allowed]
-        for step in range(self._space.max_len + 1):
-            found = self._advance(found, log_p, step, beams // groups, diversity_penalty)
+        for _ in range(self._space.max_len + 1):
+            found = self._advance(found, log_p, beams // groups, diversity_penalty)
             alive = [beam for group in found for beam in group if not beam.finished]
             if not alive:
                 break
@@ -70,9 +69,7 @@ class BeamSearch:
         ordered = sorted((beam for group in found for beam in group), key=lambda beam: -beam.log_prob)
         return [list(beam.actions) for beam in ordered]
 
-    def _advance(
-        self, groups: list[list[_Beam]], log_p: Tensor, step: int, width: int, penalty: float
-    ) -> list[list[_Beam]]:
+    def _advance(self, groups: list[list[_Beam]], log_p: Tensor, width: int, penalty: float) -> list[list[_Beam]]:
         """Every group's `width` best ways on, the groups one after the other."""
         space = self._space
         used = torch.zeros(len(self._allowed), device=log_p.device)
@@ -84,13 +81,8 @@ class BeamSearch:
                 if beam.finished:
                     ways.append((beam.log_prob, beam.log_prob, beam, None))
                     continue
-                scores = log_p[beam.row].clone()
-                if step < space.min_len:
-                    scores[self._stop_column] = -torch.inf
-                if step >= space.max_len:
-                    stop = float(scores[self._stop_column])
-                    scores.fill_(-torch.inf)
-                    scores[self._stop_column] = stop
+                mask = torch.from_numpy(space.mask(beam.actions).copy()).to(log_p.device)
+                scores = log_p[beam.row].masked_fill(~mask, -torch.inf)
                 ranked = scores - penalty * used
                 best = ranked.topk(min(width, int((scores > -torch.inf).sum()))).indices.tolist()
                 ways += [(beam.log_prob + float(scores[c]), beam.log_prob + float(ranked[c]), beam, c) for c in best]

@@ -28,6 +28,8 @@ CPU_BLOCK_TOKENS = 32
 """Smallest KV block of the CPU attention kernel: the finest grain at which prompts share their cache."""
 ADAPTERS_IN_FLIGHT = 2
 """Versions that can run in one batch: the newest, and the one that requests in flight finish under."""
+_TAKEN = "amortis_taken"
+"""Name of the actions that were taken before a request, among vLLM's extra arguments of it."""
 REFERENCE_ADAPTER_ID = 2**31 - 1
 """vLLM's number for the reference's own adapter; the policy's have their versions'."""
 ADAPTER_SLOTS = ADAPTERS_IN_FLIGHT + 1
@@ -101,6 +103,8 @@ class Engine:
             "max_logprobs": 1,
             "disable_log_stats": True,
         }
+        if space.grammar is not None:
+            arguments["logits_processors"] = [_grammar_processor(space)]
         if on_cpu:
             arguments["block_size"] = CPU_BLOCK_TOKENS
         if lora is not None:
@@ -173,7 +177,7 @@ class Engine:
         prompt_ids: Sequence[int],
         temperature: float,
         adapter: LoadedAdapter | None,
-        taken: int = 0,
+        taken: Sequence[int] = (),
         *,
         top_p: float = 1.0,
         top_k: int = 0,
@@ -188,9 +192,13 @@ class Engine:
 
         space = self._space
         allowed = None if space.allowed_ids is None else list(space.allowed_ids)
-        most, least = space.max_len - taken, max(0, space.min_len - taken)
+        most, least = space.max_len - len(taken), max(0, space.min_len - len(taken))
         if space.trigger_ids and least:
             allowed, most, least = space.without_terminator, least, 0
+        extra: dict[str, Any] = {}
+        if space.grammar is not None:
+            # Its mask is all of it.
+            allowed, least, extra = None, 0, {"extra_args": {_TAKEN: list(taken)}}
         params = SamplingParams(
             temperature=temperature,
             top_p=top_p,
@@ -203,6 +211,7 @@ class Engine:
             logprobs=0,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            **extra,
             # Made for this request alone: no need to copy a list of allowed tokens as long as the vocabulary.
             skip_clone=True,
         )
@@ -303,6 +312,30 @@ def _set_environment(section: ActorSection) -> None:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(section.kv_cache_gib))
         # Bound threads would fight the learner for the same cores.
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+
+
+def _grammar_processor(space: ActionSpace) -> Any:
+    """A class for vLLM that masks the logits of sampling requests by the action space's grammar."""
+    import torch
+    from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
+
+    columns = torch.as_tensor(space.allowed_array)
+
+    class GrammarProcessor(AdapterLogitsProcessor):  # type: ignore[misc]
+        def is_argmax_invariant(self) -> bool:
+            return False
+
+        def new_req_logits_processor(self, params: Any) -> Any:
+            taken = (params.extra_args or {}).get(_TAKEN)
+            return None if taken is None else lambda output_ids, logits: masked([*taken, *output_ids], logits)
+
+    def masked(actions: list[int], logits: Any) -> Any:
+        kept = columns[torch.from_numpy(space.mask(actions).copy())].to(logits.device)
+        out = torch.full_like(logits, -torch.inf)
+        out[kept] = logits[kept]
+        return out
+
+    return GrammarProcessor
 
 
 def _gather_terminator(sampler: Any, terminator_id: int) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from actors.beam import BeamSearch
@@ -81,8 +82,10 @@ class _Pending:
     draft: _Draft
     rollout: Rollout
     scores: list[TokenScores | None]
-    first_state: int
-    """From which state on the likelihood is scored."""
+    stoppable: NDArray[np.bool_]
+    """States where the policy may stop, shape (K+1,)."""
+    wanted: NDArray[np.bool_]
+    """Those whose likelihood is scored."""
 
 
 @dataclass
@@ -222,7 +225,7 @@ class TrajectorySampler:
             [*origin.sampling_prompt, *draft.inputs],
             origin.temperature,
             origin.adapter,
-            taken=len(draft.actions),
+            taken=draft.actions,
             top_p=origin.top_p,
             top_k=origin.top_k,
         )
@@ -275,8 +278,9 @@ class TrajectorySampler:
     def _score(self, draft: _Draft) -> Trajectory | None:
         """Ask the reference for what is missing; the trajectory at once if nothing is."""
         rollout, space = draft.rollout(), self.task.action_space
-        first_state = space.min_len if draft.origin.every_state else len(rollout.action_ids)
-        pending = _Pending(draft, rollout, [], first_state)
+        stoppable = space.stoppable(rollout.action_ids)
+        wanted = stoppable if draft.origin.every_state else np.arange(len(stoppable)) == len(stoppable) - 1
+        pending = _Pending(draft, rollout, [], stoppable, wanted)
         key = self._key(pending)
         known = self._known.get(key)
         if known is not None:
@@ -287,9 +291,7 @@ class TrajectorySampler:
             self._same[key].append(pending)
             return None
         self._same[key] = []
-        texts = texts_to_score(
-            rollout, space.terminator_id, first_state, terminator_in_text=self.task.terminator_in_reward
-        )
+        texts = texts_to_score(rollout, space.terminator_id, wanted, terminator_in_text=self.task.terminator_in_reward)
         pending.scores = [None] * len(texts)
         for i, text in enumerate(texts):
             request_id = self._next_id("score")
@@ -309,8 +311,8 @@ class TrajectorySampler:
             pending.rollout,
             complete,
             terminator_in_reward=self.task.terminator_in_reward,
-            min_len=self.task.action_space.min_len,
-            first_state=pending.first_state,
+            stoppable=pending.stoppable,
+            wanted=pending.wanted,
         )
         key = self._key(pending)
         self._known[key] = components
@@ -322,7 +324,7 @@ class TrajectorySampler:
     @staticmethod
     def _key(pending: _Pending) -> str:
         rollout = pending.rollout
-        return f"{rollout.query.id}:{pending.first_state}:{rollout.input_ids.tobytes().hex()}"
+        return f"{rollout.query.id}:{pending.wanted.tobytes().hex()}:{rollout.input_ids.tobytes().hex()}"
 
     def _assemble(self, pending: _Pending, components: RewardComponents) -> Trajectory | None:
         try:

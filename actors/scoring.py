@@ -59,9 +59,9 @@ class RewardComponents:
 
 
 def texts_to_score(
-    rollout: Rollout, terminator_id: int, first_state: int, *, terminator_in_text: bool
+    rollout: Rollout, terminator_id: int, wanted: NDArray[np.bool_], *, terminator_in_text: bool
 ) -> list[ScoreText]:
-    """One pass over X Z ⊤ gives the prior at every state; with Y, each from `first_state` on has one short text more.
+    """One pass over X Z ⊤ gives the prior at every state; with Y, each that is wanted has one short text more.
 
     Alternative targets follow the target of their state, one text each. Without `terminator_in_text` the target follows
     Z at once, as ⊤ is then the policy's stop sign alone.
@@ -70,19 +70,24 @@ def texts_to_score(
     texts = [ScoreText((*prompt, *inputs, terminator_id), first=len(prompt))]
     targets = _targets(rollout.query)
     stop = (terminator_id,) if terminator_in_text else ()
-    for end in rollout.state_ends[first_state:] if targets else ():
+    for end in rollout.state_ends[wanted] if targets else ():
         head = (*prompt, *inputs[:end], *stop)
         texts += [ScoreText((*head, *target), first=len(head)) for target in targets]
     return texts
 
 
 def reward_components(
-    rollout: Rollout, scores: Sequence[TokenScores], *, terminator_in_reward: bool, min_len: int, first_state: int
+    rollout: Rollout,
+    scores: Sequence[TokenScores],
+    *,
+    terminator_in_reward: bool,
+    stoppable: NDArray[np.bool_],
+    wanted: NDArray[np.bool_],
 ) -> RewardComponents:
     """The components at every decision state, from the scores of `texts_to_score`.
 
-    Tokens that tools inserted are context: they don't count. The log-likelihood is 0 before `min_len`, as the policy
-    can't stop there, and NaN from there to `first_state`, as nobody asked.
+    Tokens that tools inserted are context: they don't count. The log-likelihood is 0 where the policy can't
+    stop, and NaN where it can but nobody asked; both masks have shape (K+1,).
     """
     prior_scores, *target_scores = scores
     actions = prior_scores.actual[rollout.action_positions]
@@ -92,9 +97,9 @@ def reward_components(
     log_likelihood, misleads = np.zeros(len(log_prior)), np.zeros(len(log_prior), bool)
     each, others = len(_targets(rollout.query)), list[float]()
     if each:
-        log_likelihood[min_len:first_state] = np.nan
-    for t in range(first_state, len(log_prior)) if each else ():
-        first = (t - first_state) * each
+        log_likelihood[stoppable & ~wanted] = np.nan
+    for number, t in enumerate(wanted.nonzero()[0].tolist()) if each else ():
+        first = number * each
         own, *others = (float(found.actual.sum()) for found in target_scores[first : first + each])
         log_likelihood[t], misleads[t] = own, any(other > own for other in others)
     arrays = (log_prior.astype(np.float32), log_likelihood.astype(np.float32))

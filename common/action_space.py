@@ -6,6 +6,7 @@ renormalised log-probabilities, so both sides speak of the same distribution.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Self
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from common.errors import UserError
+from common.grammar import Grammar
 
 
 class ActionSpace(BaseModel):
@@ -23,7 +25,7 @@ class ActionSpace(BaseModel):
     terminator if t >= min_len; at t = max_len the terminator is the only choice, with log-probability 0.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
 
     vocab_size: int
     terminator_id: int
@@ -33,6 +35,8 @@ class ActionSpace(BaseModel):
     max_len: int
     trigger_ids: tuple[int, ...] = ()
     """Allowed tokens after which a tool is asked what to insert."""
+    grammar: Grammar | None = None
+    """What may follow what; it knows min_len and max_len too."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -91,4 +95,24 @@ class ActionSpace(BaseModel):
         if (action_ids == self.terminator_id).any():
             return "the terminator stands among the actions"
         foreign = np.setdiff1d(action_ids, self.allowed_array)
-        return f"forbidden tokens {foreign[:5].tolist()}" if foreign.size else None
+        if foreign.size:
+            return f"forbidden tokens {foreign[:5].tolist()}"
+        if self.grammar is not None:
+            state = self.grammar.state_of(action_ids)
+            if state is None or not self.grammar.mask(action_ids)[self.allowed_array == self.terminator_id].all():
+                return "the grammar forbids them"
+        return None
+
+    def stoppable(self, action_ids: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """At which of the decision states s_0..s_K the policy may stop, shape (K+1,)."""
+        if self.grammar is not None:
+            return self.grammar.stoppable(action_ids)
+        return np.arange(len(action_ids) + 1) >= self.min_len
+
+    def mask(self, action_ids: Sequence[int]) -> NDArray[np.bool_]:
+        """Which of `allowed_array` may follow these actions, shape (n_allowed,)."""
+        t = len(action_ids)
+        if self.grammar is not None:
+            return self.grammar.mask(action_ids)
+        stop = self.allowed_array == self.terminator_id
+        return (t < self.max_len) & ~stop | (t >= self.min_len) & stop

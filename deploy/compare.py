@@ -36,6 +36,8 @@ DATA_SETTINGS = ("train_path", "test_path")
 DEFAULT_SEEDS = [0, 1]
 SEED = "{seed}"
 """Stands for the cell's seed where a setting of a comparison should follow it."""
+_ADAPTER = re.compile(r"\{adapter:(.+)\}")
+"""Stands for the adapter that another method gives under the same condition and seed."""
 
 
 class ComparisonFile(BaseModel):
@@ -59,15 +61,22 @@ class Cell:
     method: str
     seed: int
     settings: Mapping[str, Any]
+    after: str | None = None
+    """The cell whose adapter it starts from."""
 
     @property
     def name(self) -> str:
         """Of the run."""
-        parts = [part for part in (self.condition, self.method) if part]
-        words = "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", part).strip("-.") for part in parts)
-        # Two names that differ in signs only must not share a folder.
-        digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:6]
-        return f"{words}-{digest}-seed{self.seed}"
+        return cell_name(self.condition, self.method, self.seed)
+
+
+def cell_name(condition: str, method: str, seed: int) -> str:
+    """Of a cell's run."""
+    parts = [part for part in (condition, method) if part]
+    words = "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", part).strip("-.") for part in parts)
+    # Two names that differ in signs only must not share a folder.
+    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:6]
+    return f"{words}-{digest}-seed{seed}"
 
 
 @dataclass(frozen=True)
@@ -112,24 +121,36 @@ class Comparison:
             file = _with_data(file, data)
         return cls("-".join(path.stem for path in paths), file, tuple(overrides))
 
-    def cells(self) -> Iterator[Cell]:
+    def cells(self, folder: Path) -> Iterator[Cell]:
         """One seed of everything first, so that an early look at the table is of use."""
         for seed in self.file.seeds:
             for condition, own in self.file.conditions.items():
+                done: list[str] = []
                 for method, settings in self.file.methods.items():
                     merged = _merged(_merged(self.file.base, own), settings)
-                    yield Cell(condition, method, seed, _filled(merged, seed))
+                    needed = sorted(set(_needed(merged)))
+                    if len(needed) > 1 or not set(needed) <= set(done):
+                        raise UserError(
+                            f"methods.{method}", needed, "names adapters of no one earlier method", "put it after it"
+                        )
+                    after = cell_name(condition, needed[0], seed) if needed else None
+                    adapter = "" if after is None else str((folder / "cells" / after / "adapter").resolve())
+                    yield Cell(condition, method, seed, _filled(merged, seed, adapter), after)
+                    done.append(method)
 
 
 def run_comparison(comparison: Comparison, folder: Path, console: Console) -> tuple[Table, list[str]]:
     """Run what is not done yet; the table of all that is, and what went wrong. Saves after every cell."""
-    cells = list(comparison.cells())
+    cells = list(comparison.cells(folder))
     configs = _checked(comparison, cells, folder)
     problems: list[str] = []
     for number, (cell, config) in enumerate(zip(cells, configs, strict=True), start=1):
         if _is_done(folder, cell, config):
             continue
         console.print(f"cell {number} of {len(cells)}: {cell.name}", markup=False, highlight=False)
+        if cell.after is not None and not read_json(_mark(folder, cell.after)).get("done"):
+            problems.append(f"cell {cell.name}: cell {cell.after}, whose adapter it starts from, is not done")
+            continue
         problem = _run_cell(comparison, folder, cell, config)
         if problem is not None:
             problems.append(f"cell {cell.name}: {problem}")
@@ -156,7 +177,7 @@ def _checked(comparison: Comparison, cells: Sequence[Cell], folder: Path) -> lis
         digest = hashlib.sha256(
             json.dumps(config.model_dump(mode="json", include={"task", "seeds", "actor", "model"})).encode()
         ).hexdigest()
-        if digest not in examined and not _is_done(folder, cell, config):
+        if digest not in examined and cell.after is None and not _is_done(folder, cell, config):
             examined.add(digest)
             prepare(config)
     return configs
@@ -181,8 +202,8 @@ def _settings_path(folder: Path, cell: Cell) -> Path:
 
 def _run_cell(comparison: Comparison, folder: Path, cell: Cell, config: RunConfig) -> str | None:
     """Run or resume a cell; what went wrong, or None."""
-    run, mark = folder / "cells" / cell.name, folder / "cells" / f"{cell.name}.json"
-    fingerprint = _fingerprint(config)
+    run, mark = folder / "cells" / cell.name, _mark(folder, cell.name)
+    fingerprint = _fingerprint(folder, cell, config)
     settings = [*comparison.overrides, *_run_settings(folder, cell)]
     begun = read_json(mark).get("fingerprint") == fingerprint
     if begun and any((run / "checkpoints").glob("step-*")) and config.learner.objective != "prompting":
@@ -217,22 +238,28 @@ def _interrupted(problem: str | None) -> bool:
     return problem is not None and problem.startswith(("status 130", f"status -{signal.SIGINT.value}"))
 
 
-def _fingerprint(config: RunConfig) -> str:
-    """Of everything that decides a cell's result."""
+def _mark(folder: Path, name: str) -> Path:
+    """The file that says how far a cell is."""
+    return folder / "cells" / f"{name}.json"
+
+
+def _fingerprint(folder: Path, cell: Cell, config: RunConfig) -> str:
+    """Of everything that decides a cell's result, the cell that it starts from included."""
     settings = config.model_dump(mode="json", exclude={"run": {"folder", "name", "overwrite", "resume"}})
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    before = "" if cell.after is None else read_json(_mark(folder, cell.after)).get("fingerprint")
+    return hashlib.sha256(json.dumps([settings, before], sort_keys=True).encode()).hexdigest()
 
 
 def _is_done(folder: Path, cell: Cell, config: RunConfig) -> bool:
-    found = read_json(folder / "cells" / f"{cell.name}.json")
-    return bool(found.get("done")) and found.get("fingerprint") == _fingerprint(config)
+    found = read_json(_mark(folder, cell.name))
+    return bool(found.get("done")) and found.get("fingerprint") == _fingerprint(folder, cell, config)
 
 
 def _table(comparison: Comparison, folder: Path, cells: Sequence[Cell], configs: Sequence[RunConfig]) -> Table:
     measured: list[Measurement] = []
     for cell, config in zip(cells, configs, strict=True):
         if _is_done(folder, cell, config):
-            found = read_json(folder / "cells" / f"{cell.name}.json")
+            found = read_json(_mark(folder, cell.name))
             untrained = config.learner.objective == "prompting"
             for method, figures in _rows(found["summary"], cell.method, untrained=untrained):
                 measured.append(Measurement(cell.condition, method, cell.seed, figures, found["seconds"]))
@@ -271,10 +298,21 @@ def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, An
     return out
 
 
-def _filled(settings: Any, seed: int) -> Any:
+def _filled(settings: Any, seed: int, adapter: str) -> Any:
     if isinstance(settings, Mapping):
-        return {key: _filled(value, seed) for key, value in settings.items()}
+        return {key: _filled(value, seed, adapter) for key, value in settings.items()}
+    if isinstance(settings, str) and _ADAPTER.fullmatch(settings):
+        return adapter
     return seed if settings == SEED else settings
+
+
+def _needed(settings: Any) -> Iterator[str]:
+    """Methods whose adapters are named."""
+    if isinstance(settings, Mapping):
+        for value in settings.values():
+            yield from _needed(value)
+    elif isinstance(settings, str) and (found := _ADAPTER.fullmatch(settings)):
+        yield found[1]
 
 
 def _with_data(file: ComparisonFile, data: Path) -> ComparisonFile:

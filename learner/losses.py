@@ -32,7 +32,7 @@ class _Flows(NamedTuple):
     log_z: Float[Tensor, "batch states"]
     """h_t, the log Z that state t implies; 0 where it is not valid."""
     valid: Bool[Tensor, "batch states"]
-    """States that can stop: min_len <= t <= K."""
+    """States that can stop: min_len <= t <= K, and allowed to by `can_stop`."""
 
 
 @jaxtyped(typechecker=_typechecker)
@@ -44,6 +44,7 @@ def subtb_loss(
     *,
     lam: float = 1.0,
     min_len: int = 0,
+    can_stop: Bool[Tensor, "batch states"] | None = None,
     group: Int[Tensor, " batch"] | None = None,
     normalize: Normalize = "pairs",
 ) -> Float[Tensor, ""]:
@@ -53,9 +54,10 @@ def subtb_loss(
     `"trajectory"` divides within each trajectory and averages. With `min_len` > 0 the pairs start at state min_len, and
     h there is tied to its mean over the trajectories of the same query (`group`: query index of each; None: all of one
     query) as one more term a trajectory: no state before it implies a flow, and without this term nothing would train
-    the actions before min_len. Raises ValueError for lengths or shapes that don't fit.
+    the actions before min_len. `can_stop` rules further states out, e.g. those where a grammar forbids ⊤; the first
+    that is left then takes min_len's part. Raises ValueError for lengths or shapes that don't fit.
     """
-    squares, weights = _subtb_sums(log_pf, log_pterm, log_reward, n_actions, lam, min_len, group)
+    squares, weights = _subtb_sums(log_pf, log_pterm, log_reward, n_actions, lam, min_len, can_stop, group)
     return _normalized(squares, weights, normalize)
 
 
@@ -68,10 +70,11 @@ def subtb_residuals(
     *,
     lam: float = 1.0,
     min_len: int = 0,
+    can_stop: Bool[Tensor, "batch states"] | None = None,
     group: Int[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, " batch"]:
     """How far each trajectory is from balance: the root of its weighted mean of (h_i − h_j)², in nats."""
-    squares, weights = _subtb_sums(log_pf, log_pterm, log_reward, n_actions, lam, min_len, group)
+    squares, weights = _subtb_sums(log_pf, log_pterm, log_reward, n_actions, lam, min_len, can_stop, group)
     return (squares / weights.clamp_min(1)).clamp_min(0).sqrt()
 
 
@@ -83,12 +86,21 @@ def db_loss(
     n_actions: Int[Tensor, " batch"],
     *,
     min_len: int = 0,
+    can_stop: Bool[Tensor, "batch states"] | None = None,
     group: Int[Tensor, " batch"] | None = None,
     normalize: Normalize = "pairs",
 ) -> Float[Tensor, ""]:
     """Modified detailed balance: mean (h_t − h_{t+1})² over neighbouring states, `subtb_loss` at λ = 0."""
     return subtb_loss(
-        log_pf, log_pterm, log_reward, n_actions, lam=0.0, min_len=min_len, group=group, normalize=normalize
+        log_pf,
+        log_pterm,
+        log_reward,
+        n_actions,
+        lam=0.0,
+        min_len=min_len,
+        can_stop=can_stop,
+        group=group,
+        normalize=normalize,
     )
 
 
@@ -207,16 +219,19 @@ def _subtb_sums(
     n_actions: Tensor,
     lam: float,
     min_len: int,
+    can_stop: Tensor | None,
     group: Tensor | None,
 ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
-    """Weighted squares and weights of each trajectory's pairs of states, the term of min_len among them."""
+    """Weighted squares and weights of each trajectory's pairs of states, the term of its first state among them."""
     _check(log_pf, log_pterm, n_actions, min_len)
-    flows = _implied_log_z(log_pf, log_pterm, log_reward, n_actions, min_len)
+    flows = _implied_log_z(log_pf, log_pterm, log_reward, n_actions, min_len, can_stop)
     squares, weights = _pair_sums(flows, lam)
-    if min_len > 0:
-        first = flows.log_z[:, min_len]
-        squares = squares + (first - group_mean(first, group)).square()
-        weights = weights + 1
+    late = ~flows.valid[:, 0]
+    if bool(late.any()):
+        # Of the first state that can stop; all trajectories share state 0 where that one can.
+        first = flows.log_z.gather(1, flows.valid.int().argmax(1, keepdim=True))[:, 0]
+        squares = squares + torch.where(late, (first - group_mean(first, group)).square(), 0)
+        weights = weights + late
     return squares, weights
 
 
@@ -231,11 +246,20 @@ def _check(log_pf: Tensor, log_pterm: Tensor, n_actions: Tensor, min_len: int) -
         raise ValueError(f"n_actions spans {lowest}..{highest}, outside of min_len = {min_len}..{steps} steps")
 
 
-def _implied_log_z(log_pf: Tensor, log_pterm: Tensor, log_reward: Tensor, n_actions: Tensor, min_len: int) -> _Flows:
+def _implied_log_z(
+    log_pf: Tensor,
+    log_pterm: Tensor,
+    log_reward: Tensor,
+    n_actions: Tensor,
+    min_len: int,
+    can_stop: Tensor | None = None,
+) -> _Flows:
     """h_t at every state. Padding is replaced before any arithmetic, so neither it nor its gradient gets through."""
     time = torch.arange(log_pterm.shape[1], device=log_pterm.device)
     last = n_actions[:, None]
     valid = (time >= min_len) & (time <= last)
+    if can_stop is not None:
+        valid = valid & can_stop
     steps = torch.where(time[:-1] < last, log_pf, 0)
     # c_t, the log-probability of the first t actions.
     to_state = torch.nn.functional.pad(steps.cumsum(1), (1, 0))
@@ -254,6 +278,9 @@ def _pair_sums(flows: _Flows, lam: float) -> tuple[Float[Tensor, " batch"], Floa
     counts = mask.sum(1)
     centre = (flows.log_z * mask).sum(1) / counts
     h = (flows.log_z - centre.detach()[:, None]) * mask
+    # Neighbours in this sense are states that can stop with none such between them.
+    order = (~flows.valid).int().argsort(dim=1, stable=True)
+    h, mask = h.gather(1, order), mask.gather(1, order)
     if lam == 1.0:
         return counts * h.square().sum(1) - h.sum(1).square(), counts * (counts - 1) / 2
     weights = _distance_weights(h.shape[1], lam, h)

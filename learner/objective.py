@@ -85,7 +85,7 @@ def evaluate(
 ) -> Evaluation:
     """The configured objective of a batch; `rows` is the query index of each trajectory."""
     arguments = (log_probs.log_pf, log_probs.log_pterm, log_reward, log_probs.n_actions)
-    estimates = terminal_log_z(*arguments).detach()
+    estimates, can_stop = terminal_log_z(*arguments).detach(), log_probs.can_stop
     learned: float | None = None
     if section.objective == "tb":
         log_z.start(rows, estimates)
@@ -98,12 +98,15 @@ def evaluate(
         residuals = (group_mean(estimates, rows) - estimates).abs()
     else:
         if section.objective == "db":
-            lam, loss = 0.0, db_loss(*arguments, min_len=min_len, group=rows, normalize=section.normalize)
+            lam = 0.0
+            loss = db_loss(*arguments, min_len=min_len, can_stop=can_stop, group=rows, normalize=section.normalize)
         else:
             lam = section.subtb_lambda
-            loss = subtb_loss(*arguments, lam=lam, min_len=min_len, group=rows, normalize=section.normalize)
+            loss = subtb_loss(
+                *arguments, lam=lam, min_len=min_len, can_stop=can_stop, group=rows, normalize=section.normalize
+            )
         with torch.no_grad():
-            residuals = subtb_residuals(*arguments, lam=lam, min_len=min_len, group=rows)
+            residuals = subtb_residuals(*arguments, lam=lam, min_len=min_len, can_stop=can_stop, group=rows)
     return Evaluation(loss, float(estimates.mean()), learned, residuals)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -70,6 +70,8 @@ class LogProbs:
     log_pf: Float[Tensor, "batch steps"]
     log_pterm: Float[Tensor, "batch states"]
     n_actions: Int[Tensor, " batch"]
+    can_stop: Bool[Tensor, "batch states"]
+    """Where ⊤ is allowed."""
 
     def total(self) -> Float[Tensor, " batch"]:
         """log q(Z⊤|X) of each trajectory."""
@@ -224,18 +226,29 @@ class LoraPolicy:
         return torch.as_tensor(ids, device=self.device), torch.as_tensor(mask, device=self.device)
 
     def _masked(self, logits: Tensor, batch: Sequence[Actions], n_actions: Tensor) -> LogProbs:
-        """Renormalise under the action space: no ⊤ before min_len, nothing but ⊤ at max_len."""
+        """Renormalise under the action space: no ⊤ before min_len, nothing but ⊤ at max_len, what a grammar says."""
         time = torch.arange(logits.shape[1], device=self.device)
         terminator = torch.arange(logits.shape[2], device=self.device) == self._terminator_column
         too_early = (time < self.space.min_len)[:, None] & terminator
-        log_q = logits.masked_fill(too_early, -torch.inf).log_softmax(-1)
+        forbidden = too_early[None] if self.space.grammar is None else too_early[None] | self._ruled_out(batch, logits)
+        log_q = logits.masked_fill(forbidden, -torch.inf).log_softmax(-1)
         actions, _ = self._padded([item.action_ids for item in batch])
         columns = actions if self._full_vocabulary else torch.searchsorted(self._allowed, actions)
         columns = columns.clamp_max(logits.shape[2] - 1)
         log_pf = log_q[:, : columns.shape[1]].gather(2, columns[..., None])[..., 0]
-        can_choose = (time >= self.space.min_len) & (time < self.space.max_len)
+        can_stop = ~forbidden[..., self._terminator_column].expand(logits.shape[:2])
+        can_choose = can_stop & (time < self.space.max_len)
         log_pterm = torch.where(can_choose, log_q[..., self._terminator_column], 0)
-        return LogProbs(log_pf, log_pterm, n_actions)
+        return LogProbs(log_pf, log_pterm, n_actions, can_stop)
+
+    def _ruled_out(self, batch: Sequence[Actions], logits: Tensor) -> Bool[Tensor, "batch states ids"]:
+        """What the grammar forbids at every state; nothing in the padding."""
+        assert self.space.grammar is not None
+        out = torch.zeros(logits.shape, dtype=torch.bool)
+        for row, item in zip(out, batch, strict=True):
+            allowed = self.space.grammar.allowed(item.action_ids)
+            row[: len(allowed)] = torch.as_tensor(~allowed)
+        return out.to(logits.device)
 
 
 def load_base_model(path: str, dtype: str) -> Any:

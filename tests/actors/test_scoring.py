@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from actors.scoring import Rollout, TokenScores, reward_components, texts_to_score
 from common.trajectory import Query
@@ -16,14 +17,25 @@ def rollout(actions: list[int], inputs: list[int], positions: list[int], target:
     return Rollout(query, *(np.asarray(ids, np.int32) for ids in (actions, inputs, positions)))
 
 
+def from_state(n_actions: int, first: int) -> NDArray[np.bool_]:
+    """All decision states from one on."""
+    return np.arange(n_actions + 1) >= first
+
+
+def states(item: Rollout, first: int) -> dict[str, NDArray[np.bool_]]:
+    """The policy may stop from a state on, and all of them are scored."""
+    found = from_state(len(item.action_ids), first)
+    return {"stoppable": found, "wanted": found}
+
+
 def test_without_a_target_one_pass_scores_every_prefix() -> None:
-    (text,) = texts_to_score(rollout([5, 6], [5, 6], [0, 1]), TERMINATOR, first_state=0, terminator_in_text=True)
+    (text,) = texts_to_score(rollout([5, 6], [5, 6], [0, 1]), TERMINATOR, from_state(2, 0), terminator_in_text=True)
     assert text.ids == (1, 2, 5, 6, TERMINATOR) and text.first == 2
 
 
 def test_with_a_target_each_state_that_can_stop_gets_its_own_text() -> None:
     texts = texts_to_score(
-        rollout([5, 6], [5, 6], [0, 1], target=[7, 8]), TERMINATOR, first_state=1, terminator_in_text=True
+        rollout([5, 6], [5, 6], [0, 1], target=[7, 8]), TERMINATOR, from_state(2, 1), terminator_in_text=True
     )
     assert [text.ids for text in texts[1:]] == [(1, 2, 5, TERMINATOR, 7, 8), (1, 2, 5, 6, TERMINATOR, 7, 8)]
     assert [text.first for text in texts[1:]] == [4, 5]
@@ -32,13 +44,11 @@ def test_with_a_target_each_state_that_can_stop_gets_its_own_text() -> None:
 def test_tool_tokens_are_context_and_do_not_count_in_the_prior() -> None:
     # Action 5, then a tool wrote 50 51, then action 6, then a tool wrote 52.
     item = rollout([5, 6], [5, 50, 51, 6, 52], [0, 3])
-    (text,) = texts_to_score(item, TERMINATOR, first_state=0, terminator_in_text=True)
+    (text,) = texts_to_score(item, TERMINATOR, from_state(2, 0), terminator_in_text=True)
     assert text.ids == (1, 2, 5, 50, 51, 6, 52, TERMINATOR)
     actual = np.array([-1.0, -100, -100, -2.0, -100, -0.5])
     terminator = np.array([-10.0, -77, -77, -20.0, -77, -30.0])
-    found = reward_components(
-        item, [TokenScores(actual, terminator)], terminator_in_reward=True, min_len=0, first_state=0
-    )
+    found = reward_components(item, [TokenScores(actual, terminator)], terminator_in_reward=True, **states(item, 0))
     # ⊤ is scored after the tool's words: at state 1 before the action at position 3, at state 2 at the very end.
     assert found.log_prior.tolist() == [-10.0, -1.0 - 20.0, -1.0 - 2.0 - 30.0]
     assert found.log_likelihood.tolist() == [0, 0, 0]
@@ -47,8 +57,8 @@ def test_tool_tokens_are_context_and_do_not_count_in_the_prior() -> None:
 def test_the_terminator_counts_only_where_the_task_says_so() -> None:
     item = rollout([5], [5], [0])
     scores = [TokenScores(np.array([-1.0, -3.0]), np.array([-2.0, -3.0]))]
-    with_it = reward_components(item, scores, terminator_in_reward=True, min_len=0, first_state=0)
-    without = reward_components(item, scores, terminator_in_reward=False, min_len=0, first_state=0)
+    with_it = reward_components(item, scores, terminator_in_reward=True, **states(item, 0))
+    without = reward_components(item, scores, terminator_in_reward=False, **states(item, 0))
     assert with_it.log_prior.tolist() == [-2.0, -4.0] and without.log_prior.tolist() == [0.0, -1.0]
 
 
@@ -58,7 +68,7 @@ def test_the_likelihood_sums_over_the_target_at_each_state_that_can_stop(min_len
     prior = TokenScores(np.zeros(2), np.zeros(2))
     targets = [TokenScores(np.array([-1.0, -2.0]), np.zeros(2)), TokenScores(np.array([-3.0, -4.0]), np.zeros(2))]
     found = reward_components(
-        item, [prior, *targets[: 2 - min_len]], terminator_in_reward=True, min_len=min_len, first_state=min_len
+        item, [prior, *targets[: 2 - min_len]], terminator_in_reward=True, **states(item, min_len)
     )
     assert found.log_likelihood.tolist() == expected
 
@@ -66,12 +76,23 @@ def test_the_likelihood_sums_over_the_target_at_each_state_that_can_stop(min_len
 def test_alternatives_are_read_after_each_state_and_tell_where_stopping_misleads() -> None:
     query = Query(task="t", prompt_ids=[1, 2], target_ids=[7], alternatives=([8], [9]), reference_ids=[3])
     item = Rollout(query, *(np.asarray(ids, np.int32) for ids in ([5], [5], [0])))
-    texts = texts_to_score(item, TERMINATOR, first_state=0, terminator_in_text=False)
+    texts = texts_to_score(item, TERMINATOR, from_state(1, 0), terminator_in_text=False)
     # The reference has a prompt of its own, and ⊤ is no part of the text.
     assert [text.ids for text in texts] == [(3, 5, TERMINATOR), (3, 7), (3, 8), (3, 9), (3, 5, 7), (3, 5, 8), (3, 5, 9)]
     prior = TokenScores(np.zeros(2), np.zeros(2))
     given = [TokenScores(np.array([value]), np.zeros(1)) for value in (-1.0, -2.0, -3.0, -4.0, -0.5, -5.0)]
-    found = reward_components(item, [prior, *given], terminator_in_reward=False, min_len=0, first_state=0)
+    found = reward_components(item, [prior, *given], terminator_in_reward=False, **states(item, 0))
     assert found.log_likelihood.tolist() == [-1.0, -4.0]
     assert found.misleads.tolist() == [False, True]
     assert found.log_alternatives.tolist() == [-0.5, -5.0]
+
+
+def test_states_that_nobody_asked_for_have_no_likelihood() -> None:
+    item = rollout([5, 6], [5, 6], [0, 1], target=[7])
+    stoppable, last = from_state(2, 1), from_state(2, 2)
+    texts = texts_to_score(item, TERMINATOR, last, terminator_in_text=True)
+    assert [text.ids for text in texts[1:]] == [(1, 2, 5, 6, TERMINATOR, 7)]
+    scores = [TokenScores(np.zeros(3), np.zeros(3)), TokenScores(np.array([-2.0]), np.zeros(1))]
+    found = reward_components(item, scores, terminator_in_reward=True, stoppable=stoppable, wanted=last)
+    # 0 where the policy can't stop, unknown where it can.
+    assert found.log_likelihood[0] == 0 and np.isnan(found.log_likelihood[1]) and found.log_likelihood[2] == -2.0

@@ -1,4 +1,4 @@
-"""Whole runs held against the enumerated posterior: a tool that writes into the rationale, seeds, and EM's E step.
+"""Whole runs held against the enumerated posterior: a tool that writes into the rationale, seeds, EM, a grammar.
 
 The posterior is enumerated with transformers alone, from the task's definition.
 """
@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ import yaml
 from numpy.typing import NDArray
 from peft import PeftModel
 
+from common.tasks import SampleRequest
 from common.trajectory import Query
 from deploy.inference import FinishedRun
 from learner.policy import Actions, LoraPolicy, load_base_model
@@ -48,11 +52,11 @@ def context_of(z: Z, prompt: list[int], *, tool: bool) -> tuple[list[int], list[
     return inputs, positions
 
 
-def posterior(model: Any, query: Query, *, tool: bool) -> NDArray[np.float64]:
+def posterior(model: Any, query: Query, sequences: Sequence[Z] = (), *, tool: bool) -> NDArray[np.float64]:
     """p(Z⊤|X) p(Y|XZ⊤) of every sequence, normalised; what the tool inserts is given."""
     prompt, target = query.prompt_ids.tolist(), query.target_ids.tolist()
     log_r = []
-    for z in every_sequence():
+    for z in sequences or every_sequence():
         inputs, positions = context_of(z, prompt, tool=tool)
         ids = [*prompt, *inputs, STOP, *target]
         with torch.no_grad():
@@ -154,3 +158,51 @@ def test_the_e_step_after_an_m_step_reaches_the_posterior_of_the_fine_tuned_mode
         target = posterior(fine_tuned, query, tool=False)
         assert total_variation(target, posterior(base, query, tool=False)) > 0.15, "the M step changed nothing"
         assert total_variation(target, q_of(policy, query, tool=False)) < 0.05
+
+
+PATTERN = "1(2|3)*4|[1-3]5|5"
+"""A five alone, or a chain that must end with a four: what may follow a one is mostly ruled out later."""
+
+
+def test_under_a_grammar_the_sampler_keeps_the_conditional_distribution_where_masking_alone_distorts_it(
+    tmp_path: Path, digit_model: Path
+) -> None:
+    path = write(
+        tmp_path,
+        digit_model,
+        tool=False,
+        task={"name": "constrained", "regex": PATTERN, "min_len": 0, "max_len": 4, "rationale": None},
+        seeds={"data": False},
+    )
+    summary = json.loads(amortis("train", str(path), "--json"))
+    assert summary["samplers"]["trained"]["satisfied"] == 1.0
+    language = [
+        z
+        for k in range(5)
+        for z in itertools.product(TOKENS, repeat=k)
+        if re.fullmatch(PATTERN, "".join(VOCABULARY[token] for token in z))
+    ]
+    run = FinishedRun(tmp_path / "runs" / "tiny")
+    base, policy = load_base_model(str(digit_model), "float32"), run.policy()
+    untrained = LoraPolicy.load(
+        str(digit_model), run.config.model.lora, run.task.action_space, dtype="float32", device=torch.device("cpu")
+    )
+    sampler, adapter = run.sampler()
+    for query in run.task.queries("train"):
+        target = posterior(base, query, language, tool=False)
+        masked, learned = (np.exp(each.log_prob(query, language)) for each in (untrained, policy))
+        # All of both policies' mass is on the language: the learner's mask is the grammar's.
+        assert masked.sum() == pytest.approx(1) and learned.sum() == pytest.approx(1)
+        assert total_variation(target, masked) > 0.15, "masking alone must distort this posterior"
+        assert total_variation(target, learned) < 0.05
+        # And so is the sampler's.
+        request = SampleRequest("drawn", adapter=True, temperature=1.0, n=400)
+        drawn = sampler.collect([query], request, adapter, 16)[query.id]
+        counts = Counter(tuple(item.action_ids.tolist()) for item in drawn)
+        assert set(counts) <= set(language)
+        found = np.array([counts[z] / 400 for z in language])
+        assert total_variation(found, learned) < 0.12
+        log_q = dict(zip(language, np.log(learned), strict=True))
+        assert all(
+            item.behaviour.log_prob == pytest.approx(log_q[tuple(item.action_ids.tolist())], abs=1e-3) for item in drawn
+        )
