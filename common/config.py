@@ -178,8 +178,8 @@ class SeedSection(Section):
     )
     hint: str | None = Field(
         None,
-        description="prompt that reveals the answer, under which the base model writes rationales; {prompt} and "
-        "{target} are filled in",
+        description="prompt that reveals the answer, under which the base model writes rationales; {prompt}, {target} "
+        "and what the task says of a row (subjectivity: {label}, arithmetic: {answer}) are filled in",
     )
     samples_per_query: int = Field(20, ge=1, description="rationales drawn under the hint for each query")
     data: bool = Field(False, description="use the rationales that the task's training rows hold")

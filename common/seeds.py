@@ -62,12 +62,13 @@ def make_seed_jobs(section: SeedSection, task: Task[Any]) -> list[SeedJob]:
 
 def _hinted(section: SeedSection, query: Query, codec: TokenCodec) -> SeedJob:
     assert section.hint is not None
-    texts = {"prompt": codec.decode(query.prompt_ids), "target": codec.decode(query.target_ids)}
+    known = {name: value for name, value in query.info.items() if isinstance(value, str)}
+    texts = {**known, "prompt": codec.decode(query.prompt_ids), "target": codec.decode(query.target_ids)}
     try:
         text = section.hint.format(**texts)
     except (KeyError, IndexError, ValueError) as error:
         raise UserError(
-            "seeds.hint", section.hint, f"can't be filled in ({error})", "use {prompt} and {target} only"
+            "seeds.hint", section.hint, f"can't be filled in ({error})", f"use {{{'}, {'.join(texts)}}} only"
         ) from error
     return SeedJob(query.id, hint_ids=tuple(codec.encode(text)), n=section.samples_per_query)
 

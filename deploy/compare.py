@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import signal
 import subprocess
@@ -26,6 +25,7 @@ from rich.console import Console
 from common.config import RunConfig
 from common.config_loading import load_config, read_yaml
 from common.errors import UserError
+from common.processes import die_with_parent
 from common.rows import HUB
 from common.tasks import TASKS
 from deploy.checks import prepare
@@ -223,15 +223,20 @@ def _run_cell(comparison: Comparison, folder: Path, cell: Cell, config: RunConfi
 
 
 def _call(command: Sequence[str], log: Any) -> int:
-    """Run to the end; Ctrl-C reaches the child too, which then stops in good order."""
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    """Run to the end; Ctrl-C is handed on, so that the run stops in good order, and a second one at once."""
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+        preexec_fn=die_with_parent,
+    )
     while True:
         try:
             return process.wait()
         except KeyboardInterrupt:
-            # From a terminal the child has got it as well; asked twice, it would not wait for its learner.
-            if not os.isatty(0):
-                process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGINT)
 
 
 def _interrupted(problem: str | None) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from common.rows import Row
 from common.tasks.template import TemplateConfig, TemplateTask
+from common.tasks.text import fill
 
 
 class SubjectivityConfig(TemplateConfig):
@@ -18,6 +20,7 @@ class SubjectivityConfig(TemplateConfig):
     )
     target: str | None = Field(" so it is {label_text}.", description="Y")
     choices: list[str] = Field([" so it is objective.", " so it is subjective."], description="all targets")
+    label: str = Field("{label_text}", description="what {label} stands for in `seeds.hint`")
     terminator: str = Field(",", description="ends the rationale")
     allowed_characters: str | None = Field(r"[A-Za-z ']", description="a regular expression for one character")
     max_len: int = Field(5, ge=1, description="the paper's")
@@ -30,3 +33,7 @@ class SubjectivityTask(TemplateTask[SubjectivityConfig]):
     name: ClassVar[str] = "subjectivity"
     Config = SubjectivityConfig
     main_figures = ("accuracy",)
+
+    def info(self, row: Row) -> dict[str, Any]:
+        """The label, for hints that reveal it."""
+        return {"label": fill(self.config.label, row)}

@@ -6,11 +6,13 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from prometheus_client import CollectorRegistry
 
 from common.config_loading import known_keys, load_config
 from common.metrics import ActorMetrics, LauncherMetrics, LearnerMetrics
 from deploy.cli import _parser
+from deploy.compare import Comparison
 from deploy.reference import reference
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +32,23 @@ def test_there_is_something_to_check() -> None:
 def test_every_configuration_example_loads(page: str, text: str, tmp_path: Path) -> None:
     path = tmp_path / "example.yaml"
     path.write_text(text)
-    load_config(path)
+    if re.search("^methods:", text, re.MULTILINE):
+        check_comparison(path, tmp_path)
+    else:
+        load_config(path)
+
+
+def check_comparison(path: Path, folder: Path) -> None:
+    """Every cell has settings that load."""
+    for cell in Comparison.load([path], seeds=None, data=folder, overrides=[]).cells(folder):
+        settings = folder / "cell.yaml"
+        settings.write_text(yaml.safe_dump(dict(cell.settings)))
+        load_config(settings)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "deploy" / "comparisons").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_comparison_loads(path: Path, tmp_path: Path) -> None:
+    check_comparison(path, tmp_path)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "deploy" / "configs").glob("*.yaml")), ids=lambda path: path.name)
@@ -51,7 +69,7 @@ def test_every_amortis_command_that_is_shown_is_one(page: str, line: str) -> Non
     options, rest = _parser().parse_known_args(words)
     settings = [word.lstrip("-").split("=")[0] for word in rest if word.startswith("--")]
     assert set(settings) <= set(known_keys()), settings
-    assert not settings or options.command.__name__ == "train"
+    assert not settings or options.command.__name__ in ("train", "compare")
     if options.command.__name__ == "train":
         named = ROOT / options.config
         assert named.exists() or options.config.parent == Path() or "runs" in options.config.parts, (

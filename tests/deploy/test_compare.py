@@ -1,0 +1,122 @@
+"""Comparisons: which cells they have, how settings come together, and the figures of the table."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from common.errors import UserError
+from deploy.compare import Comparison
+from deploy.comparison_table import Measurement, PlotSection, Table
+
+
+def load(folder: Path, content: dict[str, Any], **options: Any) -> Comparison:
+    path = folder / "some.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return Comparison.load([path], **{"seeds": None, "data": None, "overrides": [], **options})
+
+
+def test_cells_are_conditions_by_methods_by_seeds_with_later_settings_over_earlier_ones(tmp_path: Path) -> None:
+    found = load(
+        tmp_path,
+        {
+            "seeds": [3, 4],
+            "base": {"task": {"name": "rng", "high": 5}, "learner": {"lr": 1.0, "steps": 7}},
+            "conditions": {"small": {"task": {"high": 2}}, "large": {}},
+            "methods": {"one": {"learner": {"lr": 2.0}}, "two": {"run": {"seed": "{seed}"}}},
+        },
+    )
+    cells = list(found.cells(tmp_path))
+    assert [(cell.condition, cell.method, cell.seed) for cell in cells] == [
+        (condition, method, seed) for seed in (3, 4) for condition in ("small", "large") for method in ("one", "two")
+    ]
+    assert cells[0].settings == {"task": {"name": "rng", "high": 2}, "learner": {"lr": 2.0, "steps": 7}}
+    assert cells[7].settings["run"] == {"seed": 4} and cells[7].settings["task"]["high"] == 5
+    assert len({cell.name for cell in cells}) == 8
+
+
+def test_a_cell_can_start_from_the_adapter_of_another_under_the_same_condition_and_seed(tmp_path: Path) -> None:
+    methods = {"first": {}, "second": {"model": {"lora": {"start_from": "{adapter:first}"}}}}
+    first, second = load(tmp_path, {"methods": methods, "seeds": [5]}).cells(tmp_path)
+    assert second.after == first.name
+    assert second.settings["model"]["lora"]["start_from"] == str(tmp_path / "cells" / first.name / "adapter")
+    backwards = dict(reversed(methods.items()))
+    with pytest.raises(UserError, match=r"methods.second.*put it after it"):
+        list(load(tmp_path, {"methods": backwards}).cells(tmp_path))
+
+
+def test_run_configurations_are_methods_named_as_their_files(tmp_path: Path) -> None:
+    paths = [tmp_path / "a.yaml", tmp_path / "b.yaml"]
+    for path in paths:
+        path.write_text("task: {name: rng}")
+    found = Comparison.load(paths, seeds=[0], data=None, overrides=[])
+    assert [cell.method for cell in found.cells(tmp_path)] == ["a", "b"] and found.name == "a-b"
+
+
+def test_relative_paths_of_data_are_within_the_given_folder(tmp_path: Path) -> None:
+    content = {
+        "base": {"task": {"train_path": "x.json", "test_path": ["y.json", "hf://a/b:test"]}},
+        "methods": {"m": {}},
+    }
+    (cell,) = load(tmp_path, content, seeds=[0], data=tmp_path / "data").cells(tmp_path)
+    task = cell.settings["task"]
+    assert task["train_path"] == str(tmp_path / "data" / "x.json")
+    assert task["test_path"] == [str(tmp_path / "data" / "y.json"), "hf://a/b:test"]
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        ({"methods": {}}, {}, "methods: "),
+        ({"methods": {"m": {}}, "figure": []}, {}, "figure: "),
+        ({"methods": {"m": {}}}, {"seeds": [1, 1]}, "--seeds.*repeats or is below 0"),
+        ({"methods": {"m": {}}}, {"seeds": [-1]}, "--seeds.*repeats or is below 0"),
+    ],
+)
+def test_comparisons_that_cannot_be_used_are_refused(
+    tmp_path: Path, content: dict[str, Any], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        load(tmp_path, content, **options)
+
+
+def table(*measured: Measurement) -> Table:
+    return Table(measured, ["accuracy"], PlotSection(), planned=9)
+
+
+def test_the_table_gives_mean_and_standard_error_over_seeds(tmp_path: Path) -> None:
+    found = table(
+        Measurement("10", "SFT", 0, {"accuracy": 0.5, "x.accuracy": 0.1, "loss": 7.0}, 60.0),
+        Measurement("10", "SFT", 1, {"accuracy": 0.7, "x.accuracy": 0.1, "loss": 9.0}, 30.0),
+        Measurement("10", "other", 0, {"loss": 3.0, "accuracy": 0.25}, 10.0),
+    )
+    assert found.columns == ["accuracy", "x.accuracy"]
+    # Standard deviation of 0.5 and 0.7 is √0.02; over √2 it is 0.1.
+    assert list(found.rows()) == [
+        ("10", "SFT", ["0.600 ± 0.100", "0.100 ± 0.000"]),
+        ("10", "other", ["0.250", "-"]),
+    ]
+    saved = json.loads(found.to_json())
+    loss = next(entry for entry in saved["entries"] if entry["figure"] == "loss" and entry["method"] == "SFT")
+    assert loss["mean"] == 8.0 and math.isclose(loss["standard_error"], 1.0) and loss["values"] == [7.0, 9.0]
+    assert saved["seconds"] == 100.0 and saved["longest_cell_s"] == 60.0 and saved["cells_planned"] == 9
+    found.save(tmp_path)
+    assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    assert "| 10 | SFT | 0.600 ± 0.100 | 0.100 ± 0.000 |" in (tmp_path / "table.md").read_text()
+
+
+def test_one_figure_is_drawn_against_another(tmp_path: Path) -> None:
+    plot = PlotSection(x="diversity", y="accuracy")
+    item = Measurement("", "SFT", 0, {"accuracy": 0.5, "diversity": 0.1}, 1.0)
+    Table([item], ["accuracy"], plot, planned=1).save(tmp_path)
+    assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_empty_table_can_be_saved(tmp_path: Path) -> None:
+    table().save(tmp_path)
+    assert json.loads((tmp_path / "table.json").read_text())["entries"] == []

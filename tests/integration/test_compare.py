@@ -1,0 +1,62 @@
+"""`amortis compare` on real runs: what is done is kept, what was interrupted goes on."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.integration.conftest import ROOT, TIMEOUT_S, amortis, command, write_config
+
+pytestmark = pytest.mark.integration
+
+
+def steps(folder: Path) -> list[int]:
+    path = folder / "metrics.jsonl"
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_a_comparison_goes_on_where_it_was_interrupted(tmp_path: Path, digit_model: Path) -> None:
+    base = yaml.safe_load(
+        write_config(tmp_path, digit_model, steps=60, checkpoint_every=5, evaluate_every=0).read_text()
+    )
+    comparison = {
+        "base": base,
+        "methods": {
+            "prompting": {"learner": {"objective": "prompting"}},
+            "subtb": {},
+            "tb": {"learner": {"objective": "tb"}},
+        },
+        "seeds": [0],
+    }
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(comparison, sort_keys=False))
+    folder = tmp_path / "result"
+    arguments = ["compare", str(path), "--folder", str(folder)]
+    process = subprocess.Popen(command(*arguments), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + TIMEOUT_S
+    while not any(10 <= len(steps(run)) < 60 for run in folder.glob("cells/subtb-*-seed0")):
+        assert process.poll() is None and time.monotonic() < deadline, "the first training never began"
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 1 and "goes on from here" in errors.decode()
+    table = json.loads((folder / "table.json").read_text())
+    assert {entry["method"] for entry in table["entries"]} == {"prompting"}
+
+    printed = amortis(*arguments)
+    assert "prompting" not in [line.split("-")[0] for line in printed.splitlines() if line.startswith("cell")]
+    (run,) = folder.glob("cells/subtb-*-seed0/")
+    done = steps(run)
+    # Gone on from the last checkpoint: no step before it was made again.
+    assert done[-1] == 60 and done.count(1) == 1 and done.count(10) == 1
+    table = json.loads((folder / "table.json").read_text())
+    distance = {e["method"]: e["mean"] for e in table["entries"] if e["figure"] == "total_variation"}
+    assert set(distance) == {"prompting", "subtb", "tb"} and distance["subtb"] < distance["prompting"]
+    # All is done: the same command only shows the table.
+    assert "cell" not in amortis(*arguments)
