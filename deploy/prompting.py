@@ -36,7 +36,8 @@ def run_prompting(config: RunConfig) -> dict[str, Any]:
     lora, device = config.model.lora, torch.device(section.device)
     policy = LoraPolicy.load(config.model.name, lora, space, dtype=section.dtype, device=device)
     exact = {"metrics": task.evaluate_policy(policy), "distribution": task.distribution(policy)}
-    (folder / "evaluation_after.json").write_text(json.dumps(exact))
+    for when in ("before", "after"):
+        (folder / f"evaluation_{when}.json").write_text(json.dumps(exact))
     del policy
     requests = [request for request in task.sample_requests() if not request.adapter]
     if requests:
