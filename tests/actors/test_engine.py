@@ -220,3 +220,25 @@ def test_texts_that_share_their_start_are_scored_alike_from_the_prefix_cache(eng
         for k, place in enumerate(range(first, len(ids))):
             assert found.scores.actual[k] == pytest.approx(float(table[place - 1, ids[place]]), abs=1e-4)
             assert found.scores.terminator[k] == pytest.approx(float(table[place - 1, TERMINATOR]), abs=1e-4)
+
+
+def test_the_same_rationale_is_scored_once_however_many_samples_give_it(engine: Engine) -> None:
+    sampler = sampler_of(engine)
+    drawn = sampler.collect([WITH_TARGET], SampleRequest("all", False, 1.0, 60), None, 32)[WITH_TARGET.id]
+    distinct = {item.id for item in drawn}
+    assert len(drawn) == 60 > len(distinct)
+    metrics = sampler.metrics
+    # Two texts each: X Z ⊤, and Y after it.
+    assert metrics.scored_texts._value.get() == 2 * len(distinct)
+    assert metrics.score_cache_hits._value.get() == 60 - len(distinct)
+
+
+def test_nucleus_and_top_k_sampling_leave_the_unlikely_out(engine: Engine) -> None:
+    everything = {z for k in range(1, 4) for z in itertools.product((3, 4, 5), repeat=k)}
+    seen = {}
+    for label, options in {"all": {}, "k": {"top_k": 1}, "p": {"top_p": 1e-6}}.items():
+        request = SampleRequest(label, False, 1.0, 40, **options)  # type: ignore[arg-type]
+        drawn = sampler_of(engine).collect([QUERY], request, None, 32)[QUERY.id]
+        seen[label] = {tuple(item.action_ids.tolist()) for item in drawn}
+    assert len(seen["all"]) > 3 and seen["all"] <= everything
+    assert len(seen["k"]) == 1 and seen["p"] == seen["k"]

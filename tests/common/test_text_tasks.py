@@ -270,3 +270,41 @@ def test_a_generator_that_can_not_be_used_is_named(
 ) -> None:
     with pytest.raises(UserError, match=message):
         task_of(codec, "reasoning_gym", **settings).queries("train")
+
+
+def test_shots_are_the_first_rows_or_drawn_by_a_seed_and_too_many_are_refused(
+    codec: HuggingFaceCodec, tmp_path: Path
+) -> None:
+    def prompt(**settings: Any) -> str:
+        return codec.decode(arithmetic(codec, tmp_path, **settings).queries("train")[2].prompt_ids)
+
+    first = "Question: 1 + 2 - 3 = ? Answer: 1 + 2 = 3, 3 - 3 = 0. The answer is 0.\n"
+    assert prompt(policy_shots=1) == first + "Question: 5 + 6 - 3 = ? Answer:"
+    drawn = {prompt(policy_shots=1, shots_seed=seed) for seed in range(8)}
+    assert len(drawn) > 1 and prompt(policy_shots=1, shots_seed=3) == prompt(policy_shots=1, shots_seed=3)
+    with pytest.raises(UserError, match=r"task\.policy_shots = 99"):
+        prompt(policy_shots=99)
+
+
+def test_a_hint_knows_the_label_of_its_row(codec: HuggingFaceCodec, tmp_path: Path) -> None:
+    task = task_of(codec, "subjectivity", train_path=write(tmp_path / "r.jsonl", REVIEWS))
+    jobs = make_seed_jobs(SeedSection(hint="{prompt} {label} because it is"), task)
+    texts = [codec.decode(job.hint_ids or ()) for job in jobs]
+    assert texts[0].endswith("This review is objective because it is") and "subjective because" in texts[1]
+    with pytest.raises(UserError, match=r"seeds.hint.*use \{label\}, .*\{prompt\}, \{target\} only"):
+        make_seed_jobs(SeedSection(hint="{prompt} {nothing}"), task)
+
+
+def test_seeds_can_be_given_as_token_ids_of_a_querys_id(codec: HuggingFaceCodec, tmp_path: Path) -> None:
+    task = task_of(codec, "subjectivity", train_path=write(tmp_path / "r.jsonl", REVIEWS))
+    query, ids = task.queries("train")[3], codec.encode(" told as it is")
+    path = write(tmp_path / "seeds.jsonl", [{"query_id": query.id, "rationale_ids": ids}])
+    (job,) = make_seed_jobs(SeedSection(file=path), task)
+    assert job.query_id == query.id and list(job.action_ids or ()) == ids
+    for row, message in (
+        ({"query_id": "0" * 32, "rationale_ids": ids}, "names no training query"),
+        ({"query_id": query.id, "rationale_ids": ["x"]}, "no list of token ids"),
+        ({"query_id": query.id}, 'no "rationale" text'),
+    ):
+        with pytest.raises(UserError, match=message):
+            make_seed_jobs(SeedSection(file=write(tmp_path / "bad.jsonl", [row])), task)

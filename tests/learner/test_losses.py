@@ -242,3 +242,20 @@ def test_residuals_say_which_trajectory_is_out_of_balance() -> None:
     log_reward[1, 2] = 5.0
     found = subtb_residuals(log_pf, log_pterm, log_reward, torch.tensor([2, 2, 2]))
     assert found.tolist() == [0.0, pytest.approx(5 * math.sqrt(2 / 3)), 0.0]
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.5, 1.0])
+def test_states_that_cannot_stop_are_passed_over_wherever_they_are(lam: float) -> None:
+    # h of the states that can stop, 1 and 3, as if they were neighbours; the first of them is tied to its group's mean.
+    log_pf = torch.tensor([[-0.3, -0.7, -0.2], [-0.1, -0.4, -0.6]])
+    log_pterm = torch.tensor([[0.0, -0.5, 0.0, -0.9], [0.0, -1.5, 0.0, -0.2]])
+    log_reward = torch.tensor([[float("nan"), 2.0, float("nan"), 1.0], [float("nan"), 0.5, float("nan"), 3.0]])
+    can_stop = torch.tensor([[False, True, False, True]] * 2)
+    h = log_reward - log_pterm - torch.nn.functional.pad(log_pf.cumsum(1), (1, 0))
+    first, last = h[:, 1], h[:, 3]
+    squares = (first - last).square() + (first - first.mean()).square()
+    found = subtb_loss(
+        log_pf, log_pterm, log_reward, torch.tensor([3, 3]), lam=lam, can_stop=can_stop, normalize="pairs"
+    )
+    # One pair and one tie in each of two trajectories.
+    assert float(found) == pytest.approx(float(squares.sum() / 4), rel=1e-5)
