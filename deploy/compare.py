@@ -267,7 +267,7 @@ def _table(comparison: Comparison, folder: Path, cells: Sequence[Cell], configs:
             found = read_json(_mark(folder, cell.name))
             untrained = config.learner.objective == "prompting"
             for method, figures in _rows(found["summary"], cell.method, untrained=untrained):
-                measured.append(Measurement(cell.condition, method, cell.seed, figures, found["seconds"]))
+                measured.append(Measurement(cell.condition, method, cell.seed, figures, found["seconds"], cell.method))
     main = comparison.file.figures or list(TASKS[configs[0].task.name].main_figures)
     return Table(measured, main, comparison.file.plot, planned=len(cells))
 

@@ -34,6 +34,9 @@ class Measurement:
     seed: int
     figures: Mapping[str, float]
     seconds: float
+    """That the whole cell took."""
+    cell: str = ""
+    """The method whose cell it was, which may have evaluated other samplers too."""
 
 
 @dataclass(frozen=True)
@@ -112,10 +115,11 @@ class Table:
             }
             for item in self.entries(shown=False)
         ]
-        cells = {(item.condition, item.seed, item.seconds) for item in self.measured}
+        cells = {(item.condition, item.cell, item.seed, item.seconds) for item in self.measured}
         done = {
             "entries": entries,
             "columns": self.columns,
+            "cells_done": len({(item.condition, item.cell, item.seed) for item in self.measured}),
             "cells_planned": self.planned,
             "seconds": sum(seconds for *_, seconds in cells),
             "longest_cell_s": max((seconds for *_, seconds in cells), default=0.0),

@@ -91,9 +91,9 @@ def table(*measured: Measurement) -> Table:
 
 def test_the_table_gives_mean_and_standard_error_over_seeds(tmp_path: Path) -> None:
     found = table(
-        Measurement("10", "SFT", 0, {"accuracy": 0.5, "x.accuracy": 0.1, "loss": 7.0}, 60.0),
-        Measurement("10", "SFT", 1, {"accuracy": 0.7, "x.accuracy": 0.1, "loss": 9.0}, 30.0),
-        Measurement("10", "other", 0, {"loss": 3.0, "accuracy": 0.25}, 10.0),
+        Measurement("10", "SFT", 0, {"accuracy": 0.5, "x.accuracy": 0.1, "loss": 7.0}, 60.0, "SFT"),
+        Measurement("10", "SFT", 1, {"accuracy": 0.7, "x.accuracy": 0.1, "loss": 9.0}, 30.0, "SFT"),
+        Measurement("10", "other", 0, {"loss": 3.0, "accuracy": 0.25}, 60.0, "SFT"),
     )
     assert found.columns == ["accuracy", "x.accuracy"]
     # Standard deviation of 0.5 and 0.7 is √0.02; over √2 it is 0.1.
@@ -104,7 +104,9 @@ def test_the_table_gives_mean_and_standard_error_over_seeds(tmp_path: Path) -> N
     saved = json.loads(found.to_json())
     loss = next(entry for entry in saved["entries"] if entry["figure"] == "loss" and entry["method"] == "SFT")
     assert loss["mean"] == 8.0 and math.isclose(loss["standard_error"], 1.0) and loss["values"] == [7.0, 9.0]
-    assert saved["seconds"] == 100.0 and saved["longest_cell_s"] == 60.0 and saved["cells_planned"] == 9
+    assert saved["seconds"] == 90.0 and saved["longest_cell_s"] == 60.0 and saved["cells_planned"] == 9
+    # The other sampler was evaluated by the first cell.
+    assert saved["cells_done"] == 2
     found.save(tmp_path)
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
     assert "| 10 | SFT | 0.600 ± 0.100 | 0.100 ± 0.000 |" in (tmp_path / "table.md").read_text()

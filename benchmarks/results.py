@@ -1,0 +1,151 @@
+"""Writes docs/results.md from the saved tables of comparisons: `python -m benchmarks.results`.
+
+A table gets here by `python -m benchmarks.results --take comparisons/NAME`, which copies it to benchmarks/results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+TABLES, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "results.md"
+
+_INTRODUCTION = """# Results
+
+Generated from the saved tables in `benchmarks/results/` by `python -m benchmarks.results`; don't edit it by hand.
+
+Each section is one comparison in `deploy/comparisons/`, run with
+
+```console
+$ amortis compare deploy/comparisons/arithmetic.yaml --data FOLDER
+```
+
+on SmolLM2-135M-Instruct and CPU cores. Figures are mean ± standard error over seeds; one without an error is of a
+single seed. What is said of the paper (Hu et al. 2024) is from GPT-J 6B, thousands of steps on an A100 and larger test
+sets: only the order of methods can be compared.
+"""
+
+
+@dataclass(frozen=True)
+class Section:
+    """How a comparison is shown."""
+
+    name: str
+    title: str
+    text: str
+    figures: Mapping[str, str]
+    """Column titles by figure."""
+    paper: str = ""
+    """Markdown: the paper's numbers."""
+
+
+SECTIONS = (
+    Section(
+        "arithmetic",
+        "Arithmetic with a calculator",
+        "Accuracy by the majority of 10 samples at temperature 0.1; 50 training problems of 3 and 4 operands, so that "
+        "5 are out of distribution. All methods have the calculator.",
+        {
+            "test_3_operands.accuracy": "3 operands",
+            "test_4_operands.accuracy": "4 operands",
+            "test_5_operands.accuracy": "5 operands",
+        },
+        "The paper's GFlowNet: 0.407 with 5 operands.",
+    ),
+    Section(
+        "subjectivity",
+        "Subjectivity with few labels",
+        "Accuracy on test sentences; the label is the one with the larger mean p(Y|XZ) over sampled rationales.",
+        {"accuracy": "accuracy"},
+    ),
+    Section(
+        "continuation",
+        "Continuation: likelihood against diversity",
+        "log p of the best of 10 samples, in nats, mean over prompts, against 1 − the mean cosine similarity of their "
+        "sentence embeddings. Up and to the right is better.",
+        {"max_log_reward": "log p of the best", "diversity": "diversity"},
+    ),
+    Section(
+        "infilling",
+        "Infilling",
+        "The missing fourth sentence of 12 short stories, trained on 24. log R is log p(Z, Y|X) in nats.",
+        {
+            "mean_log_reward": "mean log R",
+            "max_log_reward": "best log R",
+            "bleu": "BLEU-4",
+            "similarity": "similarity",
+            "diversity": "diversity",
+        },
+    ),
+)
+
+
+def page() -> str:
+    """The whole page, Markdown."""
+    parts = [_INTRODUCTION]
+    for section in SECTIONS:
+        folder = TABLES / section.name
+        if (folder / "table.json").is_file():
+            parts.append(_section(section, json.loads((folder / "table.json").read_text(encoding="utf-8")), folder))
+    return "\n".join(parts)
+
+
+def _section(section: Section, table: Mapping[str, Any], folder: Path) -> str:
+    made = json.loads((folder / "made.json").read_text(encoding="utf-8"))
+    lines = [f"## {section.title}\n", f"{section.text}\n", *_rows(section, table["entries"]), ""]
+    if section.paper:
+        lines.append(f"{section.paper}\n")
+    lines.append(
+        f"Made on {made['cores']} cores; {table['cells_done']} of {table['cells_planned']} planned cells are done. "
+        f"They took {table['seconds'] / 3600:.1f} h in all, the longest {table['longest_cell_s'] / 60:.0f} min.\n"
+    )
+    lines.append(f"![{section.title}](../benchmarks/results/{section.name}/comparison.png)\n")
+    return "\n".join(lines)
+
+
+def _rows(section: Section, entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    cells = {(e["condition"], e["method"], e["figure"]): _shown(e) for e in entries if e["figure"] in section.figures}
+    rows = list(dict.fromkeys((condition, method) for condition, method, _ in cells))
+    conditions = any(condition for condition, _ in rows)
+    head = [*(["condition"] if conditions else []), "method", *section.figures.values()]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for condition, method in rows:
+        values = [cells.get((condition, method, figure), "-") for figure in section.figures]
+        lines.append(f"| {' | '.join([*([condition] if conditions else []), method, *values])} |")
+    return lines
+
+
+def _shown(entry: Mapping[str, Any]) -> str:
+    error = entry["standard_error"]
+    return f"{entry['mean']:.3f}" if error is None else f"{entry['mean']:.3f} ± {error:.3f}"
+
+
+def take(folder: Path) -> None:
+    """Copy a comparison's table and plot, and note the machine that it was made on."""
+    target = TABLES / folder.name
+    target.mkdir(parents=True, exist_ok=True)
+    for name in ("table.json", "comparison.png"):
+        shutil.copy(folder / name, target / name)
+    made = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
+    (target / "made.json").write_text(json.dumps(made) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Take tables in if there are any, then write the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--take", type=Path, nargs="*", default=[], metavar="FOLDER", help="folders of comparisons")
+    for folder in parser.parse_args().take:
+        take(folder)
+    PAGE.write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
