@@ -13,9 +13,11 @@ from redis.exceptions import (
     ClusterDownError,
     MasterDownError,
     MovedError,
+    OutOfMemoryError,
     ReadOnlyError,
     RedisClusterException,
     RedisError,
+    ResponseError,
     TryAgainError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -128,6 +130,11 @@ class Memory(NamedTuple):
     """0 for none."""
     fullest: float
     """Of the servers that have a limit, the greatest used share of it."""
+
+
+def is_out_of_memory(error: ResponseError) -> bool:
+    """Whether Redis refused a write because it has no memory left; from within a script it is no error of its own."""
+    return isinstance(error, OutOfMemoryError) or "OOM command not allowed" in str(error)
 
 
 def memory_of(client: Client) -> Memory:

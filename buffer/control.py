@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from buffer.connection import Client, Keys
+from redis.exceptions import ResponseError
+
+from buffer.connection import Client, Keys, is_out_of_memory
 
 ALIVE_S = 15.0
 """An actor that has said nothing for so long counts as dead."""
@@ -14,6 +18,16 @@ ALIVE_S = 15.0
 
 FULL = "waiting for memory"
 """How the phase of an actor begins whose push was refused."""
+
+
+@contextmanager
+def _unless_full() -> Iterator[None]:
+    """What is only said, not done, is no reason to fail."""
+    try:
+        yield
+    except ResponseError as error:
+        if not is_out_of_memory(error):
+            raise
 
 
 class Control:
@@ -46,8 +60,9 @@ class Control:
         return found.decode() if found else None
 
     def heartbeat(self, actor_id: str, status: dict[str, Any]) -> None:
-        """An actor's word that it lives, and how it does."""
-        self._client.hset(self._keys.actors, actor_id, json.dumps({**status, "at": time.time()}))
+        """An actor's word that it lives, and how it does; unheard where Redis has no memory left."""
+        with _unless_full():
+            self._client.hset(self._keys.actors, actor_id, json.dumps({**status, "at": time.time()}))
 
     def actors(self) -> dict[str, dict[str, Any]]:
         """Every actor's last word, each with `alive`."""
@@ -58,8 +73,9 @@ class Control:
         return found
 
     def report_learner(self, status: dict[str, Any]) -> None:
-        """The learner's present state."""
-        self._client.set(self._keys.learner, json.dumps({**status, "at": time.time()}))
+        """The learner's present state; unheard where Redis has no memory left."""
+        with _unless_full():
+            self._client.set(self._keys.learner, json.dumps({**status, "at": time.time()}))
 
     def learner(self) -> dict[str, Any]:
         """The learner's last word, empty before its first."""

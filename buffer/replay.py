@@ -16,9 +16,9 @@ from typing import Any, Self
 
 import msgpack
 import numpy as np
-from redis.exceptions import OutOfMemoryError, ResponseError
+from redis.exceptions import ResponseError
 
-from buffer.connection import Client, Keys, ShardKeys, delete_matching, memory_of, retry
+from buffer.connection import Client, Keys, ShardKeys, delete_matching, is_out_of_memory, memory_of, retry
 from buffer.near_duplicates import Known, Mirror, as_letters, screen
 from buffer.quarantine import Quarantine
 from buffer.scripts import ReplicatedScript, load_script
@@ -194,7 +194,7 @@ class ReplayBuffer:
                 keys=[keys.stats], args=[keys.prefix, _pack(settings), _pack(packed), newest, _pack(list(replaced))]
             )
         except ResponseError as error:
-            if isinstance(error, OutOfMemoryError) or "OOM" in str(error):
+            if is_out_of_memory(error):
                 raise BufferFull(_full(len(trajectories), "all")) from error
             raise
         return None if answer[0] < 0 else PushResult(*answer)

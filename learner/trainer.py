@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from redis.exceptions import ResponseError
 
 from buffer.adapters import AdapterRegistry
+from buffer.connection import is_out_of_memory
 from buffer.control import FULL, Control
 from buffer.rate_limiter import RateLimiter
 from buffer.replay import ReplayBuffer
@@ -37,6 +39,8 @@ from learner.policy import Actions, LoraPolicy
 
 log = get_logger("learner")
 _POLL_S = 0.1
+_MEMORY_POLL_S = 1.0
+ResultT = TypeVar("ResultT")
 
 
 @dataclass
@@ -205,7 +209,7 @@ class Trainer:
         if not np.isfinite([loss, gradient_norm]).all():
             raise RunFault(f"loss {loss} and gradient norm {gradient_norm} at step {self.progress.step}: not finite")
         self.optimizer.step()
-        self.buffer.update_priorities(batch, found.residuals.tolist())
+        self._when_there_is_memory(lambda: self.buffer.update_priorities(batch, found.residuals.tolist()))
         versions = np.array([item.behaviour.adapter_version for item in batch])
         row = {
             "loss": loss,
@@ -253,9 +257,27 @@ class Trainer:
         with self.metrics.publish_time.time():
             # An actor of an earlier run in the same Redis may know newer versions than a checkpoint does.
             self.progress.version = max(self.progress.version, self.registry.latest()) + 1
-            sha256 = self.registry.publish(self.progress.version, self.policy.adapter_files())
+            files = self.policy.adapter_files()
+            sha256 = self._when_there_is_memory(lambda: self.registry.publish(self.progress.version, files))
         self.gaps.remember(self.progress.version)
         log.info("published adapter version %d, sha256 %s", self.progress.version, sha256)
+
+    def _when_there_is_memory(self, write: Callable[[], ResultT]) -> ResultT:
+        """Write to Redis; while it has no memory left, say so and try again. Raises StallError after max_wait_s."""
+        deadline = time.monotonic() + self.section.max_wait_s
+        while True:
+            try:
+                return write()
+            except ResponseError as error:
+                if not is_out_of_memory(error):
+                    raise
+                log.error("Redis has no memory left, waiting: %s", error)
+                if time.monotonic() > deadline:
+                    raise StallError(
+                        f"Redis had no memory left for {self.section.max_wait_s:g} s; raise its maxmemory, or lower "
+                        "buffer.max_bytes, and go on with --run.resume true"
+                    ) from error
+                time.sleep(_MEMORY_POLL_S)
 
     def _check_gap(self, batch: Sequence[Trajectory]) -> None:
         """Once a sync period: stop the run if samplers and learner disagree on the same actions."""
