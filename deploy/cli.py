@@ -142,13 +142,7 @@ def evaluate(options: argparse.Namespace, _: list[str], console: Console) -> int
     from deploy.inference import FinishedRun
 
     run = FinishedRun(options.run)
-    figures: dict[str, Any] = dict(run.task.evaluate_policy(run.policy()))
-    requests = run.task.sample_requests()
-    if requests:
-        sampler, adapter = run.sampler()
-        queries, limit = run.task.queries("test"), run.config.actor.max_in_flight
-        samples = {request.label: sampler.collect(queries, request, adapter, limit) for request in requests}
-        figures.update(run.task.evaluate_samples(samples, run.config.reward_weights))
+    figures = run.figures()
     (options.run / "evaluation.json").write_text(json.dumps(figures, indent=2))
     if options.json:
         print(json.dumps(figures))

@@ -121,14 +121,4 @@ def _evaluate(config: RunConfig, sampler: Path, model: Path) -> dict[str, Any]:
     shutil.copytree(sampler, folder / "adapter", dirs_exist_ok=True)
     reference = config.reference.model_copy(update={"adapter": model})
     save_resolved(config.model_copy(update={"reference": reference}), folder / "config.yaml")
-    run = FinishedRun(folder)
-    figures: dict[str, Any] = dict(run.task.evaluate_policy(run.policy()))
-    requests = run.task.sample_requests() if config.run.evaluate_samples else []
-    if not config.run.evaluate_base:
-        requests = [request for request in requests if request.adapter]
-    if requests:
-        engine, adapter = run.sampler(config.run.seed)
-        queries, limit = run.task.queries("test"), config.actor.max_in_flight
-        samples = {request.label: engine.collect(queries, request, adapter, limit) for request in requests}
-        figures.update(run.task.evaluate_samples(samples, config.reward_weights))
-    return figures
+    return FinishedRun(folder).figures()

@@ -18,6 +18,7 @@ from common.metrics import ActorMetrics, new_registry
 from common.tasks import Task, make_task
 from common.tokens import HuggingFaceCodec, load_codec
 from deploy.checks import find_model
+from deploy.report import wanted_requests
 from learner.policy import LoraPolicy, load_base_model
 
 
@@ -43,6 +44,17 @@ class FinishedRun:
         section = self.config.learner
         model = PeftModel.from_pretrained(load_base_model(self.model, section.dtype), str(self.adapter_folder))
         return LoraPolicy(model, self.task.action_space, torch.device(section.device))
+
+    def figures(self) -> dict[str, Any]:
+        """The evaluation anew: exact figures, then those of samples, as far as the run's configuration wants them."""
+        found: dict[str, Any] = dict(self.task.evaluate_policy(self.policy()))
+        requests = wanted_requests(self.task, self.config)
+        if requests:
+            sampler, adapter = self.sampler(self.config.run.seed)
+            queries, limit = self.task.queries("test"), self.config.actor.max_in_flight
+            samples = {request.label: sampler.collect(queries, request, adapter, limit) for request in requests}
+            found.update(self.task.evaluate_samples(samples, self.config.reward_weights))
+        return found
 
     def sampler(self, seed: int = 0) -> tuple[TrajectorySampler, LoadedAdapter]:
         """A sampler with a vLLM engine of its own, and the trained adapter to give it."""

@@ -37,7 +37,7 @@ from common.seeds import make_seed_jobs
 from common.tasks import SampleRequest, Split, Task, make_task
 from common.tokens import load_codec
 from common.trajectory import Trajectory
-from deploy.report import write_summary
+from deploy.report import wanted_requests, write_summary
 
 log = get_logger("launcher")
 POLL_S = 0.5
@@ -221,9 +221,7 @@ class Launcher:
 
     def _evaluate(self, task: Task[Any], actors: _RayActors, folder: Path) -> None:
         """Draw what the task's evaluation needs with the actors' engines, and keep the figures."""
-        requests = task.sample_requests() if self.config.run.evaluate_samples else []
-        if not self.config.run.evaluate_base:
-            requests = [request for request in requests if request.adapter]
+        requests = wanted_requests(task, self.config)
         self.control.request_stop("training is done")
         if self._draw:
             self._keep_samples(actors, folder)

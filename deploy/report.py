@@ -7,8 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from common.config import RunConfig
-from common.tasks import make_task
+from common.tasks import SampleRequest, Task, make_task
 from common.tokens import load_codec
+
+
+def wanted_requests(task: Task[Any], config: RunConfig) -> list[SampleRequest]:
+    """The samples that a run's evaluation takes."""
+    requests = task.sample_requests() if config.run.evaluate_samples else []
+    return [request for request in requests if request.adapter or config.run.evaluate_base]
 
 
 def read_json(path: Path) -> dict[str, Any]:
