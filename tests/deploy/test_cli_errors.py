@@ -77,7 +77,7 @@ def taken_port() -> Iterator[int]:
             ],
         ),
         (RNG, ["--seeds.hint", "it is 42"], ["seeds", "no {prompt}"]),
-        (RNG, ["--seeds.hint", "{prompt}{answer}"], ["seeds.hint", "'answer'", "{prompt} and {target} only"]),
+        (RNG, ["--seeds.hint", "{prompt}{answer}"], ["seeds.hint", "'answer'", "{prompt}, {target} only"]),
         (RNG, ["--buffer.samples_per_insert", "0.5", "--buffer.samples_per_insert_band", "0"], ["buffer", "below 1"]),
         (RNG, ["--buffer.evict", "newest"], ["buffer.evict", "'newest'", "'stalest'"]),
         (RNG, ["--redis.url", "redis+sentinel://127.0.0.1:1"], ["redis.url", "names no master"]),
