@@ -70,6 +70,9 @@ def test_every_amortis_command_that_is_shown_is_one(page: str, line: str) -> Non
     settings = [word.lstrip("-").split("=")[0] for word in rest if word.startswith("--")]
     assert set(settings) <= set(known_keys()), settings
     assert not settings or options.command.__name__ in ("train", "compare")
+    if options.command.__name__ == "compare":
+        missing = [path for path in options.configs if path.parent != Path() and not (ROOT / path).exists()]
+        assert missing == []
     if options.command.__name__ == "train":
         named = ROOT / options.config
         assert named.exists() or options.config.parent == Path() or "runs" in options.config.parts, (
