@@ -7,6 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -178,44 +179,49 @@ class TrajectorySampler:
         self, queries: Sequence[Query], request: SampleRequest, adapter: LoadedAdapter | None, max_in_flight: int
     ) -> dict[str, list[Trajectory]]:
         """All samples of a request, by query id; nothing else may be in flight. Beam search is the model's alone."""
-        if request.beams:
-            return self._collect_beams(queries, request, max_in_flight)
-        waiting = [query for query in queries for _ in range(request.n)]
+        waiting = self._submissions(queries, request, adapter)
         found: dict[str, list[Trajectory]] = {query.id: [] for query in queries}
-        source: Source = "policy" if request.temperature == 1.0 else "tempered"
         while waiting or self.in_flight:
             while waiting and self.in_flight < max_in_flight:
-                adapter_used = adapter if request.adapter else None
-                query = waiting.pop()
-                self.submit(
-                    query,
-                    1,
-                    request.temperature,
-                    adapter_used,
-                    source,
-                    every_state=request.every_state,
-                    top_p=request.top_p,
-                    top_k=request.top_k,
-                )
+                waiting.pop()()
             for trajectory in self.step():
                 found[trajectory.query_id].append(trajectory)
         return found
 
-    def _collect_beams(
-        self, queries: Sequence[Query], request: SampleRequest, max_in_flight: int
-    ) -> dict[str, list[Trajectory]]:
+    def _submissions(
+        self, queries: Sequence[Query], request: SampleRequest, adapter: LoadedAdapter | None
+    ) -> list[Callable[[], None]]:
+        """One call for each sample of a request."""
+        if request.beams:
+            search = self._beam_search
+            return [
+                partial(self.submit_given, query, ids, every_state=request.every_state)
+                for query in queries
+                for ids in search.search(query, request.beams, request.diversity_penalty)[: request.n]
+            ]
+        source: Source = "policy" if request.temperature == 1.0 else "tempered"
+        return [
+            partial(
+                self.submit,
+                query,
+                1,
+                request.temperature,
+                adapter if request.adapter else None,
+                source,
+                every_state=request.every_state,
+                top_p=request.top_p,
+                top_k=request.top_k,
+            )
+            for query in queries
+            for _ in range(request.n)
+        ]
+
+    @cached_property
+    def _beam_search(self) -> BeamSearch:
+        """Its model is loaded once, for whoever asks."""
         if self.make_beam_search is None or self.task.tool is not None:
             raise UserError("task", self.task.name, "beam search knows no tools", "leave it out of the evaluation")
-        search = self.make_beam_search()
-        found: dict[str, list[Trajectory]] = {query.id: [] for query in queries}
-        for query in queries:
-            waiting = search.search(query, request.beams, request.diversity_penalty)[: request.n]
-            while waiting or self.in_flight:
-                while waiting and self.in_flight < max_in_flight:
-                    self.submit_given(query, waiting.pop(), every_state=request.every_state)
-                for trajectory in self.step():
-                    found[trajectory.query_id].append(trajectory)
-        return found
+        return self.make_beam_search()
 
     def _sample_on(self, draft: _Draft) -> None:
         request_id, origin = self._next_id("sample"), draft.origin

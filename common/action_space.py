@@ -97,11 +97,7 @@ class ActionSpace(BaseModel):
         foreign = np.setdiff1d(action_ids, self.allowed_array)
         if foreign.size:
             return f"forbidden tokens {foreign[:5].tolist()}"
-        if self.grammar is not None:
-            state = self.grammar.state_of(action_ids)
-            if state is None or not self.grammar.mask(action_ids)[self.allowed_array == self.terminator_id].all():
-                return "the grammar forbids them"
-        return None
+        return None if self.grammar is None or self.grammar.accepts(action_ids) else "the grammar forbids them"
 
     def stoppable(self, action_ids: NDArray[np.int32]) -> NDArray[np.bool_]:
         """At which of the decision states s_0..s_K the policy may stop, shape (K+1,)."""

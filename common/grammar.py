@@ -84,40 +84,51 @@ class Grammar:
             raise UserError(setting, pattern, "makes too large an automaton over this model's tokens", _REMEDY)
         return cls(automaton, allowed, terminator_id, min_len, max_len)
 
-    def state_of(self, action_ids: Sequence[int] | NDArray[np.int32]) -> int | None:
-        """The state after these actions, None where they leave the grammar."""
-        state = self._initial
-        for token in np.asarray(action_ids).tolist():
-            column = int(np.searchsorted(self._allowed, token))
-            place = int(np.searchsorted(self._columns[state], column))
-            if place == len(self._columns[state]) or self._columns[state][place] != column:
-                return None
-            state = int(self._next[state][place])
-        return state
+    def _states(self, action_ids: Sequence[int] | NDArray[np.int32]) -> list[int]:
+        """The states s_0.. that these actions lead through, as far as they stay within the grammar."""
+        found = [self._initial]
+        for column in np.searchsorted(self._allowed, np.asarray(action_ids, np.int64)).tolist():
+            columns = self._columns[found[-1]]
+            place = int(np.searchsorted(columns, column))
+            if place == len(columns) or columns[place] != column:
+                break
+            found.append(int(self._next[found[-1]][place]))
+        return found
+
+    def _whole(self, action_ids: Sequence[int] | NDArray[np.int32]) -> list[int]:
+        states = self._states(action_ids)
+        if len(states) <= len(action_ids):
+            raise ValueError("the actions leave the grammar")
+        return states
+
+    def accepts(self, action_ids: NDArray[np.int32]) -> bool:
+        """Whether the grammar lets these actions through, and then stop."""
+        states = self._states(action_ids)
+        return len(states) > len(action_ids) and self._stops(len(action_ids), states[-1])
 
     def mask(self, action_ids: Sequence[int] | NDArray[np.int32]) -> NDArray[np.bool_]:
         """Which of the allowed tokens, ⊤ among them, may follow these actions; shape (n_allowed,).
 
-        Raises ValueError where the actions leave the grammar.
+        Raises ValueError where the actions leave the grammar, as do `allowed` and `stoppable`.
         """
-        state = self.state_of(action_ids)
-        if state is None:
-            raise ValueError("the actions leave the grammar")
-        return self._rows(len(action_ids), state)
+        return self._rows(len(action_ids), self._whole(action_ids)[-1])
 
     def allowed(self, action_ids: NDArray[np.int32]) -> NDArray[np.bool_]:
         """`mask` at every decision state s_0..s_K, shape (K+1, n_allowed)."""
-        return np.stack([self.mask(action_ids[:t]) for t in range(len(action_ids) + 1)])
+        return np.stack([self._rows(t, state) for t, state in enumerate(self._whole(action_ids))])
 
     def stoppable(self, action_ids: NDArray[np.int32]) -> NDArray[np.bool_]:
         """Where ⊤ is allowed among s_0..s_K, shape (K+1,)."""
-        return self.allowed(action_ids)[:, self._stop_column]
+        return np.array([self._stops(t, state) for t, state in enumerate(self._whole(action_ids))])
+
+    def _stops(self, t: int, state: int) -> bool:
+        return bool(self._can_stop[state]) and self._min_len <= t
 
     def _row(self, t: int, state: int) -> NDArray[np.bool_]:
         row = np.zeros(len(self._allowed), bool)
         if t < self._max_len:
             row[self._columns[state][self._can_end[t + 1][self._next[state]]]] = True
-        row[self._stop_column] = self._can_stop[state] and self._min_len <= t
+        row[self._stop_column] = self._stops(t, state)
         row.flags.writeable = False
         return row
 

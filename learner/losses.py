@@ -278,11 +278,11 @@ def _pair_sums(flows: _Flows, lam: float) -> tuple[Float[Tensor, " batch"], Floa
     counts = mask.sum(1)
     centre = (flows.log_z * mask).sum(1) / counts
     h = (flows.log_z - centre.detach()[:, None]) * mask
+    if lam == 1.0:
+        return counts * h.square().sum(1) - h.sum(1).square(), counts * (counts - 1) / 2
     # Neighbours in this sense are states that can stop with none such between them.
     order = (~flows.valid).int().argsort(dim=1, stable=True)
     h, mask = h.gather(1, order), mask.gather(1, order)
-    if lam == 1.0:
-        return counts * h.square().sum(1) - h.sum(1).square(), counts * (counts - 1) / 2
     weights = _distance_weights(h.shape[1], lam, h)
     per_state = (mask @ weights) * mask
     return (h.square() * per_state).sum(1) - (h * (h @ weights)).sum(1), per_state.sum(1) / 2
