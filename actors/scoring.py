@@ -61,18 +61,22 @@ class RewardComponents:
 def texts_to_score(
     rollout: Rollout, terminator_id: int, wanted: NDArray[np.bool_], *, terminator_in_text: bool
 ) -> list[ScoreText]:
-    """One pass over X Z ⊤ gives the prior at every state; with Y, each that is wanted has one short text more.
+    """One pass over X Z ⊤ Y gives the prior at every state and the likelihood at the last.
 
-    Alternative targets follow the target of their state, one text each. Without `terminator_in_text` the target follows
-    Z at once, as ⊤ is then the policy's stop sign alone.
+    With Y, each other state that is wanted has a short text of its own. Alternative targets follow the target of their
+    state, one text each. Without `terminator_in_text` the target follows Z at once, as ⊤ is then the policy's stop sign
+    alone. The last state is always wanted.
     """
     prompt, inputs = rollout.query.scored_prompt_ids.tolist(), rollout.input_ids.tolist()
-    texts = [ScoreText((*prompt, *inputs, terminator_id), first=len(prompt))]
     targets = _targets(rollout.query)
     stop = (terminator_id,) if terminator_in_text else ()
-    for end in rollout.state_ends[wanted] if targets else ():
+    if not targets:
+        return [ScoreText((*prompt, *inputs, terminator_id), first=len(prompt))]
+    *ends, last = rollout.state_ends[wanted].tolist()
+    texts = [ScoreText((*prompt, *inputs, *stop, *targets[0]), first=len(prompt))]
+    for end, wanted_targets in [*((end, targets) for end in ends), (last, targets[1:])]:
         head = (*prompt, *inputs[:end], *stop)
-        texts += [ScoreText((*head, *target), first=len(head)) for target in targets]
+        texts += [ScoreText((*head, *target), first=len(head)) for target in wanted_targets]
     return texts
 
 
@@ -89,19 +93,21 @@ def reward_components(
     Tokens that tools inserted are context: they don't count. The log-likelihood is 0 where the policy can't
     stop, and NaN where it can but nobody asked; both masks have shape (K+1,).
     """
-    prior_scores, *target_scores = scores
-    actions = prior_scores.actual[rollout.action_positions]
-    log_prior = np.concatenate([[0.0], np.cumsum(actions)])
+    whole, *target_scores = scores
+    targets = _targets(rollout.query)
+    log_prior = np.concatenate([[0.0], np.cumsum(whole.actual[rollout.action_positions])])
     if terminator_in_reward:
-        log_prior = log_prior + prior_scores.terminator[rollout.state_ends]
+        log_prior = log_prior + whole.terminator[rollout.state_ends]
     log_likelihood, misleads = np.zeros(len(log_prior)), np.zeros(len(log_prior), bool)
-    each, others = len(_targets(rollout.query)), list[float]()
-    if each:
+    others = list[float]()
+    if targets:
         log_likelihood[stoppable & ~wanted] = np.nan
-    for number, t in enumerate(wanted.nonzero()[0].tolist()) if each else ():
-        first = number * each
-        own, *others = (float(found.actual.sum()) for found in target_scores[first : first + each])
-        log_likelihood[t], misleads[t] = own, any(other > own for other in others)
+        # The last state's target ends the first text.
+        sums = [float(found.actual.sum()) for found in target_scores]
+        sums.insert(len(targets) * (int(wanted.sum()) - 1), float(whole.actual[-len(targets[0]) :].sum()))
+        for t, each in zip(wanted.nonzero()[0].tolist(), np.reshape(sums, (-1, len(targets))).tolist(), strict=True):
+            own, *others = each
+            log_likelihood[t], misleads[t] = own, any(other > own for other in others)
     arrays = (log_prior.astype(np.float32), log_likelihood.astype(np.float32))
     return RewardComponents(*arrays, misleads, np.asarray(others, np.float32))
 

@@ -33,12 +33,12 @@ def test_without_a_target_one_pass_scores_every_prefix() -> None:
     assert text.ids == (1, 2, 5, 6, TERMINATOR) and text.first == 2
 
 
-def test_with_a_target_each_state_that_can_stop_gets_its_own_text() -> None:
+def test_with_a_target_the_last_state_shares_the_first_text_and_each_other_that_can_stop_has_its_own() -> None:
     texts = texts_to_score(
         rollout([5, 6], [5, 6], [0, 1], target=[7, 8]), TERMINATOR, from_state(2, 1), terminator_in_text=True
     )
-    assert [text.ids for text in texts[1:]] == [(1, 2, 5, TERMINATOR, 7, 8), (1, 2, 5, 6, TERMINATOR, 7, 8)]
-    assert [text.first for text in texts[1:]] == [4, 5]
+    assert [text.ids for text in texts] == [(1, 2, 5, 6, TERMINATOR, 7, 8), (1, 2, 5, TERMINATOR, 7, 8)]
+    assert [text.first for text in texts] == [2, 4]
 
 
 def test_tool_tokens_are_context_and_do_not_count_in_the_prior() -> None:
@@ -62,15 +62,14 @@ def test_the_terminator_counts_only_where_the_task_says_so() -> None:
     assert with_it.log_prior.tolist() == [-2.0, -4.0] and without.log_prior.tolist() == [0.0, -1.0]
 
 
-@pytest.mark.parametrize(("min_len", "expected"), [(0, [-3.0, -7.0]), (1, [0.0, -3.0])])
+@pytest.mark.parametrize(("min_len", "expected"), [(0, [-3.0, -7.0]), (1, [0.0, -7.0])])
 def test_the_likelihood_sums_over_the_target_at_each_state_that_can_stop(min_len: int, expected: list[float]) -> None:
     item = rollout([5], [5], [0], target=[7, 8])
-    prior = TokenScores(np.zeros(2), np.zeros(2))
-    targets = [TokenScores(np.array([-1.0, -2.0]), np.zeros(2)), TokenScores(np.array([-3.0, -4.0]), np.zeros(2))]
-    found = reward_components(
-        item, [prior, *targets[: 2 - min_len]], terminator_in_reward=True, **states(item, min_len)
-    )
+    whole = TokenScores(np.array([-10.0, -20.0, -3.0, -4.0]), np.zeros(4))
+    earlier = [TokenScores(np.array([-1.0, -2.0]), np.zeros(2))]
+    found = reward_components(item, [whole, *earlier[min_len:]], terminator_in_reward=True, **states(item, min_len))
     assert found.log_likelihood.tolist() == expected
+    assert found.log_prior.tolist() == [0.0, -10.0]
 
 
 def test_alternatives_are_read_after_each_state_and_tell_where_stopping_misleads() -> None:
@@ -78,10 +77,11 @@ def test_alternatives_are_read_after_each_state_and_tell_where_stopping_misleads
     item = Rollout(query, *(np.asarray(ids, np.int32) for ids in ([5], [5], [0])))
     texts = texts_to_score(item, TERMINATOR, from_state(1, 0), terminator_in_text=False)
     # The reference has a prompt of its own, and ⊤ is no part of the text.
-    assert [text.ids for text in texts] == [(3, 5, TERMINATOR), (3, 7), (3, 8), (3, 9), (3, 5, 7), (3, 5, 8), (3, 5, 9)]
-    prior = TokenScores(np.zeros(2), np.zeros(2))
-    given = [TokenScores(np.array([value]), np.zeros(1)) for value in (-1.0, -2.0, -3.0, -4.0, -0.5, -5.0)]
-    found = reward_components(item, [prior, *given], terminator_in_reward=False, **states(item, 0))
+    assert [text.ids for text in texts] == [(3, 5, 7), (3, 7), (3, 8), (3, 9), (3, 5, 8), (3, 5, 9)]
+    whole = TokenScores(np.array([-9.0, -4.0]), np.zeros(2))
+    given = [TokenScores(np.array([value]), np.zeros(1)) for value in (-1.0, -2.0, -3.0, -0.5, -5.0)]
+    found = reward_components(item, [whole, *given], terminator_in_reward=False, **states(item, 0))
+    assert found.log_prior.tolist() == [0.0, -9.0]
     assert found.log_likelihood.tolist() == [-1.0, -4.0]
     assert found.misleads.tolist() == [False, True]
     assert found.log_alternatives.tolist() == [-0.5, -5.0]
@@ -91,8 +91,8 @@ def test_states_that_nobody_asked_for_have_no_likelihood() -> None:
     item = rollout([5, 6], [5, 6], [0, 1], target=[7])
     stoppable, last = from_state(2, 1), from_state(2, 2)
     texts = texts_to_score(item, TERMINATOR, last, terminator_in_text=True)
-    assert [text.ids for text in texts[1:]] == [(1, 2, 5, 6, TERMINATOR, 7)]
-    scores = [TokenScores(np.zeros(3), np.zeros(3)), TokenScores(np.array([-2.0]), np.zeros(1))]
+    assert [text.ids for text in texts] == [(1, 2, 5, 6, TERMINATOR, 7)]
+    scores = [TokenScores(np.array([0.0, 0.0, 0.0, -2.0]), np.zeros(4))]
     found = reward_components(item, scores, terminator_in_reward=True, stoppable=stoppable, wanted=last)
     # 0 where the policy can't stop, unknown where it can.
     assert found.log_likelihood[0] == 0 and np.isnan(found.log_likelihood[1]) and found.log_likelihood[2] == -2.0
