@@ -140,15 +140,17 @@ class Trainer:
 
     def _wait_for_trajectories(self) -> float:
         """Wait until the buffer holds enough that is new; seconds waited. Raises StallError with the cause."""
-        start = time.monotonic()
+        start = counted = time.monotonic()
         next_word = start
         while True:
             stats = self.buffer.stats()
-            if self._enough(stats) or not self._may_go_on():
-                waited = time.monotonic() - start
-                self.metrics.waited.inc(waited)
-                return waited
+            done = self._enough(stats) or not self._may_go_on()
             now = time.monotonic()
+            # Counted while it lasts: who watches the counter must see a wait before it is over.
+            self.metrics.waited.inc(now - counted)
+            counted = now
+            if done:
+                return now - start
             if now - start > self.section.max_wait_s:
                 raise StallError(
                     f"learner waited {self.section.max_wait_s:g} s for trajectories: {self._why_waiting(stats)}; "
