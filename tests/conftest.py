@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +15,14 @@ from buffer.connection import Keys, connect
 from buffer.embedded import EmbeddedRedis
 from common.config import RedisSection
 from common.trajectory import Behaviour, Query, Trajectory
+from deploy import tools
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Threads that spin while they wait slow everything down where tests start processes beside themselves.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+ToolFinder = Callable[[str], Path]
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +59,19 @@ def digit_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny import save_digit_model
 
     return save_digit_model(tmp_path_factory.mktemp("models") / "digits")
+
+
+@pytest.fixture(scope="session")
+def find_tool() -> ToolFinder:
+    """Path of one of Prometheus' programs; skips the test, with the reason, where it can't be had."""
+
+    def find(name: str) -> Path:
+        try:
+            return tools.find_tool(name)
+        except tools.ToolMissing as missing:
+            pytest.skip(str(missing))
+
+    return find
 
 
 def make_query(*prompt: int) -> Query:
