@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from common.config_loading import known_keys
+from deploy.grafana.build import DASHBOARDS
 from deploy.prometheus_config import CONFIG, configuration
 from tests.conftest import ToolFinder
 from tests.deploy.prometheus_files import FOLDER, ROOT, exported, rule_tests, rules
@@ -83,6 +85,14 @@ def test_every_runbook_is_of_an_alert() -> None:
     text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     chapter = text.split("### Runbooks\n")[1].split("\n## ")[0]
     assert sorted(re.findall(r"^#### (\w+)$", chapter, re.MULTILINE)) == sorted(NAMES)
+
+
+def test_runbooks_speak_of_panels_and_settings_that_exist() -> None:
+    chapter = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8").split("### Runbooks\n")[1].split("\n## ")[0]
+    titles = {panel.title for page in DASHBOARDS for panel in page.panels}
+    assert set(re.findall(r"`([A-Z][a-z][A-Za-z ]*)`", chapter)) <= titles
+    sections = "actor|buffer|learner|metrics|model|redis|run|task"
+    assert set(re.findall(rf"`((?:{sections})\.[a-z_.]+)[:`]", chapter)) <= set(known_keys()) - {"summary.json"}
 
 
 def test_rules_ask_only_for_metrics_that_exist() -> None:
