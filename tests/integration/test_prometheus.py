@@ -34,10 +34,10 @@ from tests.deploy.prometheus_files import rules
 from tests.integration.conftest import ROOT, command, write_config
 from tests.promql import selectors
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
 RUN = "watched"
-START_LIMIT_S = 120.0
-DATA_LIMIT_S = 240.0
+START_LIMIT_S = 240.0
+DATA_LIMIT_S = 420.0
 NEEDS_GPU = ("ray_node_gpus_", "ray_node_gram_")
 """Ray exports these where there are GPUs; their panels say 0 elsewhere."""
 NOTHING_WHEN_HEALTHY = ("ALERTS",)
@@ -144,7 +144,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory, digit_model: Path, find_to
             # Panels show these two limits where they are set.
             client = connect(RedisSection(), redis.url)
             client.config_set("maxmemory", "1gb")
-            run = write_config(folder, digit_model, steps=1_000_000, checkpoint_every=100_000)
+            run = write_config(folder, digit_model, steps=1_000_000, checkpoint_every=100_000, max_wait_s=900)
             options = {
                 "run.name": RUN,
                 "ray.address": f"127.0.0.1:{gcs}",
