@@ -1,7 +1,7 @@
 """Writes docs/results.md from the saved tables of comparisons: `python -m benchmarks.results`.
 
-A table gets here by `python -m benchmarks.results --take comparisons/NAME`, into benchmarks/results/. Cells of another seed
-can be made at another time: they come beside those that are there.
+A table gets here by `python -m benchmarks.results --take comparisons/NAME`, into benchmarks/results/. Cells of another
+seed can be made at another time: they come beside those that are there.
 """
 
 from __future__ import annotations
