@@ -21,3 +21,4 @@ test: lint
 
 docs: setup
 	.venv/bin/python -m deploy.reference > docs/configuration.md
+	.venv/bin/python -m deploy.grafana.build

@@ -86,7 +86,8 @@ def _variable(choice: Choice) -> Json:
         "definition": choice.query,
         "query": {"query": choice.query, "refId": choice.name},
         "refresh": 2,
-        "sort": 4,
+        # In natural order (7): actor-2 before actor-10.
+        "sort": 7,
         "current": {},
     }
 
