@@ -86,8 +86,8 @@ def _variable(choice: Choice) -> Json:
         "definition": choice.query,
         "query": {"query": choice.query, "refId": choice.name},
         "refresh": 2,
-        # In natural order (7): actor-2 before actor-10.
-        "sort": 7,
+        # By the number within (3): actor-2 before actor-10.
+        "sort": 3,
         "current": {},
     }
 

@@ -2,111 +2,38 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import math
 import os
 import secrets
 import shutil
 import signal
-import subprocess
+import sys
 import tempfile
-import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from buffer.connection import connect
 from buffer.embedded import EmbeddedRedis, free_port
 from common.config import RedisSection
-from deploy.grafana.build import DASHBOARDS
 from deploy.prometheus_config import configuration
 from tests.conftest import ToolFinder
 from tests.deploy.prometheus_files import rules
-from tests.integration.conftest import ROOT, command, write_config
+from tests.integration.conftest import command, write_config
+from tests.integration.prometheus_api import RUN, Watched, panel_queries, process, prometheus, wait_for, without_data
 from tests.promql import selectors
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
-RUN = "watched"
-START_LIMIT_S = 240.0
-DATA_LIMIT_S = 420.0
 NEEDS_GPU = ("ray_node_gpus_", "ray_node_gram_")
 """Ray exports these where there are GPUs; their panels say 0 elsewhere."""
 NOTHING_WHEN_HEALTHY = ("ALERTS",)
 """A panel counts the alerts that fire, and of a healthy run none does."""
 
 
-def fetch(url: str, **headers: str) -> bytes:
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as answer:
-        return bytes(answer.read())
-
-
-@dataclass(frozen=True)
-class Watched:
-    """Prometheus' HTTP API."""
-
-    address: str
-
-    def get(self, path: str, **parameters: str) -> Any:
-        """Data of an answer; fails the test with Prometheus' own words if it refuses."""
-        try:
-            answer = fetch(f"http://{self.address}/api/v1/{path}?{urllib.parse.urlencode(parameters)}")
-        except urllib.error.HTTPError as error:
-            pytest.fail(f"{parameters}: {error.read().decode()}")
-        return json.loads(answer)["data"]
-
-    def values(self, expr: str) -> list[float]:
-        """Present values of an expression's series, those that are no number left out."""
-        found = self.get("query", query=expr)
-        values = [float(found["result"][1])] if found["resultType"] == "scalar" else _values(found["result"])
-        return [value for value in values if not math.isnan(value)]
-
-
-def _values(result: list[dict[str, Any]]) -> list[float]:
-    return [float(series["value"][1]) for series in result]
-
-
-@contextmanager
-def process(arguments: list[str], log: Path, environment: dict[str, str], stop: signal.Signals) -> Iterator[None]:
-    """A process of the test, told to stop at the end; its output goes to a file."""
-    with log.open("wb") as output:
-        started = subprocess.Popen(
-            arguments, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        try:
-            yield
-            assert started.poll() is None, log.read_text()[-3000:]
-        finally:
-            started.send_signal(stop)
-            try:
-                started.wait(90)
-            except subprocess.TimeoutExpired:
-                os.killpg(started.pid, signal.SIGKILL)
-                started.wait()
-
-
-def wait_for(address: str, path: str, log: Path, **headers: str) -> None:
-    deadline = time.monotonic() + START_LIMIT_S
-    while time.monotonic() < deadline:
-        with contextlib.suppress(OSError):
-            fetch(f"http://{address}{path}", **headers)
-            return
-        time.sleep(0.5)
-    pytest.fail(f"{address}{path} does not answer: {log.read_text()[-3000:]}")
-
-
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory, digit_model: Path, find_tool: ToolFinder) -> Iterator[Watched]:
     """A Ray cluster with token, a run on it, and Prometheus with the repository's configuration, only quicker."""
-    prometheus = find_tool("prometheus")
+    program = find_tool("prometheus")
     folder = tmp_path_factory.mktemp("watched")
     token = folder / "ray_token"
     token.write_text(secrets.token_hex(32))
@@ -132,10 +59,9 @@ def watched(tmp_path_factory: pytest.TempPathFactory, digit_model: Path, find_to
         "temp-dir": ray_folder,
         "num-cpus": 2,
     }
-    ray = [str(ROOT / ".venv" / "bin" / "ray"), "start", "--head", "--block", "--disable-usage-stats"]
+    ray = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--disable-usage-stats"]
     ray += [f"--{name}={value}" for name, value in head.items()]
     config = configuration([f"127.0.0.1:{metrics}"], f"127.0.0.1:{dashboard}", token, f"127.0.0.1:{own}", interval_s=1)
-    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     try:
         with (
             EmbeddedRedis(folder / "redis") as redis,
@@ -162,40 +88,14 @@ def watched(tmp_path_factory: pytest.TempPathFactory, digit_model: Path, find_to
                 folder / "ray.log",
                 Authorization=f"Bearer {token.read_text()}",
             )
-            scraper = [
-                str(prometheus),
-                f"--config.file={folder / 'prometheus.yml'}",
-                f"--storage.tsdb.path={folder / 'data'}",
-                f"--web.listen-address=127.0.0.1:{own}",
-            ]
             with (
                 process(train, folder / "train.log", environment, signal.SIGINT),
-                process(scraper, folder / "prometheus.log", environment, signal.SIGTERM),
+                prometheus(program, folder, config, own) as found,
             ):
                 wait_for(f"127.0.0.1:{metrics}", "/targets", folder / "train.log")
-                wait_for(f"127.0.0.1:{own}", "/-/ready", folder / "prometheus.log")
-                yield Watched(f"127.0.0.1:{own}")
+                yield found
     finally:
         shutil.rmtree(ray_folder, ignore_errors=True)
-
-
-def filled_in(expr: str) -> str:
-    """An expression with the variables of the dashboards replaced as Grafana does."""
-    variables = {"$run": RUN, "$top": "5", "$actor": "actor-0", "$__rate_interval": "1m"}
-    for name, value in variables.items():
-        expr = expr.replace(name, value)
-    assert "$" not in expr, expr
-    return expr
-
-
-def without_data(prometheus: Watched, expressions: dict[str, str]) -> dict[str, str]:
-    """What has none within the limit: engines start, rates need two scrapes, Ray reports each 10 s."""
-    waiting = dict(expressions)
-    deadline = time.monotonic() + DATA_LIMIT_S
-    while waiting and time.monotonic() < deadline:
-        waiting = {name: expr for name, expr in waiting.items() if not prometheus.values(expr)}
-        time.sleep(1)
-    return waiting
 
 
 def selected(expressions: dict[str, str]) -> dict[str, str]:
@@ -220,13 +120,7 @@ def test_every_process_is_found_without_a_line_of_configuration(watched: Watched
 
 
 def test_every_panel_has_data(watched: Watched, capsys: pytest.CaptureFixture[str]) -> None:
-    queries = {
-        f"{page.name}: {panel.title} [{query.legend or panel.title}]": filled_in(query.expr)
-        for page in DASHBOARDS
-        for panel in page.panels
-        for query in panel.queries
-    }
-    assert len(queries) == sum(len(panel.queries) for page in DASHBOARDS for panel in page.panels)
+    queries = panel_queries()
     empty = without_data(watched, queries)
     # What a panel makes of nothing hides a name that doesn't exist: each of its series must be there on its own.
     absent = without_data(watched, selected(queries))
