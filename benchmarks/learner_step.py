@@ -1,4 +1,4 @@
-"""What a learner's pass gains from the output layer of the allowed tokens alone: `python -m benchmarks.learner_step`."""
+"""What a learner's pass gains from computing the allowed tokens' logits alone: `python -m benchmarks.learner_step`."""
 
 from __future__ import annotations
 
