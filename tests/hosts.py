@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-SUBNETS = ipaddress.ip_network("10.231.0.0/16")
+SUBNETS = ipaddress.IPv4Network("10.231.0.0/16")
 START_LIMIT_S = 60.0
 Command = str | Sequence[str | Path]
 """A line for a shell, or a program with its arguments."""
@@ -252,7 +252,7 @@ def remove_leftovers() -> None:
 def _unused_subnet() -> ipaddress.IPv4Network:
     listed = json.loads(_call(["ip", "-json", "-4", "address"]))
     used = [
-        ipaddress.ip_network(f"{entry['local']}/{entry['prefixlen']}", strict=False)
+        ipaddress.IPv4Network(f"{entry['local']}/{entry['prefixlen']}", strict=False)
         for link in listed
         for entry in link.get("addr_info", [])
     ]

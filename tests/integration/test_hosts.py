@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import sshd
 from tests.hosts import Network, why_not
 
 pytestmark = [pytest.mark.integration, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
@@ -108,3 +109,16 @@ def _command_lines() -> Iterator[bytes]:
                 yield (entry / "cmdline").read_bytes()
             except OSError:
                 continue
+
+
+@pytest.mark.skipif(sshd.why_not() is not None, reason=str(sshd.why_not()))
+def test_ssh_and_rsync_go_from_host_to_host_with_the_one_key(network: Network, tmp_path: Path) -> None:
+    one, two = network["one"], network["two"]
+    key = sshd.serve_ssh(network.hosts.values(), tmp_path / "shared")
+    options = f"-i {key} -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o BatchMode=yes"
+    assert one.run(f"ssh {options} root@two hostname").stdout == "two\n"
+    one.run(f"echo copied > /tmp/note; rsync -e 'ssh {options}' /tmp/note root@two:~/note")
+    assert two.run("cat ~/note").stdout == "copied\n"
+    assert "Permission denied" in one.run(f"ssh {options} nobody@two hostname", check=False).stderr
+    from_here = subprocess.run(["ssh", *options.split(), f"root@{two.address}", "hostname"], capture_output=True)
+    assert from_here.stdout == b"two\n"
