@@ -1,8 +1,8 @@
-"""The learner's container: joins the Ray cluster, trains, goes on from the last checkpoint after a restart.
+"""Trains in a container: joins the Ray cluster, and after a restart goes on from the last checkpoint.
 
-`python -m deploy.entrypoint CONFIG [--section.key value …]`. The container is a Ray node without cores or GPUs, as only
-such a node can place actors on others. SIGTERM, which `docker compose stop` sends, is passed on to `amortis train`,
-which saves a checkpoint; the node then leaves the cluster.
+`python -m deploy.entrypoint CONFIG [--section.key value …]`. With RAY_HEAD=HOST:PORT the container becomes a Ray node
+without cores or GPUs, as only a node can place actors on others; without it, it is one already. SIGTERM, as from
+`docker compose stop`, is passed on to `amortis train`, which saves a checkpoint; the node then leaves the cluster.
 """
 
 from __future__ import annotations
@@ -76,10 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"amortis: {error}", file=sys.stderr)
         return EXIT_USER
-    status = supervisor.run(_join(os.environ[HEAD_VARIABLE]), JOIN_LIMIT_S)
+    head = os.environ.get(HEAD_VARIABLE)
+    status = supervisor.run(_join(head), JOIN_LIMIT_S) if head else 0
     if status == 0:
         status = supervisor.run([_program("amortis"), "train", config, *options, *overrides])
-    subprocess.run([_program("ray"), "stop"], timeout=LEAVE_LIMIT_S, check=False)
+    if head:
+        subprocess.run([_program("ray"), "stop"], timeout=LEAVE_LIMIT_S, check=False)
     return 0 if supervisor.stopped and status in (0, EXIT_INTERRUPTED) else status
 
 

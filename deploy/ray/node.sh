@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # One node of a `ray up` cluster. The cluster files call it on every host; people and jobs call it on the head:
 #
-#   node.sh head               start Redis and Ray's head here
-#   node.sh worker HEAD_IP     start Ray here and join the head
+#   node.sh head […]           start Redis and Ray's head here; options of `ray start` can follow
+#   node.sh worker HEAD_IP […] start Ray here and join the head; options of `ray start` can follow
 #   node.sh run COMMAND …      run a command in amortis' environment, e.g. amortis train deploy/configs/cluster.yaml
 #   node.sh stop-redis         stop Redis here; what it holds stays on disk
 #
@@ -73,12 +73,13 @@ head)
     # A driver runs with the environment of its node, so `ray job submit` finds Redis. No actors here: that is the
     # learner's place.
     "$bin/ray" start --head --port="$ray_port" --num-cpus=0 --num-gpus=0 --metrics-export-port=8080 \
-        --dashboard-host="${RAY_DASHBOARD_HOST:-127.0.0.1}" --autoscaling-config="$HOME/ray_bootstrap_config.yaml"
+        --dashboard-host="${RAY_DASHBOARD_HOST:-127.0.0.1}" --autoscaling-config="$HOME/ray_bootstrap_config.yaml" \
+        "${@:2}"
     ;;
 worker)
     "$bin/ray" stop
     ulimit -n 65536 2>/dev/null || true
-    "$bin/ray" start --address="${2:?give the address of the head}:$ray_port" --metrics-export-port=8080
+    "$bin/ray" start --address="${2:?give the address of the head}:$ray_port" --metrics-export-port=8080 "${@:3}"
     ;;
 run)
     shift
