@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--runtime", action="store_true", help="leave out the tools of `make test`")
     parser.add_argument("--no-model", action="store_true", help="leave out the default model")
     options = parser.parse_args(arguments)
-    extra = "setup" if options.runtime else "dev"
+    extra = "setup,tracking" if options.runtime else "dev"
     started = time.monotonic()
     try:
         check_machine()
