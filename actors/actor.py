@@ -22,6 +22,7 @@ from actors.scoring import ScoreText
 from buffer.adapters import AdapterRegistry
 from buffer.connection import Keys, connect
 from buffer.control import FULL, Control
+from buffer.log_stream import LogStream
 from buffer.rate_limiter import RateLimiter
 from buffer.replay import BufferFull, ReplayBuffer
 from buffer.seed_queue import SeedQueue
@@ -50,10 +51,13 @@ class Actor:
         assert config.model.name is not None and config.run.name is not None
         self.config, self.section = config, config.actor
         self.id = f"actor-{index}"
-        set_up_logging(config.run_folder / "logs" / f"{self.id}.log", terminal=False)
+        set_up_logging(
+            config.run_folder / "logs" / f"{self.id}.log", terminal=False, run=config.run.name, process=self.id
+        )
         seed = (config.run.seed * 1_009 + index * 101 + generation + 1) % 2**31
         self._random = random.Random(seed)
         client, keys = connect(config.redis, redis_url), Keys(config.run.name)
+        LogStream(client, keys).attach()
         self.control = Control(client, keys)
         self.buffer = ReplayBuffer.of(config, client, keys)
         self._seeds = SeedQueue(client, keys)
@@ -61,8 +65,9 @@ class Actor:
         self.queries = list(self.buffer.queries().values())
         registry = new_registry()
         self.metrics = ActorMetrics(registry)
-        self.metrics_port = serve(registry, config.metrics, METRICS_OFFSET + index)
-        log.info("metrics on port %s", self.metrics_port)
+        self.metrics_address = serve(registry, config.metrics, METRICS_OFFSET + index, redis_url)
+        self.control.register(self.id, "actor", self.metrics_address)
+        log.info("metrics on %s", self.metrics_address)
         self._beat("starting engine")
         space = self.task.action_space
         engine, reference = make_engines(config, space, seed)
@@ -93,9 +98,9 @@ class Actor:
         """Loop until the run stops; a fault is reported and ends the run."""
         log.info("running with %d queries", len(self.queries))
         try:
-            while self.control.stop_reason() is None and self._score_seeds():
+            while self._may_go_on() and self._score_seeds():
                 pass
-            while self.control.stop_reason() is None:
+            while self._may_go_on():
                 self._round()
             self._push()
             self._beat("stopped")
@@ -105,6 +110,9 @@ class Actor:
         except Exception:
             log.exception("the actor's loop failed")
             raise
+
+    def _may_go_on(self) -> bool:
+        return self.control.stop_reason(self.id) is None
 
     def _round(self) -> None:
         """Work until the next housekeeping is due."""
@@ -240,7 +248,7 @@ class Actor:
                 self._beat(f"{FULL}: {error}")
                 time.sleep(FULL_S)
                 self.metrics.blocked.inc(FULL_S)
-                if self.control.stop_reason() is None:
+                if self._may_go_on():
                     continue
                 return False
             self.metrics.refused.inc(result.refused)
@@ -263,7 +271,7 @@ class Actor:
                 "phase": phase,
                 "host": platform.node(),
                 "pid": os.getpid(),
-                "metrics_port": self.metrics_port,
+                "metrics_address": self.metrics_address,
                 "pushed": getattr(self, "_pushed", 0),
                 "adapter_version": current.version if current else 0,
                 "adapter_sha256": current.sha256 if current else None,
@@ -278,7 +286,7 @@ class Actor:
 
         The learner is done by then, so its cores are taken as well.
         """
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // self.section.count))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // self.section.least_count))
         while self.sampler.in_flight:
             # Left over from training, under older versions.
             self.sampler.step()

@@ -13,7 +13,7 @@ from actors.scoring import ScoreText
 from buffer.adapters import AdapterError, AdapterRegistry
 from common.adapter_files import changes_something
 from common.errors import RunFault
-from common.log import get_logger
+from common.log import add_log_context, get_logger
 from common.metrics import ActorMetrics
 
 log = get_logger("actor")
@@ -72,6 +72,7 @@ class AdapterFollower:
             return
         self.current, self._changes_something = loaded, changes_something(adapter.files)
         self._metrics.adapter_version.set(version)
+        add_log_context(adapter_version=version)
         self._metrics.sync_latency.observe(max(0.0, time.time() - adapter.published_at))
         self._drop_old_folders()
         log.info("serving adapter version %d, sha256 %s", version, adapter.sha256)

@@ -16,8 +16,9 @@ MAX_RESTARTS = 10
 class RayActor:
     """What Ray runs: the actor is made with the first call of `run`, so that a failing engine is reported by it."""
 
-    def __init__(self, config: RunConfig, index: int, redis_url: str) -> None:
+    def __init__(self, config: RunConfig, index: int, redis_url: str, generation: int) -> None:
         self._arguments = (config, index, redis_url)
+        self._generation = generation
         self._actor: Any = None
 
     def run(self) -> None:
@@ -31,7 +32,8 @@ class RayActor:
             _limit_threads(config)
             restarted = ray.get_runtime_context().was_current_actor_reconstructed
             # A restarted actor draws other samples than the dead one did.
-            self._actor = Actor(config, index, redis_url, generation=os.getpid() if restarted else 0)
+            generation = os.getpid() if restarted else self._generation
+            self._actor = Actor(config, index, redis_url, generation=generation)
         self._actor.run()
 
     def evaluate(self, requests: Sequence[SampleRequest], split: Split) -> dict[str, dict[str, list[bytes]]]:
@@ -45,15 +47,24 @@ class RayActor:
             self._actor.close()
 
 
-def start_actors(config: RunConfig, redis_url: str) -> list[Any]:
-    """Place the configured number of actors; handles in the order of their indices."""
+def start_actor(config: RunConfig, index: int, redis_url: str, generation: int) -> tuple[Any, Any]:
+    """Ask Ray for an actor; its handle, and its placement group if it needs any resource.
+
+    Nothing waits here. An actor starts by itself once a node has room for its group, and an autoscaler adds nodes for
+    groups that wait; when its node is lost, Ray places group and actor anew.
+    """
     import ray
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     section = config.actor
-    remote = ray.remote(
-        num_cpus=section.num_cpus, num_gpus=section.num_gpus or 0, max_restarts=MAX_RESTARTS, max_task_retries=-1
-    )(RayActor)
-    return [remote.remote(config, index, redis_url) for index in range(section.count)]
+    needs = {name: value for name, value in (("CPU", section.num_cpus), ("GPU", section.num_gpus)) if value}
+    options: dict[str, Any] = {"num_cpus": section.num_cpus, "num_gpus": section.num_gpus or 0}
+    group = None
+    if needs:
+        group = ray.util.placement_group([needs], strategy="SPREAD", name=f"amortis-{config.run.name}-{index}")
+        options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group)
+    remote = ray.remote(max_restarts=MAX_RESTARTS, max_task_retries=-1, **options)(RayActor)
+    return remote.remote(config, index, redis_url, generation), group
 
 
 def _limit_threads(config: RunConfig) -> None:

@@ -1,6 +1,7 @@
 """Writes docs/results.md from the saved tables of comparisons: `python -m benchmarks.results`.
 
-A table gets here by `python -m benchmarks.results --take comparisons/NAME`, which copies it to benchmarks/results/.
+A table gets here by `python -m benchmarks.results --take comparisons/NAME`, into benchmarks/results/. Cells of another
+seed can be made at another time: they come beside those that are there.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ import argparse
 import json
 import os
 import platform
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from deploy.comparison_table import Table
 
 ROOT = Path(__file__).parents[1]
 TABLES, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "results.md"
@@ -104,7 +106,7 @@ def _section(section: Section, table: Mapping[str, Any], folder: Path) -> str:
     if section.paper:
         lines.append(f"{section.paper}\n")
     lines.append(
-        f"Made on {made['cores']} cores; {table['cells_done']} of {table['cells_planned']} planned cells are done. "
+        f"Made on {made['cores']} cores: {table['cells_done']} cells of the seeds {_seeds(table['entries'])}. "
         f"They took {table['seconds'] / 3600:.1f} h in all, the longest {table['longest_cell_s'] / 60:.0f} min.\n"
     )
     lines.append(f"![{section.title}](../benchmarks/results/{section.name}/comparison.png)\n")
@@ -123,17 +125,24 @@ def _rows(section: Section, entries: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
+def _seeds(entries: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(map(str, sorted({seed for entry in entries for seed in entry["seeds"]})))
+
+
 def _shown(entry: Mapping[str, Any]) -> str:
     error = entry["standard_error"]
     return f"{entry['mean']:.3f}" if error is None else f"{entry['mean']:.3f} ± {error:.3f}"
 
 
 def take(folder: Path) -> None:
-    """Copy a comparison's table and plot, and note the machine that it was made on."""
+    """Take a comparison's cells in, beside those of other seeds, and note the machine that they were made on."""
     target = TABLES / folder.name
     target.mkdir(parents=True, exist_ok=True)
-    for name in ("table.json", "comparison.png"):
-        shutil.copy(folder / name, target / name)
+    table = Table.from_json((folder / "table.json").read_text(encoding="utf-8"))
+    saved = target / "table.json"
+    if saved.is_file():
+        table = Table.from_json(saved.read_text(encoding="utf-8")).updated(table)
+    table.save(target)
     made = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
     (target / "made.json").write_text(json.dumps(made) + "\n", encoding="utf-8")
 

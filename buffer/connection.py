@@ -65,6 +65,9 @@ class Keys:
         self.control = f"{self.base}control"
         self.learner = f"{self.base}learner"
         self.actors = f"{self.base}actors"
+        self.processes = f"{self.base}processes"
+        self.config = f"{self.base}config"
+        self.logs = f"{self.base}logs"
 
     def adapter(self, version: int) -> str:
         """The hash that holds a version's files and manifest."""

@@ -6,11 +6,14 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 from redis.exceptions import ResponseError
 
 from buffer.connection import Client, Keys, is_out_of_memory
+from common.config import RunConfig
+
+Part = Literal["launcher", "learner", "actor"]
 
 ALIVE_S = 15.0
 """An actor that has said nothing for so long counts as dead."""
@@ -38,7 +41,8 @@ class Control:
 
     def reset(self) -> None:
         """Forget an earlier run's signals; its buffer and adapters stay."""
-        self._client.delete(self._keys.control, self._keys.learner, self._keys.actors)
+        keys = self._keys
+        self._client.delete(keys.control, keys.learner, keys.actors, keys.processes)
 
     def request_stop(self, reason: str) -> None:
         """Ask everyone to finish in good order; the first reason stays."""
@@ -48,16 +52,57 @@ class Control:
         """Stop the run because going on would be wrong; the first fault stays."""
         self._client.hsetnx(self._keys.control, "fault", f"{origin}: {message}")
 
-    def stop_reason(self) -> str | None:
-        """Why the run is to end, or None."""
-        fault, stop = self._client.hmget(self._keys.control, "fault", "stop")
-        found = fault or stop
+    def stop_reason(self, actor_id: str | None = None) -> str | None:
+        """Why the run is to end, or this actor is, or None."""
+        fields = ["fault", "stop"] if actor_id is None else ["fault", "stop", f"retire:{actor_id}"]
+        found = next((value for value in self._client.hmget(self._keys.control, *fields) if value), None)
         return found.decode() if found else None
+
+    def retire(self, actor_id: str) -> None:
+        """Ask one actor to finish in good order."""
+        self._client.hset(self._keys.control, f"retire:{actor_id}", "fewer actors are wanted")
+
+    def forget_actor(self, actor_id: str) -> None:
+        """An actor is gone for good: another may have its name."""
+        self._client.hdel(self._keys.control, f"retire:{actor_id}")
+        self._client.hdel(self._keys.actors, actor_id)
+        self._client.hdel(self._keys.processes, actor_id)
+
+    def want_actors(self, n: int) -> None:
+        """Ask the launcher for another number of actors."""
+        self._client.hset(self._keys.control, "wanted", n)
+
+    def wanted_actors(self) -> int | None:
+        """The number that was asked for while the run is in progress, or None."""
+        found = self._client.hget(self._keys.control, "wanted")
+        return int(found) if found else None
 
     def fault(self) -> str | None:
         """What went wrong, or None."""
         found = self._client.hget(self._keys.control, "fault")
         return found.decode() if found else None
+
+    def register(self, process: str, part: Part, address: str | None) -> None:
+        """Where a process serves its metrics, HOST:PORT; None where it serves none."""
+        if address is not None:
+            self._client.hset(self._keys.processes, process, json.dumps({"part": part, "address": address}))
+
+    def processes(self) -> dict[str, dict[str, str]]:
+        """Each registered process' `part` and `address`."""
+        return {name.decode(): json.loads(raw) for name, raw in self._client.hgetall(self._keys.processes).items()}
+
+    def put_config(self, config: RunConfig) -> None:
+        """Keep the run's settings, secrets left out, for whoever looks at the run without its folder."""
+        self._client.set(self._keys.config, config.model_dump_json())
+
+    def config(self) -> RunConfig | None:
+        """The run's settings, without its Redis URL; None where there is no such run."""
+        raw = self._client.get(self._keys.config)
+        if raw is None:
+            return None
+        data = json.loads(raw)
+        data["redis"]["url"] = None
+        return RunConfig.model_validate(data)
 
     def heartbeat(self, actor_id: str, status: dict[str, Any]) -> None:
         """An actor's word that it lives, and how it does; unheard where Redis has no memory left."""

@@ -194,7 +194,11 @@ class SeedSection(Section):
 class ActorSection(Section):
     """Sampling and scoring."""
 
-    count: int = Field(1, ge=1, description="Ray actors, one vLLM engine each")
+    count: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        1,
+        description="Ray actors, one vLLM engine each; auto: one per GPU, or per num_cpus cores without GPUs, on all "
+        "nodes of the cluster, following it as it grows and shrinks",
+    )
     num_cpus: float = Field(1, ge=0, description="cores that Ray reserves for an actor, and its threads")
     num_gpus: float | None = Field(None, ge=0, description="GPUs an actor; without it 1 where there is one, else 0")
     dtype: Dtype = Field("auto", description="auto: float32 on a CPU, bfloat16 on a GPU")
@@ -215,6 +219,17 @@ class ActorSection(Section):
     enforce_eager: bool = Field(False, description="no compilation: slower sampling, quicker start")
     score_cache: int = Field(100_000, ge=0, description="scored texts kept, as the reference never changes")
     push_every_s: float = Field(0.5, gt=0, description="longest time a scored trajectory waits for its batch")
+
+    @model_validator(mode="after")
+    def _countable(self) -> Self:
+        if self.count == "auto" and not self.num_cpus and not self.num_gpus:
+            raise ValueError("count: auto needs num_cpus or num_gpus above 0 to count by")
+        return self
+
+    @property
+    def least_count(self) -> int:
+        """Actors that there are at least."""
+        return 1 if self.count == "auto" else self.count
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -326,6 +341,16 @@ class MetricsSection(Section):
     )
 
 
+class TrackingSection(Section):
+    """Where a run's figures go besides Prometheus and metrics.jsonl."""
+
+    tensorboard: bool = Field(False, description="event files in the run's folder; needs the package tensorboard")
+    wandb: Literal["online", "offline"] | None = Field(
+        None, description="Weights & Biases; offline writes into the run's folder. Needs the package wandb"
+    )
+    project: str = Field("amortis", min_length=1, description="project of Weights & Biases")
+
+
 class RaySection(Section):
     """Where actors are placed."""
 
@@ -347,6 +372,7 @@ class RunConfig(Section):
     redis: RedisSection = RedisSection.model_validate({})
     ray: RaySection = RaySection.model_validate({})
     metrics: MetricsSection = MetricsSection.model_validate({})
+    tracking: TrackingSection = TrackingSection.model_validate({})
 
     @model_validator(mode="after")
     def _em_has_an_e_step(self) -> Self:

@@ -37,7 +37,9 @@ def resolve_devices(config: RunConfig) -> RunConfig:
         }
     )
     cores = os.cpu_count() or 1
-    left = max(1, cores - int(actor.count * actor.num_cpus))
+    # Actors on a cluster have cores of their own.
+    taken = 0 if config.ray.address else int(actor.least_count * actor.num_cpus)
+    left = max(1, cores - taken)
     learner = config.learner.model_copy(
         update={
             "dtype": _chosen(config.learner.dtype, "float32"),

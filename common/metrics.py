@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from typing import get_args
+import json
+import math
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, get_args
+from urllib.parse import urlsplit
+from wsgiref.simple_server import WSGIRequestHandler, make_server
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
+from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
@@ -77,6 +85,12 @@ class LearnerMetrics:
         self.adapter_version = gauge("adapter_version", "Newest adapter version published")
         self.staleness = gauge("staleness_versions", "Mean adapter versions that the last batch lags behind")
         self.sampler_gap = gauge("sampler_gap_nats", "Mean absolute gap of sampler's and learner's log-prob a token")
+        self.effective_sample_size = gauge(
+            "effective_sample_size_ratio", "Effective sample size of the last batch's weights R/q over its number"
+        )
+        self.max_sampler_gap = gauge("max_sampler_gap_nats", "learner.max_sampler_gap, at which the run stops")
+        self.max_staleness = gauge("max_staleness_versions", "buffer.max_staleness, +Inf for none")
+        self.max_staleness.set(math.inf)
         self.trained = Counter("amortis_learner_trained_trajectories", "Trajectories used by steps", registry=registry)
         self.waited = Counter("amortis_learner_wait_seconds", "Time spent waiting for trajectories", registry=registry)
         self.step_time = seconds("step", "Time of one step, waiting left out")
@@ -104,20 +118,68 @@ class LauncherMetrics:
         self.buffer_evicted = gauge("buffer_evicted_trajectories", "Trajectories evicted")
         self.buffer_quarantined = gauge("buffer_quarantined_trajectories", "Trajectories set aside as malformed")
         self.actors_alive = gauge("actors_alive", "Actors heard of lately")
+        self.actors_wanted = gauge("actors_wanted", "Actors that are asked of Ray")
 
 
-def serve(registry: CollectorRegistry, section: MetricsSection, offset: int) -> int | None:
-    """Serve a registry at `metrics.port` + offset, or at a free port; returns the port, None if disabled.
+Targets = list[dict[str, Any]]
 
-    Raises UserError if the port is taken.
+
+def targets(run: str, processes: Mapping[str, Mapping[str, str]]) -> Targets:
+    """A run's processes as Prometheus' HTTP service discovery wants them, from `Control.processes`."""
+    return [
+        {"targets": [found["address"]], "labels": {"run": run, "part": found["part"], "process": name}}
+        for name, found in sorted(processes.items())
+    ]
+
+
+def serve(
+    registry: CollectorRegistry,
+    section: MetricsSection,
+    offset: int,
+    redis_url: str,
+    discover: Callable[[], Targets] | None = None,
+) -> str | None:
+    """Serve a registry at `metrics.port` + offset, or at a free port; HOST:PORT for others, None if disabled.
+
+    With `discover` its answer is served at /targets. Raises UserError if the port is taken.
     """
     if not section.enabled:
         return None
     port = section.port + offset if section.port else 0
     try:
-        server, _ = start_http_server(port, addr=section.host, registry=registry)
+        server = make_server(section.host, port, _app(registry, discover), ThreadingWSGIServer, _Silent)
     except OSError as error:
         raise UserError(
             "metrics.port", port, f"can't be listened on ({error.strerror})", "choose another, or 0 for free ones"
         ) from error
-    return int(server.server_port)
+    threading.Thread(target=server.serve_forever, daemon=True, name="amortis-metrics").start()
+    host = own_address(redis_url) if section.host in ("0.0.0.0", "::") else section.host
+    return f"{host}:{server.server_port}"
+
+
+class _Silent(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        """Scrapes are no news."""
+
+
+def _app(registry: CollectorRegistry, discover: Callable[[], Targets] | None) -> Any:
+    metrics = make_wsgi_app(registry)
+
+    def app(environ: dict[str, Any], start_response: Any) -> Any:
+        if discover is None or environ["PATH_INFO"] != "/targets":
+            return metrics(environ, start_response)
+        start_response("200 OK", [("Content-Type", "application/json")])
+        return [json.dumps(discover()).encode()]
+
+    return app
+
+
+def own_address(redis_url: str) -> str:
+    """The address that this machine has towards Redis, where the others of the run are too; nothing is sent."""
+    parts = urlsplit(redis_url.split(",")[0])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((parts.hostname or "127.0.0.1", parts.port or 6379))
+        except (OSError, ValueError):
+            return "127.0.0.1"
+        return str(probe.getsockname()[0])

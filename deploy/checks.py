@@ -20,12 +20,14 @@ from common.rows import HUB
 from common.seeds import make_seed_jobs
 from common.tasks import make_task
 from common.tokens import load_codec
+from learner.tracking import check_tracking
 
 HUB_LIMIT_S = 5.0
 
 
 def prepare(config: RunConfig) -> RunConfig:
     """The resolved configuration of a run that can start; raises UserError for the first thing that can't be used."""
+    check_tracking(config.tracking)
     config = _named(config)
     _check_folder(config)
     _check_ports(config)
@@ -154,7 +156,7 @@ def _check_ports(config: RunConfig) -> None:
     section = config.metrics
     if not (section.enabled and section.port):
         return
-    for port in range(section.port, section.port + 2 + config.actor.count):
+    for port in range(section.port, section.port + 2 + config.actor.least_count):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

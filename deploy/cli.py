@@ -1,4 +1,4 @@
-"""The command line: `amortis train | compare | evaluate | sample | buffer | doctor | learner`."""
+"""The command line: `amortis train`, `compare`, `evaluate`, `sample`, `status`, `stop` and the others of `--help`."""
 
 from __future__ import annotations
 
@@ -86,6 +86,9 @@ def _parser() -> argparse.ArgumentParser:
     sub = commands.add_parser("buffer", help="Look into, export, import or clear a run's replay buffer.")
     sub.set_defaults(command=buffer_command)
     add_buffer_command(sub)
+    from deploy.run_cli import add_run_commands
+
+    add_run_commands(commands)
     sub = add("doctor", doctor, "Check that every component is there and works.")
     sub.add_argument("--quick", action="store_true", help="don't start an engine or Ray")
     sub = add("learner", learner, "Run the learner process of a run by hand (the launcher does it otherwise).")
@@ -118,7 +121,11 @@ def train(options: argparse.Namespace, overrides: list[str], console: Console) -
     if options.json:
         print(json.dumps(summary))
     print_figures(console, f"{config.run_folder}", summary)
-    return EXIT_INTERRUPTED if summary["interrupted"] else 0
+    from deploy.run_cli import OPERATOR_STOP
+
+    # Stopped on purpose is no failure; a supervisor that starts failed runs again must leave it alone.
+    on_purpose = summary.get("stopped_because") == OPERATOR_STOP
+    return EXIT_INTERRUPTED if summary["interrupted"] and not on_purpose else 0
 
 
 def compare(options: argparse.Namespace, overrides: list[str], console: Console) -> int:

@@ -6,9 +6,9 @@ import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -119,12 +119,27 @@ class Table:
         done = {
             "entries": entries,
             "columns": self.columns,
+            "main": list(self.main),
+            "plot": self.plot.model_dump(),
+            "measured": [asdict(item) for item in self.measured],
             "cells_done": len({(item.condition, item.cell, item.seed) for item in self.measured}),
             "cells_planned": self.planned,
             "seconds": sum(seconds for *_, seconds in cells),
             "longest_cell_s": max((seconds for *_, seconds in cells), default=0.0),
         }
         return json.dumps(done, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """A saved table."""
+        data = json.loads(text)
+        measured = [Measurement(**item) for item in data["measured"]]
+        return cls(measured, data["main"], PlotSection.model_validate(data["plot"]), data["cells_planned"])
+
+    def updated(self, newer: Self) -> Self:
+        """This table with what a later one measured: other seeds beside these, the same cells in place of these."""
+        kept = {(item.condition, item.method, item.seed): item for item in (*self.measured, *newer.measured)}
+        return replace(newer, measured=list(kept.values()), planned=max(newer.planned, self.planned, len(kept)))
 
     def to_markdown(self) -> str:
         """The shown figures."""

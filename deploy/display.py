@@ -62,7 +62,7 @@ def _figures(state: RunState) -> dict[str, str]:
         "adapter": f"v{version}, actors serve {serving}",
         "staleness": _number(learner.get("staleness"), " versions"),
         "samples/s": f"{state.pushed / elapsed:.1f}",
-        "actors alive": f"{alive}/{state.config.actor.count}",
+        "actors alive": f"{alive}/{state.actors_wanted}",
         "elapsed": f"{elapsed:.0f} s",
         "ETA": eta,
     }

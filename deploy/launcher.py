@@ -25,23 +25,25 @@ from redis.exceptions import RedisError
 from buffer.connection import Keys, connect, forget, memory_of
 from buffer.control import Control
 from buffer.embedded import EmbeddedRedis
+from buffer.log_stream import LogStream
 from buffer.replay import ReplayBuffer
 from buffer.seed_queue import SeedQueue
 from common.config import RunConfig
 from common.config_loading import REDIS_URL_VARIABLE, save_resolved
-from common.errors import RunFault, UserError
+from common.errors import RunFault
 from common.log import get_logger, set_up_logging
-from common.metrics import LauncherMetrics, new_registry, serve
+from common.metrics import LauncherMetrics, new_registry, serve, targets
 from common.processes import die_with_parent
 from common.seeds import make_seed_jobs
-from common.tasks import SampleRequest, Split, Task, make_task
+from common.tasks import SampleRequest, Task, make_task
 from common.tokens import load_codec
 from common.trajectory import Trajectory
+from deploy.actor_pool import ActorPool
+from deploy.cluster import own_gpu
 from deploy.report import wanted_requests, write_summary
 
 log = get_logger("launcher")
 POLL_S = 0.5
-ACTOR_RETRIES = 3
 DRAWN = "samples.jsonl"
 """Samples of the training queries that a run was asked for, in its folder."""
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -58,6 +60,7 @@ class RunState:
     phase: str = "starting"
     learner: dict[str, Any] = field(default_factory=dict)
     actors: dict[str, dict[str, Any]] = field(default_factory=dict)
+    actors_wanted: int = 1
     buffer_size: int = 0
     pushed: int = 0
 
@@ -73,6 +76,7 @@ class Launcher:
         self.config, self._watch, self._draw = config, watch, draw
         self.state = RunState(config)
         self._interrupts = 0
+        self._stopped: str | None = None
 
     def run(self) -> dict[str, Any]:
         """Run to the end; the summary. Raises RunFault or UserError after everything was stopped and saved."""
@@ -80,7 +84,7 @@ class Launcher:
         if folder.exists() and not self.config.run.resume:
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        set_up_logging(folder / "logs" / "launcher.log", terminal=False)
+        set_up_logging(folder / "logs" / "launcher.log", terminal=False, run=self.config.run.name, process="launcher")
         save_resolved(self.config, folder / "config.yaml")
         # What an earlier part of a resumed run left is not this part's.
         for name in ("learner_summary.json", "evaluation_after.json", "evaluation_samples.json"):
@@ -91,7 +95,8 @@ class Launcher:
             except RedisError as error:
                 fault = f"Redis was lost: {error}; the last checkpoint is kept, go on with --run.resume true"
         wall_s = time.monotonic() - self.state.started
-        summary = write_summary(self.config, folder, self.state.pushed, wall_s, fault, interrupted=self._interrupts > 0)
+        interrupted = self._interrupts > 0 or self._stopped is not None
+        summary = write_summary(self.config, folder, self.state.pushed, wall_s, fault, interrupted=interrupted)
         if fault is not None:
             raise RunFault(fault)
         return summary
@@ -101,21 +106,23 @@ class Launcher:
         url = self._start_redis(stack, folder)
         client, keys = connect(self.config.redis, url), Keys(self.config.run.name or "")
         self._client = client
+        LogStream(client, keys).attach()
         self.control = Control(client, keys)
         self.buffer = ReplayBuffer.of(self.config, client, keys)
         if not self.config.run.resume:
             forget(client, keys)
         self.control.reset()
+        self.control.put_config(self.config)
         self.buffer.open()
         assert self.config.model.name is not None
         task = make_task(self.config.task, load_codec(self.config.model.name), self.config.actor.max_model_len)
         self.buffer.put_queries([*task.queries("train")])
         if not self.config.run.resume:
             SeedQueue(client, keys).put(make_seed_jobs(self.config.seeds, task))
-        self._serve_metrics()
+        self._serve_metrics(url)
         learner = stack.enter_context(self._learner(folder, url))
         self._show("starting actors")
-        actors = stack.enter_context(_RayActors(self.config, url))
+        actors = stack.enter_context(ActorPool(self.config, url, self.control))
         # Ray puts a handler of its own in place, which would end this process at once.
         self._catch_signals()
         try:
@@ -123,7 +130,8 @@ class Launcher:
             fault = self.control.fault()
             if fault is None and learner.returncode:
                 fault = f"the learner ended with status {learner.returncode}; see {folder}/logs/learner.err"
-            if fault is None and not self._interrupts:
+            self._stopped = self.control.stop_reason() if fault is None else None
+            if fault is None and self._stopped is None:
                 self._evaluate(task, actors, folder)
         finally:
             self._show("stopping")
@@ -138,15 +146,21 @@ class Launcher:
         server = EmbeddedRedis(folder / "redis", appendfsync=self.config.redis.appendfsync)
         return stack.enter_context(server).url
 
-    def _serve_metrics(self) -> None:
+    def _serve_metrics(self, url: str) -> None:
         registry = new_registry()
         self._metrics = LauncherMetrics(registry)
-        port = serve(registry, self.config.metrics, 0)
-        log.info("metrics on port %s", port)
+        self._metrics.buffer_max_bytes.set(self.config.buffer.max_bytes)
+        name = self.config.run.name or ""
+        address = serve(registry, self.config.metrics, 0, url, lambda: targets(name, self.control.processes()))
+        self.control.register("launcher", "launcher", address)
+        log.info("metrics on %s, all processes on %s/targets", address, address)
 
     @contextlib.contextmanager
     def _learner(self, folder: Path, url: str) -> Iterator[subprocess.Popen[bytes]]:
         environment = {**os.environ, REDIS_URL_VARIABLE: url, "TOKENIZERS_PARALLELISM": "false"}
+        gpu = own_gpu(self.config)
+        if gpu is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = gpu
         with (folder / "logs" / "learner.err").open("ab") as errors:
             process = subprocess.Popen(
                 [sys.executable, "-m", "learner", str(folder)],
@@ -170,12 +184,12 @@ class Launcher:
                     process.kill()
                     process.wait()
 
-    def _watch_training(self, learner: subprocess.Popen[bytes], actors: _RayActors) -> None:
+    def _watch_training(self, learner: subprocess.Popen[bytes], actors: ActorPool) -> None:
         """Look at everything until the learner is done, a stop was asked for, or something failed."""
         stop_deadline: float | None = None
         while learner.poll() is None:
             time.sleep(POLL_S)
-            self._look()
+            self._look(actors)
             problem = actors.look_after()
             if problem is not None:
                 self.control.report_fault("actors", problem)
@@ -186,20 +200,21 @@ class Launcher:
             if overdue or self._interrupts > 1:
                 return
 
-    def _look(self) -> None:
+    def _look(self, actors: ActorPool) -> None:
         """Read the run's state from Redis, show it, and export it."""
         try:
             stats, memory = self.buffer.stats(), memory_of(self._client)
             self.state.learner, self.state.actors = self.control.learner(), self.control.actors()
+            actors.follow(self.control.wanted_actors())
         except RedisError as error:
             # Redis may restart; the next look finds it again.
             log.warning("Redis can't be read: %s", error)
             return
         self.state.buffer_size, self.state.pushed = stats.size, stats.pushed
+        self.state.actors_wanted = actors.wanted
         metrics = self._metrics
         metrics.buffer_size.set(stats.size)
         metrics.buffer_bytes.set(stats.bytes)
-        metrics.buffer_max_bytes.set(self.config.buffer.max_bytes)
         metrics.redis_bytes.set(memory.used)
         metrics.redis_max_bytes.set(memory.limit)
         metrics.buffer_seeded.set(stats.seeded)
@@ -210,6 +225,7 @@ class Launcher:
         metrics.buffer_duplicates.set(stats.duplicates)
         metrics.buffer_evicted.set(stats.evicted)
         metrics.buffer_quarantined.set(stats.quarantined)
+        metrics.actors_wanted.set(actors.wanted)
         metrics.actors_alive.set(sum(actor["alive"] for actor in self.state.actors.values()))
         self._show(str(self.state.learner.get("phase", self.state.phase)))
 
@@ -219,7 +235,7 @@ class Launcher:
         self.state.phase = phase
         self._watch(self.state)
 
-    def _evaluate(self, task: Task[Any], actors: _RayActors, folder: Path) -> None:
+    def _evaluate(self, task: Task[Any], actors: ActorPool, folder: Path) -> None:
         """Draw what the task's evaluation needs with the actors' engines, and keep the figures."""
         requests = wanted_requests(task, self.config)
         self.control.request_stop("training is done")
@@ -236,7 +252,7 @@ class Launcher:
         found = task.evaluate_samples(samples, self.config.reward_weights)
         (folder / "evaluation_samples.json").write_text(json.dumps(found, indent=2))
 
-    def _keep_samples(self, actors: _RayActors, folder: Path) -> None:
+    def _keep_samples(self, actors: ActorPool, folder: Path) -> None:
         """Distinct rationales of the training queries from the trained sampler, as a file of seeds."""
         self._show("drawing samples")
         request = SampleRequest("drawn", adapter=True, temperature=1.0, n=self._draw)
@@ -264,75 +280,3 @@ class Launcher:
 
         for number in STOP_SIGNALS:
             signal.signal(number, on_signal)
-
-
-class _RayActors:
-    """The run's Ray actors: placed, called, looked after, and stopped with Ray where Ray was started for them."""
-
-    def __init__(self, config: RunConfig, redis_url: str) -> None:
-        self._config, self._redis_url = config, redis_url
-
-    def __enter__(self) -> _RayActors:
-        import ray
-
-        from actors.ray_actor import start_actors
-
-        self._ray = ray
-        section = self._config.actor
-        # Ray lowers its workers' priority: on few cores the learner would then starve the actors.
-        os.environ.setdefault("RAY_worker_niceness", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        local: dict[str, Any] = {}
-        if self._config.ray.address is None:
-            # Cores are shared with the learner: what Ray counts is not what the machine has.
-            local = {
-                "num_cpus": max(os.cpu_count() or 1, int(section.count * section.num_cpus + 0.999)),
-                "include_dashboard": False,
-            }
-        ray.init(address=self._config.ray.address or "local", log_to_driver=False, logging_level="ERROR", **local)
-        self._handles = start_actors(self._config, self._redis_url)
-        self._runs = {handle.run.remote(): (handle, 0) for handle in self._handles}
-        return self
-
-    def look_after(self) -> str | None:
-        """Call actors again whose loop failed; what makes going on pointless, or None."""
-        done, _ = self._ray.wait(list(self._runs), num_returns=len(self._runs), timeout=0) if self._runs else ([], [])
-        for reference in done:
-            handle, failures = self._runs.pop(reference)
-            try:
-                self._ray.get(reference)
-            except Exception as error:
-                cause = getattr(error, "cause", None) or error
-                log.error("an actor failed: %s", error)
-                if isinstance(cause, UserError | RunFault):
-                    return str(cause)
-                if failures + 1 >= ACTOR_RETRIES:
-                    return f"an actor failed {failures + 1} times, last: {_last_line(error)}; see logs/actor-*.log"
-                self._runs[handle.run.remote()] = (handle, failures + 1)
-        return None
-
-    def evaluate(self, requests: Any, split: Split = "test") -> dict[str, dict[str, list[bytes]]]:
-        """Samples for the task's evaluation, drawn by the first actor that can."""
-        self._ray.wait(list(self._runs), num_returns=len(self._runs), timeout=STOP_LIMIT_S)
-        last: Exception | None = None
-        for handle in self._handles:
-            try:
-                found: dict[str, dict[str, list[bytes]]] = self._ray.get(handle.evaluate.remote(requests, split))
-                return found
-            except self._ray.exceptions.RayError as error:
-                log.error("an actor could not evaluate: %s", error)
-                last = error
-        raise RunFault(f"no actor could sample for the evaluation: {_last_line(last)}")
-
-    def __exit__(self, *_: object) -> None:
-        if self._runs:
-            self._ray.wait(list(self._runs), num_returns=len(self._runs), timeout=15)
-        for handle in self._handles:
-            with contextlib.suppress(Exception):
-                self._ray.get(handle.close.remote(), timeout=2)
-            self._ray.kill(handle)
-        self._ray.shutdown()
-
-
-def _last_line(error: Exception | None) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

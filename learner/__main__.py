@@ -5,6 +5,7 @@ It reads the run's resolved configuration, loads the policy, and trains until do
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -15,6 +16,7 @@ import torch
 from buffer.adapters import AdapterRegistry
 from buffer.connection import Keys, connect
 from buffer.control import Control
+from buffer.log_stream import LogStream
 from buffer.replay import ReplayBuffer
 from common.config import RunConfig
 from common.config_loading import load_resolved
@@ -24,6 +26,7 @@ from common.metrics import LearnerMetrics, new_registry, serve
 from common.tasks import make_task
 from common.tokens import load_codec
 from learner.policy import LoraPolicy
+from learner.tracking import open_sinks
 from learner.trainer import Trainer
 
 log = get_logger("learner")
@@ -46,11 +49,16 @@ def build_trainer(config: RunConfig, control: Control, keys: Keys) -> Trainer:
         device=torch.device(section.device),
     )
     client = connect(config.redis)
+    assert config.redis.url is not None
     registry = new_registry()
     metrics = LearnerMetrics(registry)
-    port = serve(registry, config.metrics, METRICS_OFFSET)
-    log.info("metrics on port %s", port)
-    control.report_learner({"phase": "starting", "steps": section.steps, "metrics_port": port})
+    metrics.max_sampler_gap.set(section.max_sampler_gap or math.inf)
+    if config.buffer.max_staleness is not None:
+        metrics.max_staleness.set(config.buffer.max_staleness)
+    address = serve(registry, config.metrics, METRICS_OFFSET, config.redis.url.get_secret_value())
+    control.register("learner", "learner", address)
+    log.info("metrics on %s", address)
+    control.report_learner({"phase": "starting", "steps": section.steps})
     return Trainer(
         config,
         task,
@@ -59,17 +67,19 @@ def build_trainer(config: RunConfig, control: Control, keys: Keys) -> Trainer:
         AdapterRegistry(client, keys, section.keep_adapters),
         control,
         metrics,
+        open_sinks(config, config.run_folder),
     )
 
 
 def main(arguments: list[str]) -> int:
     """Train; the exit status is 0 when done or stopped in good order, 1 after a fault."""
     folder = Path(arguments[0])
-    set_up_logging(folder / "logs" / "learner.log", terminal=False)
     config = load_resolved(folder / "config.yaml")
     assert config.run.name is not None
-    keys = Keys(config.run.name)
-    control = Control(connect(config.redis), keys)
+    set_up_logging(folder / "logs" / "learner.log", terminal=False, run=config.run.name, process="learner")
+    client, keys = connect(config.redis), Keys(config.run.name)
+    LogStream(client, keys).attach()
+    control = Control(client, keys)
     signal.signal(signal.SIGTERM, lambda *_: control.request_stop("the learner was told to terminate"))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

@@ -60,6 +60,8 @@ class Evaluation:
     """Mean over the batch of log R_K − log q(Z⊤|X)."""
     log_z_learned: float | None
     """Mean of the learned head, where the objective has one."""
+    effective_sample_size: float
+    """Of the weights R/q, over their number, mean over queries: 1 where q is the posterior, 1/n where one dominates."""
     residuals: Float[Tensor, " batch"]
     """How far each trajectory is from balance, in nats, before the step; detached."""
 
@@ -107,7 +109,7 @@ def evaluate(
             )
         with torch.no_grad():
             residuals = subtb_residuals(*arguments, lam=lam, min_len=min_len, can_stop=can_stop, group=rows)
-    return Evaluation(loss, float(estimates.mean()), learned, residuals)
+    return Evaluation(loss, float(estimates.mean()), learned, effective_sample_size(estimates, rows), residuals)
 
 
 def evaluate_reward_maximisation(
@@ -139,7 +141,13 @@ def evaluate_reward_maximisation(
             clip_ratio=section.clip_ratio,
         )
     estimates = (log_prior * weights.prior / temperature + reward - log_q).detach()
-    return Evaluation(loss, float(estimates.mean()), None, (estimates - group_mean(estimates, rows)).abs())
+    return Evaluation(
+        loss,
+        float(estimates.mean()),
+        None,
+        effective_sample_size(estimates, rows),
+        (estimates - group_mean(estimates, rows)).abs(),
+    )
 
 
 def _with_stop(log_probs: LogProbs, batch: Sequence[Trajectory]) -> tuple[Tensor, Tensor, Tensor]:
@@ -161,4 +169,15 @@ def _with_stop(log_probs: LogProbs, batch: Sequence[Trajectory]) -> tuple[Tensor
 def evaluate_likelihood(log_likelihood: Float[Tensor, " batch"], rows: Int[Tensor, " batch"]) -> Evaluation:
     """sft: the mean negative log-likelihood of what is stored."""
     found = log_likelihood.detach()
-    return Evaluation(-log_likelihood.mean(), float(found.mean()), None, (found - group_mean(found, rows)).abs())
+    # There are no weights: what is stored is the target itself.
+    return Evaluation(-log_likelihood.mean(), float(found.mean()), None, 1.0, (found - group_mean(found, rows)).abs())
+
+
+def effective_sample_size(log_weights: Float[Tensor, " batch"], rows: Int[Tensor, " batch"]) -> float:
+    """(Σw)² / Σw² over the number of weights, mean over queries; in 0..1 (Kish 1965, Survey Sampling)."""
+    shares = []
+    for row in rows.unique():
+        own = log_weights[rows == row].double()
+        log_size = 2 * own.logsumexp(0) - (2 * own).logsumexp(0)
+        shares.append(float(log_size.exp()) / len(own))
+    return sum(shares) / len(shares)

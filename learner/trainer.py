@@ -20,7 +20,7 @@ from buffer.replay import ReplayBuffer
 from buffer.stats import BufferStats
 from common.config import FORWARD_LOOKING, RunConfig
 from common.errors import RunFault, StallError
-from common.log import get_logger
+from common.log import add_log_context, get_logger
 from common.metrics import LearnerMetrics
 from common.tasks import Task
 from common.trajectory import Query, Trajectory
@@ -36,6 +36,7 @@ from learner.objective import (
     stack_rewards,
 )
 from learner.policy import Actions, LoraPolicy
+from learner.tracking import Sink, numbers
 
 log = get_logger("learner")
 _POLL_S = 0.1
@@ -67,10 +68,11 @@ class Trainer:
         registry: AdapterRegistry,
         control: Control,
         metrics: LearnerMetrics,
+        sinks: Sequence[Sink] = (),
     ) -> None:
         self.config, self.section, self.task, self.policy = config, config.learner, task, policy
         self.buffer, self.registry, self.control, self.metrics = buffer, registry, control, metrics
-        self.folder = config.run_folder
+        self.sinks, self.folder = sinks, config.run_folder
         self.queries: dict[str, Query] = buffer.queries()
         self.log_z = LogZTable(list(self.queries)).to(policy.device)
         self.optimizer = torch.optim.AdamW(
@@ -102,6 +104,8 @@ class Trainer:
         finally:
             self._checkpoint()
             self.policy.save_adapter(self.folder / "adapter")
+            for sink in self.sinks:
+                sink.close()
         if self.progress.step % self.section.sync_every != 0:
             # The actors' samples for the evaluation come from what was learned last.
             self.publish()
@@ -215,6 +219,7 @@ class Trainer:
             "loss": loss,
             "log_reward": float(np.mean([item.log_reward(weights)[-1] for item in batch])),
             "log_z": found.log_z_batch,
+            "effective_sample_size": found.effective_sample_size,
             "gradient_norm": gradient_norm,
             "learning_rate": learning_rate,
             "reward_temperature": tau,
@@ -260,6 +265,7 @@ class Trainer:
             files = self.policy.adapter_files()
             sha256 = self._when_there_is_memory(lambda: self.registry.publish(self.progress.version, files))
         self.gaps.remember(self.progress.version)
+        add_log_context(adapter_version=self.progress.version)
         log.info("published adapter version %d, sha256 %s", self.progress.version, sha256)
 
     def _when_there_is_memory(self, write: Callable[[], ResultT]) -> ResultT:
@@ -304,6 +310,8 @@ class Trainer:
             row["sampler_gap"] = self.last_gap.mean
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"time": time.time(), **row}) + "\n")
+        for sink in self.sinks:
+            sink.write(int(row["step"]), numbers(row))
         metrics = self.metrics
         metrics.step.set(row["step"])
         metrics.loss.set(row["loss"])
@@ -313,6 +321,7 @@ class Trainer:
         metrics.reward_temperature.set(row["reward_temperature"])
         metrics.adapter_version.set(row["adapter_version"])
         metrics.staleness.set(row["staleness"])
+        metrics.effective_sample_size.set(row["effective_sample_size"])
         metrics.trained.inc(row["trajectories"])
         metrics.step_time.observe(row["step_s"])
         self.control.report_learner({"phase": "training", "steps": self.section.steps, **row})

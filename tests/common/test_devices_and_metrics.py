@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import urllib.request
 
@@ -11,7 +12,9 @@ import common.devices
 from common.config import MetricsSection, RunConfig
 from common.devices import resolve_devices
 from common.errors import UserError
-from common.metrics import ActorMetrics, LauncherMetrics, LearnerMetrics, new_registry, serve
+from common.metrics import ActorMetrics, LauncherMetrics, LearnerMetrics, new_registry, own_address, serve, targets
+
+REDIS_URL = "redis://127.0.0.1:6379/0"
 
 
 def test_on_a_cpu_everything_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,9 +57,40 @@ def test_metrics_are_served_on_the_configured_port_and_a_taken_one_is_named() ->
     registry = new_registry()
     LearnerMetrics(registry).step.set(7)
     section = MetricsSection(port=base - 1)
-    assert serve(registry, section, 1) == base
+    assert serve(registry, section, 1, REDIS_URL) == f"127.0.0.1:{base}"
     with urllib.request.urlopen(f"http://127.0.0.1:{base}/metrics", timeout=5) as answer:
         assert "amortis_learner_step 7.0" in answer.read().decode()
     with pytest.raises(UserError, match=f"metrics.port = {base}: can't be listened on"):
-        serve(registry, section, 1)
-    assert serve(registry, MetricsSection(enabled=False), 0) is None
+        serve(registry, section, 1, REDIS_URL)
+    assert serve(registry, MetricsSection(enabled=False), 0, REDIS_URL) is None
+
+
+def test_a_runs_processes_are_listed_for_prometheus_beside_the_launchers_metrics() -> None:
+    processes = {
+        "learner": {"part": "learner", "address": "10.0.0.1:9401"},
+        "actor-1": {"part": "actor", "address": "10.0.0.2:9403"},
+    }
+    address = serve(new_registry(), MetricsSection(), 0, REDIS_URL, lambda: targets("mine", processes))
+    with urllib.request.urlopen(f"http://{address}/targets", timeout=5) as answer:
+        assert answer.headers["Content-Type"] == "application/json"
+        assert json.load(answer) == [
+            {"targets": ["10.0.0.2:9403"], "labels": {"run": "mine", "part": "actor", "process": "actor-1"}},
+            {"targets": ["10.0.0.1:9401"], "labels": {"run": "mine", "part": "learner", "process": "learner"}},
+        ]
+
+
+def test_an_endpoint_open_to_all_is_announced_by_the_address_that_faces_redis() -> None:
+    address = serve(new_registry(), MetricsSection(host="0.0.0.0"), 0, REDIS_URL)
+    assert address is not None and address.startswith("127.0.0.1:")
+    assert own_address("unix:///tmp/redis.sock") == "127.0.0.1"
+
+
+def test_actors_on_a_cluster_leave_the_learner_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(common.devices, "has_gpu", lambda: False)
+    monkeypatch.setattr(common.devices.os, "cpu_count", lambda: 8)
+    actor = {"count": 3, "num_cpus": 2}
+    settings = {"task": {"name": "rng"}, "actor": actor}
+    assert resolve_devices(RunConfig.model_validate(settings)).learner.threads == 2
+    assert resolve_devices(RunConfig.model_validate({**settings, "ray": {"address": "auto"}})).learner.threads == 8
+    actor["count"] = "auto"  # type: ignore[assignment]
+    assert resolve_devices(RunConfig.model_validate(settings)).learner.threads == 6

@@ -112,6 +112,21 @@ def test_the_table_gives_mean_and_standard_error_over_seeds(tmp_path: Path) -> N
     assert "| 10 | SFT | 0.600 ± 0.100 | 0.100 ± 0.000 |" in (tmp_path / "table.md").read_text()
 
 
+def test_cells_of_another_seed_come_beside_those_that_are_saved_and_the_same_in_their_place() -> None:
+    first = table(
+        Measurement("10", "SFT", 0, {"accuracy": 0.5}, 60.0, "SFT"),
+        Measurement("10", "other", 0, {"accuracy": 0.25}, 60.0, "SFT"),
+    )
+    later = table(
+        Measurement("10", "SFT", 1, {"accuracy": 0.7}, 30.0, "SFT"),
+        Measurement("10", "other", 0, {"accuracy": 0.35}, 50.0, "SFT"),
+    )
+    found = Table.from_json(first.to_json()).updated(later)
+    assert list(found.rows()) == [("10", "SFT", ["0.600 ± 0.100"]), ("10", "other", ["0.350"])]
+    again = Table.from_json(found.to_json())
+    assert list(again.rows()) == list(found.rows()) and again.plot == found.plot
+
+
 def test_one_figure_is_drawn_against_another(tmp_path: Path) -> None:
     plot = PlotSection(x="diversity", y="accuracy")
     item = Measurement("", "SFT", 0, {"accuracy": 0.5, "diversity": 0.1}, 1.0)

@@ -1,0 +1,206 @@
+"""A run's Ray actors: as many as are wanted, placed, called, looked after and stopped; with Ray, if it started here."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from buffer.control import Control
+from common.config import RunConfig
+from common.errors import RunFault, UserError
+from common.log import get_logger
+from common.tasks import SampleRequest, Split
+from deploy.cluster import own_gpu, room_for_actors
+
+log = get_logger("actors")
+RETRIES = 3
+END_LIMIT_S = 15.0
+"""Longest time that actors get at the end of a run to push what they have."""
+EVALUATION_LIMIT_S = 120.0
+"""Longest wait for actors to finish what they were at before the evaluation's samples are drawn."""
+
+
+@dataclass
+class _Member:
+    """One actor: its handle and placement group, and the call of its loop."""
+
+    index: int
+    handle: Any
+    group: Any
+    loop: Any
+    failures: int = 0
+    retiring: bool = False
+    done: bool = False
+    """Whether its loop has returned."""
+
+    @property
+    def id(self) -> str:
+        return f"actor-{self.index}"
+
+
+class ActorPool:
+    """Keeps as many actors as are wanted; nothing here waits for a node that is not there."""
+
+    def __init__(self, config: RunConfig, redis_url: str, control: Control) -> None:
+        self._config, self._redis_url, self._control = config, redis_url, control
+        self._members: list[_Member] = []
+        self._started: Counter[int] = Counter()
+        self.wanted = config.actor.least_count
+
+    def __enter__(self) -> ActorPool:
+        import ray
+        import torch
+
+        self._ray = ray
+        section = self._config.actor
+        # Ray lowers its workers' priority: on few cores the learner would then starve the actors.
+        os.environ.setdefault("RAY_worker_niceness", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        local: dict[str, Any] = {}
+        if self._config.ray.address is None:
+            # Cores are shared with the learner: what Ray counts is not what the machine has.
+            cores = os.cpu_count() or 1
+            needed = int(section.least_count * section.num_cpus + 0.999)
+            local = {"num_cpus": max(cores, needed), "include_dashboard": False}
+            if own_gpu(self._config) is not None:
+                # All but the last.
+                local["num_gpus"] = torch.cuda.device_count() - 1
+        ray.init(address=self._config.ray.address or "local", log_to_driver=False, logging_level="ERROR", **local)
+        self.follow(None)
+        return self
+
+    def follow(self, asked: int | None) -> None:
+        """Have `asked` actors, or as many as the configuration says: start what lacks, retire what is too many."""
+        self.wanted = asked or self._configured()
+        if asked and self._config.ray.address is None:
+            # More than Ray was started for would wait for ever.
+            self.wanted = min(asked, max(1, room_for_actors(self._ray.nodes(), self._config.actor)))
+        kept = [member for member in self._members if not member.retiring]
+        for member in kept[self.wanted :]:
+            log.info("retiring %s", member.id)
+            member.retiring = True
+            self._control.retire(member.id)
+        taken = {member.index for member in self._members}
+        free = (index for index in range(len(taken) + self.wanted) if index not in taken)
+        for _ in range(self.wanted - len(kept)):
+            self._members.append(self._start(next(free)))
+
+    def _configured(self) -> int:
+        section = self._config.actor
+        if section.count != "auto":
+            return section.count
+        return max(1, room_for_actors(self._ray.nodes(), section))
+
+    def _start(self, index: int) -> _Member:
+        from actors.ray_actor import start_actor
+
+        # An actor that takes the place of a retired one draws other samples.
+        handle, group = start_actor(self._config, index, self._redis_url, generation=self._started[index])
+        self._started[index] += 1
+        return _Member(index, handle, group, handle.run.remote())
+
+    def look_after(self) -> str | None:
+        """Take away who retired, call actors again whose loop failed; what makes going on pointless, or None."""
+        heard = self._control.actors() if any(member.retiring for member in self._members) else {}
+        for member in self._finished():
+            problem = self._ended(member)
+            if problem is not None:
+                return problem
+        for member in [member for member in self._members if member.retiring]:
+            # One on a lost node never answers.
+            if member.done or not heard.get(member.id, {}).get("alive"):
+                self._remove(member)
+        return None
+
+    def _finished(self) -> list[_Member]:
+        open_loops = {member.loop: member for member in self._members if not member.done}
+        if not open_loops:
+            return []
+        done, _ = self._ray.wait(list(open_loops), num_returns=len(open_loops), timeout=0)
+        return [open_loops[loop] for loop in done]
+
+    def _ended(self, member: _Member) -> str | None:
+        member.done = True
+        try:
+            self._ray.get(member.loop)
+            return None
+        except Exception as error:
+            cause = getattr(error, "cause", None) or error
+            log.error("%s failed: %s", member.id, _last_line(error))
+            if isinstance(cause, UserError | RunFault):
+                return str(cause)
+            member.failures += 1
+            if member.failures >= RETRIES:
+                return f"an actor failed {member.failures} times, last: {_last_line(error)}; see logs/actor-*.log"
+            if member.retiring:
+                return None
+            if isinstance(error, self._ray.exceptions.RayActorError):
+                # Dead for good, Ray's own restarts used up: another takes its place.
+                self._replace(member)
+            else:
+                member.loop, member.done = member.handle.run.remote(), False
+            return None
+
+    def _replace(self, member: _Member) -> None:
+        self._release(member)
+        fresh = self._start(member.index)
+        fresh.failures = member.failures
+        self._members[self._members.index(member)] = fresh
+
+    def _remove(self, member: _Member) -> None:
+        self._members.remove(member)
+        self._release(member)
+        self._control.forget_actor(member.id)
+
+    def _release(self, member: _Member) -> None:
+        with contextlib.suppress(Exception):
+            self._ray.kill(member.handle)
+        if member.group is not None:
+            with contextlib.suppress(Exception):
+                self._ray.util.remove_placement_group(member.group)
+
+    def evaluate(self, requests: Sequence[SampleRequest], split: Split = "test") -> dict[str, dict[str, list[bytes]]]:
+        """Samples for the task's evaluation, drawn by the first actor that can."""
+        self._wait_for_loops(EVALUATION_LIMIT_S)
+        last: Exception | None = None
+        for member in self._members:
+            if not member.done:
+                continue
+            try:
+                found: dict[str, dict[str, list[bytes]]] = self._ray.get(member.handle.evaluate.remote(requests, split))
+                return found
+            except self._ray.exceptions.RayError as error:
+                log.error("%s could not evaluate: %s", member.id, _last_line(error))
+                last = error
+        why = "none is there" if last is None else _last_line(last)
+        raise RunFault(f"no actor could sample for the evaluation: {why}")
+
+    def _wait_for_loops(self, limit_s: float) -> None:
+        """Until all loops of actors that live have returned."""
+        deadline = time.monotonic() + limit_s
+        while time.monotonic() < deadline:
+            for member in self._finished():
+                member.done = True
+            alive = {name for name, status in self._control.actors().items() if status["alive"]}
+            if all(member.done or member.id not in alive for member in self._members):
+                return
+            time.sleep(0.1)
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(Exception):
+            self._wait_for_loops(END_LIMIT_S)
+        for member in self._members:
+            if member.done:
+                with contextlib.suppress(Exception):
+                    self._ray.get(member.handle.close.remote(), timeout=2)
+            self._release(member)
+        self._ray.shutdown()
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

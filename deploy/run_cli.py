@@ -1,0 +1,184 @@
+"""`amortis status | stop | logs | actors` on a run in progress, from any machine that reaches its Redis."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from redis.exceptions import RedisError
+from rich.console import Console
+from rich.live import Live
+
+from buffer.connection import Client, Keys, connect
+from buffer.control import Control
+from buffer.embedded import running_server
+from buffer.log_stream import LogStream
+from buffer.replay import ReplayBuffer
+from common.config import RedisSection, RunConfig
+from common.config_loading import load_run
+from common.errors import RunFault, UserError
+from deploy.buffer_cli import URL_VARIABLE
+from deploy.status import Status, status_table
+
+OPERATOR_STOP = "amortis stop"
+"""Why a run ended that somebody stopped by that command."""
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
+
+@dataclass
+class OpenRun:
+    """A run and the Redis that it lives in."""
+
+    config: RunConfig
+    client: Client
+    keys: Keys
+
+    @property
+    def control(self) -> Control:
+        return Control(self.client, self.keys)
+
+
+@contextlib.contextmanager
+def open_run(run: str, url: str | None) -> Iterator[OpenRun]:
+    """A run by its folder, or by its name in a given Redis. Raises UserError if it can't be found."""
+    folder = Path(run)
+    is_folder = (folder / "config.yaml").is_file()
+    own = load_run(folder) if is_folder else None
+    address = url or os.environ.get(URL_VARIABLE) or (running_server(folder / "redis") if is_folder else None)
+    if address is None and is_folder:
+        raise UserError("RUN", run, "has no Redis that is up", f"start it again, or set {URL_VARIABLE}, or --redis-url")
+    if address is None:
+        remedy = f"give one, or a run's name with --redis-url or {URL_VARIABLE}"
+        raise UserError("RUN", run, "is no run's folder", remedy)
+    client = connect(RedisSection() if own is None else own.redis, address)
+    try:
+        keys = Keys((own.run.name if own is not None else None) or folder.name)
+        found = Control(client, keys).config() or own
+        if found is None:
+            raise UserError("RUN", run, "is no run in that Redis", "look at its name in the configuration's run.name")
+        yield OpenRun(found, client, keys)
+    except RedisError as error:
+        raise RunFault(f"Redis was lost: {error}") from error
+    finally:
+        client.close()
+
+
+def add_run_commands(commands: Any) -> None:
+    """Declare `status`, `stop`, `logs` and `actors`."""
+
+    def add(parent: Any, name: str, text: str, command: Any) -> argparse.ArgumentParser:
+        sub: argparse.ArgumentParser = parent.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub.add_argument("run", metavar="RUN", help="a run's folder, or its name in the given Redis")
+        sub.add_argument("--redis-url", help=f"where the run is, if it was given a Redis; better in {URL_VARIABLE}")
+        sub.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
+        sub.set_defaults(command=command)
+        return sub
+
+    sub = add(commands, "status", "Show a run in progress: actors, versions, rates, lag.", status)
+    sub.add_argument("--once", action="store_true", help="print it once instead of a live table")
+    sub = add(commands, "stop", "Stop a run in good order: checkpoint, adapter, summary.", stop)
+    sub = add(commands, "logs", "Show the log lines of all processes of a run.", logs)
+    sub.add_argument("-f", "--follow", action="store_true", help="go on with new lines")
+    sub.add_argument("-n", type=int, default=100, help="lines (default: 100)")
+    sub.add_argument("--process", help="of one process: launcher, learner, actor-0, …")
+    sub.add_argument("--level", choices=LEVELS, default="INFO", help="least severe level (default: INFO)")
+    actors = commands.add_parser("actors", help="Add or remove actors of a run in progress.")
+    actions = actors.add_subparsers(dest="action", required=True, metavar="ACTION")
+    sub = add(actions, "scale", "Have another number of actors; those too many finish what they are at.", scale)
+    sub.add_argument("n", type=int, metavar="N", help="actors")
+
+
+def status(options: argparse.Namespace, _: list[str], console: Console) -> int:
+    """`amortis status RUN`."""
+    with open_run(options.run, options.redis_url) as opened:
+        buffer = ReplayBuffer.of(opened.config, opened.client, opened.keys)
+        first = Status.read(opened.keys.run, opened.config, opened.control, buffer)
+        time.sleep(1.0)
+        found = Status.read(opened.keys.run, opened.config, opened.control, buffer, first)
+        if options.json:
+            print(json.dumps(found.as_dict()))
+        elif options.once or not console.is_terminal:
+            console.print(status_table(found))
+        else:
+            with Live(status_table(found), console=console, auto_refresh=False) as live:
+                while not found.over:
+                    time.sleep(1.0)
+                    found = Status.read(opened.keys.run, opened.config, opened.control, buffer, found)
+                    live.update(status_table(found), refresh=True)
+    return 0
+
+
+def stop(options: argparse.Namespace, _: list[str], console: Console) -> int:
+    """`amortis stop RUN`."""
+    with open_run(options.run, options.redis_url) as opened:
+        opened.control.request_stop(OPERATOR_STOP)
+        reason = opened.control.stop_reason()
+    if options.json:
+        print(json.dumps({"run": opened.keys.run, "stop": reason}))
+    else:
+        console.print(f"{opened.keys.run} stops: {reason}", markup=False, highlight=False)
+    return 0
+
+
+def scale(options: argparse.Namespace, _: list[str], console: Console) -> int:
+    """`amortis actors scale RUN N`."""
+    if options.n < 1:
+        raise UserError("N", options.n, "is no number of actors", "give 1 or more, or stop the run with `amortis stop`")
+    with open_run(options.run, options.redis_url) as opened:
+        if opened.control.stop_reason() is not None:
+            raise UserError("RUN", options.run, "is over", "start it again with --run.resume true")
+        opened.control.want_actors(options.n)
+    if options.json:
+        print(json.dumps({"run": opened.keys.run, "actors": options.n}))
+    else:
+        console.print(f"{opened.keys.run}: {options.n} actors are wanted", markup=False, highlight=False)
+    return 0
+
+
+def logs(options: argparse.Namespace, _: list[str], console: Console) -> int:
+    """`amortis logs RUN`."""
+    folder = Path(options.run)
+    up = options.redis_url or os.environ.get(URL_VARIABLE) or running_server(folder / "redis")
+    if not up and (folder / "logs").is_dir():
+        # The run is over: what its processes wrote is in its folder.
+        lines = [line for path in (folder / "logs").glob("*.log") for line in _read(path)]
+        _print(options, sorted(lines, key=lambda line: str(line.get("time")))[-max(1, options.n) :])
+        return 0
+    with open_run(options.run, options.redis_url) as opened:
+        stream = LogStream(opened.client, opened.keys)
+        _print(options, stream.newest(max(1, options.n)))
+        with contextlib.suppress(KeyboardInterrupt):
+            while options.follow:
+                time.sleep(0.5)
+                _print(options, stream.further())
+    return 0
+
+
+def _read(path: Path) -> Iterator[dict[str, Any]]:
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError):
+            yield dict(json.loads(text))
+
+
+def _print(options: argparse.Namespace, lines: list[dict[str, Any]]) -> None:
+    for line in lines:
+        if options.process not in (None, line.get("process")):
+            continue
+        if LEVELS.index(str(line.get("level", "INFO"))) < LEVELS.index(options.level):
+            continue
+        print(json.dumps(line, ensure_ascii=False) if options.json else _shown(line), flush=True)
+    sys.stdout.flush()
+
+
+def _shown(line: dict[str, Any]) -> str:
+    version = "" if line.get("adapter_version") is None else f" v{line['adapter_version']}"
+    text = f"{line.get('time')} {line.get('level'):<7} {line.get('process')}{version}: {line.get('message')}"
+    return f"{text}\n{line['exception']}" if line.get("exception") else text

@@ -1,0 +1,142 @@
+"""What a running system looks like from Redis: learner, buffer and actors, with rates since the look before."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from rich.console import Group
+from rich.table import Table
+
+from buffer.control import Control
+from buffer.replay import ReplayBuffer
+from common.config import RunConfig
+
+
+@dataclass(frozen=True)
+class ActorStatus:
+    """One actor."""
+
+    name: str
+    alive: bool
+    phase: str
+    host: str
+    adapter_version: int
+    lag: int
+    """Adapter versions that it is behind the newest."""
+    pushed: int
+    pushed_per_s: float
+    silent_s: float
+    """Since its last word."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """A run at one moment."""
+
+    run: str
+    at: float
+    phase: str
+    step: int
+    steps: int
+    figures: dict[str, float]
+    """The last step's loss, mean log R, log Z, staleness, effective sample size."""
+    adapter_version: int
+    buffer_size: int
+    pushed: int
+    trained: int
+    pushed_per_s: float
+    trained_per_s: float
+    actors_wanted: int
+    actors: tuple[ActorStatus, ...]
+    stop: str | None
+    """Why the run ends or has ended."""
+
+    @classmethod
+    def read(
+        cls, run: str, config: RunConfig, control: Control, buffer: ReplayBuffer, before: Self | None = None
+    ) -> Self:
+        """Look at the run now."""
+        now, learner, stats = time.time(), control.learner(), buffer.stats()
+        version = int(learner.get("adapter_version", 0))
+        passed = now - before.at if before is not None else 0.0
+        earlier = {} if before is None else {actor.name: actor for actor in before.actors}
+
+        def rate(new: int, old: int) -> float:
+            return max(0, new - old) / passed if passed else 0.0
+
+        actors = []
+        for name, status in sorted(control.actors().items(), key=lambda item: (len(item[0]), item[0])):
+            pushed, serves = int(status.get("pushed", 0)), int(status.get("adapter_version", 0))
+            actors.append(
+                ActorStatus(
+                    name=name,
+                    alive=bool(status["alive"]),
+                    phase=str(status.get("phase")),
+                    host=str(status.get("host")),
+                    adapter_version=serves,
+                    lag=max(0, version - serves),
+                    pushed=pushed,
+                    pushed_per_s=rate(pushed, earlier[name].pushed) if name in earlier else 0.0,
+                    silent_s=max(0.0, now - float(status["at"])),
+                )
+            )
+        shown = ("loss", "log_reward", "log_z", "staleness", "effective_sample_size")
+        return cls(
+            run=run,
+            at=now,
+            phase=str(learner.get("phase", "starting")),
+            step=int(learner.get("step", 0)),
+            steps=int(learner.get("steps", config.learner.steps)),
+            figures={name: float(learner[name]) for name in shown if name in learner},
+            adapter_version=version,
+            buffer_size=stats.size,
+            pushed=stats.pushed,
+            trained=stats.trained,
+            pushed_per_s=rate(stats.pushed, before.pushed) if before is not None else 0.0,
+            trained_per_s=rate(stats.trained, before.trained) if before is not None else 0.0,
+            actors_wanted=control.wanted_actors() or config.actor.least_count,
+            actors=tuple(actors),
+            stop=control.stop_reason(),
+        )
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing goes on any more."""
+        return self.stop is not None and not any(actor.alive for actor in self.actors)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def status_table(status: Status) -> Group:
+    """Two tables: the run, and its actors."""
+    run = Table(title=f"amortis: {status.run} — {status.stop or status.phase}", show_header=False, title_justify="left")
+    alive = sum(actor.alive for actor in status.actors)
+    for name, value in {
+        "step": f"{status.step}/{status.steps}",
+        **{name.replace("_", " "): f"{value:.3f}" for name, value in status.figures.items()},
+        "buffer": f"{status.buffer_size} ({status.pushed} pushed, {status.trained} trained)",
+        "pushed/s": f"{status.pushed_per_s:.1f}",
+        "trained/s": f"{status.trained_per_s:.1f}",
+        "adapter": f"v{status.adapter_version}",
+        "actors alive": f"{alive}/{status.actors_wanted}",
+    }.items():
+        run.add_row(name, value)
+    actors = Table()
+    for name in ("actor", "heard", "phase", "host", "serves", "lag", "pushed", "per s"):
+        actors.add_column(name, overflow="fold", min_width=8 if name == "phase" else None)
+    for actor in status.actors:
+        actors.add_row(
+            actor.name,
+            f"{actor.silent_s:.0f} s ago" if actor.alive else "NO",
+            actor.phase,
+            actor.host,
+            f"v{actor.adapter_version}",
+            str(actor.lag),
+            str(actor.pushed),
+            f"{actor.pushed_per_s:.1f}",
+        )
+    return Group(run, actors)
