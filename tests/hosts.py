@@ -29,7 +29,7 @@ START_LIMIT_S = 60.0
 Command = str | Sequence[str | Path]
 """A line for a shell, or a program with its arguments."""
 
-_TOOLS = ("ip", "unshare", "nsenter", "setpriv", "mount", "bash")
+_TOOLS = ("ip", "unshare", "nsenter", "setpriv", "mount", "ps", "bash")
 _NAME = re.compile(r"am(\d+)n\d+")
 _counter = itertools.count()
 _INIT = Path(__file__).parent / "host_init.sh"
@@ -229,7 +229,7 @@ def why_not() -> str | None:
     """Why hosts can't be made here, or None; for `pytest.skip`."""
     missing = [tool for tool in _TOOLS if shutil.which(tool) is None]
     if missing:
-        return f"hosts as network namespaces need {', '.join(missing)} (iproute2, util-linux)"
+        return f"hosts as network namespaces need {', '.join(missing)} (iproute2, procps, util-linux)"
     if os.geteuid() != 0:
         return "hosts as network namespaces need root"
     with tempfile.TemporaryDirectory() as folder:
