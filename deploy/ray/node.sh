@@ -11,6 +11,8 @@ set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 settings=$root/deploy/ray/cluster.env
+# The one thread that `ray up` allows its commands is not meant for runs.
+unset OMP_NUM_THREADS
 # shellcheck source=/dev/null
 if [ -f "$settings" ]; then set -a && . "$settings" && set +a; fi
 bin=${AMORTIS_BIN:-$root/.venv/bin}
@@ -64,22 +66,30 @@ EOF
     exit 1
 }
 
+# Ray gives its agents 15 s to start, however busy the host is: a host that is busy now may need another attempt.
+start_ray() {
+    ulimit -n 65536 2>/dev/null || true
+    for _ in 1 2 3; do
+        "$bin/ray" stop
+        if "$bin/ray" start "$@"; then return; fi
+    done
+    exit 1
+}
+
 case "${1:-}" in
 head)
     start_redis
     export_settings
-    "$bin/ray" stop
-    ulimit -n 65536 2>/dev/null || true
+    # Ray's newer autoscaler counts the head among the workers where all hosts are of one kind, and leaves one host out.
+    if grep -Eqs 'type"?: "?local"?' "$HOME/ray_bootstrap_config.yaml"; then export RAY_enable_autoscaler_v2=0; fi
     # A driver runs with the environment of its node, so `ray job submit` finds Redis. No actors here: that is the
     # learner's place.
-    "$bin/ray" start --head --port="$ray_port" --num-cpus=0 --num-gpus=0 --metrics-export-port=8080 \
+    start_ray --head --port="$ray_port" --num-cpus=0 --num-gpus=0 --metrics-export-port=8080 \
         --dashboard-host="${RAY_DASHBOARD_HOST:-127.0.0.1}" --autoscaling-config="$HOME/ray_bootstrap_config.yaml" \
         "${@:2}"
     ;;
 worker)
-    "$bin/ray" stop
-    ulimit -n 65536 2>/dev/null || true
-    "$bin/ray" start --address="${2:?give the address of the head}:$ray_port" --metrics-export-port=8080 "${@:3}"
+    start_ray --address="${2:?give the address of the head}:$ray_port" --metrics-export-port=8080 "${@:3}"
     ;;
 run)
     shift
