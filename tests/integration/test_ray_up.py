@@ -165,7 +165,7 @@ class Stopwatch:
 def cluster(tmp_path: Path, digit_model: Path) -> Iterator[Cluster]:
     with Network(tmp_path, ["laptop", "head", "worker-1", "worker-2"], shared=[digit_model]) as network:
         for host in network.hosts.values():
-            host.run("rm -rf ~/.ray ~/.cache ~/.bashrc")
+            host.run("rm -rf ~/.ray ~/.bashrc")
         yield Cluster(network, digit_model, sshd.serve_ssh(network.hosts.values(), network["laptop"].tmp))
 
 
