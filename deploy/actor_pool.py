@@ -81,7 +81,7 @@ class ActorPool:
             # More than Ray was started for would wait for ever.
             self.wanted = min(asked, max(1, room_for_actors(self._ray.nodes(), self._config.actor)))
         kept = [member for member in self._members if not member.retiring]
-        for member in kept[self.wanted :]:
+        for member in self._too_many(kept):
             log.info("retiring %s", member.id)
             member.retiring = True
             self._control.retire(member.id)
@@ -89,6 +89,13 @@ class ActorPool:
         free = (index for index in range(len(taken) + self.wanted) if index not in taken)
         for _ in range(self.wanted - len(kept)):
             self._members.append(self._start(next(free)))
+
+    def _too_many(self, kept: list[_Member]) -> list[_Member]:
+        """Those beyond the wanted number: first who isn't heard of, as its node may be lost, then the latest."""
+        if len(kept) <= self.wanted:
+            return []
+        heard = self._control.actors()
+        return sorted(kept, key=lambda member: not heard.get(member.id, {}).get("alive"))[self.wanted :]
 
     def _configured(self) -> int:
         section = self._config.actor

@@ -1,17 +1,19 @@
 """Set-up on a fresh machine: virtual environment, packages, redis-server, default model. `make setup` runs it.
 
 Standard library only, as it runs before anything is installed. Quick when everything is in place; an interrupted set-up
-goes on where it stopped.
+goes on where it stopped. Images and the nodes of a cluster leave out what only a developer needs.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,17 +31,23 @@ class SetupError(Exception):
     """Why the set-up can't go on, and what to do."""
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Do whatever is missing; the exit status."""
+    parser = argparse.ArgumentParser(description="Set up amortis in .venv.")
+    parser.add_argument("--runtime", action="store_true", help="leave out the tools of `make test`")
+    parser.add_argument("--no-model", action="store_true", help="leave out the default model")
+    options = parser.parse_args(arguments)
+    extra = "setup,tracking" if options.runtime else "dev"
     started = time.monotonic()
     try:
         check_machine()
         device = choose_device(os.environ.get("AMORTIS_DEVICE"), has_gpu())
-        wanted = stamp(device)
+        wanted = stamp(device, extra)
         if not STAMP.exists() or STAMP.read_text() != wanted:
-            install(device, started)
+            install(device, extra, started)
             STAMP.write_text(wanted)
-        prepare_model(started)
+        if not options.no_model:
+            prepare_model(started)
     except SetupError as error:
         print(f"amortis setup: {error}", file=sys.stderr)
         return 1
@@ -72,15 +80,15 @@ def choose_device(asked: str | None, gpu: bool) -> str:
     return asked or ("gpu" if gpu else "cpu")
 
 
-def stamp(device: str) -> str:
+def stamp(device: str, extra: str = "dev") -> str:
     """What an installation was made from: when it differs, the installation is brought up to date."""
     hasher = hashlib.sha256()
     for name in ("pyproject.toml", "constraints.txt"):
         hasher.update((ROOT / name).read_bytes())
-    return f"{device} {hasher.hexdigest()} {ROOT}\n"
+    return f"{device} {extra} {hasher.hexdigest()} {ROOT}\n"
 
 
-def install(device: str, started: float) -> None:
+def install(device: str, extra: str, started: float) -> None:
     """Make the virtual environment and install everything into it."""
     if not has_pip():
         say("creating .venv", started)
@@ -90,7 +98,7 @@ def install(device: str, started: float) -> None:
     if device == "cpu":
         install_cpu_torch(started)
     say(f"installing packages for a {device.upper()} (a few minutes)", started)
-    pip_install("-c", str(ROOT / "constraints.txt"), "-e", f"{ROOT}[{device},dev]")
+    pip_install("-c", str(ROOT / "constraints.txt"), "-e", f"{ROOT}[{device},{extra}]")
     if device == "cpu":
         # Checked, as uninstalling what isn't there is fine but a failure isn't.
         run([*pip(), "uninstall", "--yes", "-qq", *UNUSABLE_ON_CPU], "pip could not remove packages")

@@ -27,6 +27,7 @@ def test_a_changed_requirement_asks_for_a_new_installation(tmp_path: Path, monke
     (tmp_path / "constraints.txt").write_text("b")
     before = stamp("cpu")
     assert stamp("cpu") == before != stamp("gpu")
+    assert stamp("cpu", "setup") != before
     (tmp_path / "constraints.txt").write_text("c")
     assert stamp("cpu") != before
 

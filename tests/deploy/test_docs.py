@@ -66,7 +66,8 @@ def shown_commands() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("page", "line"), shown_commands())
 def test_every_amortis_command_that_is_shown_is_one(page: str, line: str) -> None:
-    words = line.split("amortis ", 1)[1].replace("…", "").split(" #")[0].split()
+    # Some are said to another program, in quotes.
+    words = line.split("amortis ", 1)[1].replace("…", "").split(" #")[0].replace('"', "").split()
     options, rest = _parser().parse_known_args(words)
     settings = [word.lstrip("-").split("=")[0] for word in rest if word.startswith("--")]
     assert set(settings) <= set(known_keys()), settings
