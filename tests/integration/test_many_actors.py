@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from buffer.embedded import free_port
 from common.metrics import ActorMetrics, LauncherMetrics, LearnerMetrics, new_registry
 from deploy.prometheus_config import configuration
-from tests.conftest import ToolFinder
+from tests.conftest import Tell, ToolFinder
 from tests.integration.prometheus_api import RUN, panel_queries, prometheus, without_data
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
@@ -132,7 +132,7 @@ def processes() -> Iterator[str]:
 
 
 def test_panels_stay_readable_and_quick_with_500_actors(
-    processes: str, find_tool: ToolFinder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    processes: str, find_tool: ToolFinder, tmp_path: Path, tell: Tell
 ) -> None:
     port = free_port()
     # Nobody is at Ray's address: the pages of nodes are not looked at here.
@@ -147,9 +147,8 @@ def test_panels_stay_readable_and_quick_with_500_actors(
             series[name] = len(found.values(expr))
             slowest[name] = time.monotonic() - began
         busiest = max(slowest, key=lambda name: slowest[name])
-        with capsys.disabled():
-            print(f"\n  {len(series)} queries, {ACTORS} actors: at most {max(series.values())} series")
-            print(f"  slowest: {busiest}, {slowest[busiest]:.3f} s")
+        tell(f"{len(series)} queries, {ACTORS} actors: at most {max(series.values())} series")
+        tell(f"slowest: {busiest}, {slowest[busiest]:.3f} s")
         assert {name: n for name, n in series.items() if n > MOST_SERIES} == {}
         assert {name: took for name, took in slowest.items() if took > MOST_S} == {}
         assert found.values('run:amortis_actor_adapter_lag:max{run="watched"}') == [2.0]

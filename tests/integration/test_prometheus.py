@@ -17,7 +17,7 @@ from buffer.connection import connect
 from buffer.embedded import EmbeddedRedis, free_port
 from common.config import RedisSection
 from deploy.prometheus_config import configuration
-from tests.conftest import ToolFinder
+from tests.conftest import Tell, ToolFinder
 from tests.deploy.prometheus_files import rules
 from tests.integration.conftest import command, write_config
 from tests.integration.prometheus_api import RUN, Watched, panel_queries, process, prometheus, wait_for, without_data
@@ -119,21 +119,19 @@ def test_every_process_is_found_without_a_line_of_configuration(watched: Watched
     assert found >= {("amortis", "launcher"), ("amortis", "learner"), ("amortis", "actor-0"), ("ray", None)}
 
 
-def test_every_panel_has_data(watched: Watched, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_panel_has_data(watched: Watched, tell: Tell) -> None:
     queries = panel_queries()
     empty = without_data(watched, queries)
     # What a panel makes of nothing hides a name that doesn't exist: each of its series must be there on its own.
     absent = without_data(watched, selected(queries))
-    with capsys.disabled():
-        print()
-        for name, expr in queries.items():
-            values = watched.values(expr)
-            shown = f"{len(values)} series, first {values[0]:g}" if values else "NO DATA"
-            print(f"  panel {name}: {shown}")
+    for name, expr in queries.items():
+        values = watched.values(expr)
+        shown = f"{len(values)} series, first {values[0]:g}" if values else "NO DATA"
+        tell(f"panel {name}: {shown}")
     assert empty == {} and absent == {}
 
 
-def test_every_rule_is_evaluated_and_has_what_it_asks_for(watched: Watched, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_rule_is_evaluated_and_has_what_it_asks_for(watched: Watched, tell: Tell) -> None:
     recorded = {rule["record"]: rule["record"] for rule in rules("record")}
     alerts = {rule["alert"]: rule["expr"] for rule in rules("alert")}
     assert without_data(watched, recorded) == {}
@@ -143,8 +141,6 @@ def test_every_rule_is_evaluated_and_has_what_it_asks_for(watched: Watched, caps
     assert {rule["name"] for rule in loaded} == {*recorded, *alerts}
     assert {rule["name"]: rule.get("lastError", "") for rule in loaded if rule["health"] != "ok"} == {}
     firing = {alert["labels"]["alertname"] for alert in watched.get("alerts")["alerts"] if alert["state"] == "firing"}
-    with capsys.disabled():
-        print()
-        for name, expr in {**recorded, **alerts}.items():
-            print(f"  rule {name}: {len(watched.values(expr))} series")
+    for name, expr in {**recorded, **alerts}.items():
+        tell(f"rule {name}: {len(watched.values(expr))} series")
     assert firing == set(), "alerts of a healthy run"
