@@ -27,6 +27,7 @@ ToolFinder = Callable[[str], Path]
 Tell = Callable[[str], None]
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With several workers (`-n 2 --dist loadgroup`) one runs what starts whole systems, the others all else."""
     items.sort(key=lambda item: item.get_closest_marker("integration") is None)
