@@ -17,7 +17,8 @@ lint: setup
 	.venv/bin/mypy
 
 test: lint
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n 2 --dist loadgroup
 
 docs: setup
 	.venv/bin/python -m deploy.reference > docs/configuration.md
+	.venv/bin/python -m deploy.grafana.build

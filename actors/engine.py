@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.cpu_lora import expand, expand_slice, shrink
 from actors.scoring import ScoreText, TokenScores
 from common.action_space import ActionSpace
 from common.adapter_files import files_sha256
@@ -107,6 +108,7 @@ class Engine:
             arguments["logits_processors"] = [_grammar_processor(space)]
         if on_cpu:
             arguments["block_size"] = CPU_BLOCK_TOKENS
+            _use_grouped_lora()
         if lora is not None:
             slots = ADAPTER_SLOTS + (reference_adapter is not None)
             arguments.update(
@@ -336,6 +338,17 @@ def _grammar_processor(space: ActionSpace) -> Any:
         return out
 
     return GrammarProcessor
+
+
+def _use_grouped_lora() -> None:
+    """Put our products in the place of vLLM's, wherever its CPU wrapper calls them."""
+    from vllm.lora.ops.torch_ops import lora_ops
+    from vllm.lora.punica_wrapper import punica_cpu
+
+    for name, own in {"shrink": shrink, "expand": expand, "expand_slice": expand_slice}.items():
+        # The sgmv_ ones, for prompts, call the bgmv_ ones of their own module.
+        for module in (lora_ops, punica_cpu):
+            setattr(module, f"bgmv_{name}", own)
 
 
 def _gather_terminator(sampler: Any, terminator_id: int) -> None:

@@ -87,6 +87,10 @@ class Control:
         if address is not None:
             self._client.hset(self._keys.processes, process, json.dumps({"part": part, "address": address}))
 
+    def unregister(self, process: str) -> None:
+        """A process ends in good order: that its metrics can't be had is no news."""
+        self._client.hdel(self._keys.processes, process)
+
     def processes(self) -> dict[str, dict[str, str]]:
         """Each registered process' `part` and `address`."""
         return {name.decode(): json.loads(raw) for name, raw in self._client.hgetall(self._keys.processes).items()}

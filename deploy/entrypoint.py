@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -71,23 +72,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Join, train, leave; the exit status, 0 too where a stop was asked for."""
     config, *overrides = sys.argv[1:] if arguments is None else arguments
     supervisor = Supervisor()
+    head = os.environ.get(HEAD_VARIABLE)
     try:
         options = going_on(load_config(Path(config), overrides))
+        join = _join(head) if head else None
     except UserError as error:
         print(f"amortis: {error}", file=sys.stderr)
         return EXIT_USER
-    head = os.environ.get(HEAD_VARIABLE)
-    status = supervisor.run(_join(head), JOIN_LIMIT_S) if head else 0
+    except OSError as error:
+        print(f"amortis: {HEAD_VARIABLE} = {head}: {error}; name the host and port of Ray's head", file=sys.stderr)
+        return EXIT_USER
+    status = supervisor.run(join, JOIN_LIMIT_S) if join else 0
     if status == 0:
         status = supervisor.run([_program("amortis"), "train", config, *options, *overrides])
-    if head:
+    if join:
         subprocess.run([_program("ray"), "stop"], timeout=LEAVE_LIMIT_S, check=False)
     return 0 if supervisor.stopped and status in (0, EXIT_INTERRUPTED) else status
 
 
 def _join(head: str) -> list[str]:
+    """The head's name is looked up here: Ray's own look-up outlasts its patience where a name server is slow."""
+    name, _, port = head.rpartition(":")
+    address = f"{socket.gethostbyname(name)}:{port}"
     size = ["--num-cpus=0", "--num-gpus=0"]
-    return [_program("ray"), "start", f"--address={head}", *size, "--metrics-export-port=8080", "--disable-usage-stats"]
+    return [
+        _program("ray"),
+        "start",
+        f"--address={address}",
+        *size,
+        "--metrics-export-port=8080",
+        "--disable-usage-stats",
+    ]
 
 
 def _program(name: str) -> str:

@@ -92,6 +92,7 @@ def main(arguments: list[str]) -> int:
         log.exception("learner failed")
         control.report_fault("learner", f"{type(error).__name__}: {error} (see logs/learner.log)")
         return 1
+    control.unregister("learner")
     return 0
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,7 @@ class LoraPolicy:
         self.model, self.space, self.device = model.to(device).eval(), space, device
         self._allowed = torch.as_tensor(space.allowed_array, device=device)
         self._full_vocabulary = space.allowed_ids is None
+        self._small_head = self._make_small_head()
         self._terminator_column = int(np.searchsorted(space.allowed_array, space.terminator_id))
 
     @classmethod
@@ -184,18 +185,49 @@ class LoraPolicy:
         rows = [np.concatenate([item.query.prompt_ids[-1:], item.input_ids]) for item in batch]
         ids, mask = self._padded(rows)
         offsets = torch.arange(ids.shape[1], device=self.device)
-        output = self.model(
-            input_ids=ids,
-            attention_mask=mask if prompt_mask is None else torch.cat([prompt_mask, mask], 1),
-            position_ids=prompt_lengths[:, None] + offsets,
-            past_key_values=cache,
-            use_cache=cache is not None,
-        )
+        with self._head_for_allowed() if restricted else nullcontext():
+            output = self.model(
+                input_ids=ids,
+                attention_mask=mask if prompt_mask is None else torch.cat([prompt_mask, mask], 1),
+                position_ids=prompt_lengths[:, None] + offsets,
+                past_key_values=cache,
+                use_cache=cache is not None,
+            )
         states, _ = self._padded([item.state_positions + 1 for item in batch])
         logits = output.logits
-        if restricted and not self._full_vocabulary:
+        if restricted and not self._full_vocabulary and self._small_head is None:
             logits = logits[..., self._allowed]
         return logits.gather(1, states[..., None].expand(-1, -1, logits.shape[-1])).float()
+
+    @contextmanager
+    def _head_for_allowed(self) -> Iterator[None]:
+        """The output layer for the allowed tokens alone, so that none of the others is computed."""
+        if self._small_head is None:
+            yield
+            return
+        base = self.model.get_base_model()
+        full = base.get_output_embeddings()
+        base.set_output_embeddings(self._small_head)
+        try:
+            yield
+        finally:
+            base.set_output_embeddings(full)
+
+    def _make_small_head(self) -> torch.nn.Linear | None:
+        """A copy of the allowed tokens' rows; None where they are most, or where the output layer is trained."""
+        full = self.model.get_base_model().get_output_embeddings()
+        trained = any(p.requires_grad for p in full.parameters())
+        if trained or 2 * len(self._allowed) > self.space.vocab_size:
+            return None
+        bias = getattr(full, "bias", None)
+        small = torch.nn.Linear(
+            full.weight.shape[1], len(self._allowed), bias is not None, full.weight.device, full.weight.dtype
+        )
+        small.requires_grad_(False)
+        small.weight.copy_(full.weight[self._allowed])
+        if bias is not None:
+            small.bias.copy_(bias[self._allowed])
+        return small
 
     def _prompt_cache(self, queries: Sequence[Query]) -> tuple[Any, Tensor | None, Int[Tensor, " batch"]]:
         """Keys and values of each distinct prompt but its last token, computed once and repeated by trajectory."""

@@ -23,7 +23,7 @@ from common.errors import RunFault, StallError
 from common.log import add_log_context, get_logger
 from common.metrics import LearnerMetrics
 from common.tasks import Task
-from common.trajectory import Query, Trajectory
+from common.trajectory import SAMPLED, Query, Trajectory
 from learner.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 from learner.gap import Gap, GapMonitor
 from learner.objective import (
@@ -144,15 +144,17 @@ class Trainer:
 
     def _wait_for_trajectories(self) -> float:
         """Wait until the buffer holds enough that is new; seconds waited. Raises StallError with the cause."""
-        start = time.monotonic()
+        start = counted = time.monotonic()
         next_word = start
         while True:
             stats = self.buffer.stats()
-            if self._enough(stats) or not self._may_go_on():
-                waited = time.monotonic() - start
-                self.metrics.waited.inc(waited)
-                return waited
+            done = self._enough(stats) or not self._may_go_on()
             now = time.monotonic()
+            # Counted while it lasts: who watches the counter must see a wait before it is over.
+            self.metrics.waited.inc(now - counted)
+            counted = now
+            if done:
+                return now - start
             if now - start > self.section.max_wait_s:
                 raise StallError(
                     f"learner waited {self.section.max_wait_s:g} s for trajectories: {self._why_waiting(stats)}; "
@@ -214,7 +216,8 @@ class Trainer:
             raise RunFault(f"loss {loss} and gradient norm {gradient_norm} at step {self.progress.step}: not finite")
         self.optimizer.step()
         self._when_there_is_memory(lambda: self.buffer.update_priorities(batch, found.residuals.tolist()))
-        versions = np.array([item.behaviour.adapter_version for item in batch])
+        # Seeds were sampled by no version, and would count as ever staler.
+        lags = [self.progress.version - item.behaviour.adapter_version for item in batch if item.source in SAMPLED]
         row = {
             "loss": loss,
             "log_reward": float(np.mean([item.log_reward(weights)[-1] for item in batch])),
@@ -226,7 +229,7 @@ class Trainer:
             "trajectories": len(batch),
             "mean_actions": float(np.mean([len(item.action_ids) for item in batch])),
             "adapter_version": self.progress.version,
-            "staleness": float((self.progress.version - versions).mean()),
+            "staleness": float(np.mean(lags)) if lags else 0.0,
         }
         return row if found.log_z_learned is None else {**row, "log_z_learned": found.log_z_learned}
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,11 +16,39 @@ from buffer.connection import Keys, connect
 from buffer.embedded import EmbeddedRedis
 from common.config import RedisSection
 from common.trajectory import Behaviour, Query, Trajectory
+from deploy import tools
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Threads that spin while they wait slow everything down where tests start processes beside themselves.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+ToolFinder = Callable[[str], Path]
+Tell = Callable[[str], None]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several workers (`-n 2 --dist loadgroup`) one runs what starts whole systems, the others all else."""
+    items.sort(key=lambda item: item.get_closest_marker("integration") is None)
+    for item in items:
+        if item.get_closest_marker("integration") is not None:
+            item.add_marker(pytest.mark.xdist_group("integration"))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What tests measured, whichever worker they ran on."""
+    reports = [report for outcome in ("passed", "failed") for report in terminalreporter.stats.get(outcome, [])]
+    told = [(report.nodeid, text) for report in reports for name, text in report.user_properties if name == "told"]
+    if told:
+        terminalreporter.section("measured")
+    for nodeid, text in told:
+        terminalreporter.write_line(f"{nodeid.rpartition('::')[2]}: {text}")
+
+
+@pytest.fixture
+def tell(record_property: Callable[[str, object], None]) -> Tell:
+    """Says what a test measured, at the end of the run."""
+    return lambda text: record_property("told", text)
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +85,19 @@ def digit_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny import save_digit_model
 
     return save_digit_model(tmp_path_factory.mktemp("models") / "digits")
+
+
+@pytest.fixture(scope="session")
+def find_tool() -> ToolFinder:
+    """Path of one of Prometheus' programs; skips the test, with the reason, where it can't be had."""
+
+    def find(name: str) -> Path:
+        try:
+            return tools.find_tool(name)
+        except tools.ToolMissing as missing:
+            pytest.skip(str(missing))
+
+    return find
 
 
 def make_query(*prompt: int) -> Query:

@@ -29,7 +29,9 @@ class ArithmeticConfig(TemplateConfig):
     answer: str = Field("{num_sol}", description="what the last result of a rationale is held against")
     allowed_characters: str | None = Field(r"[0-9 +*=,\-]", description="a regular expression for one character")
     min_len: int = Field(5, ge=0, description="the paper's")
-    max_len: int = Field(26, ge=1, description="an operation takes 6 tokens and a comma")
+    max_len: int = Field(
+        34, ge=1, description="four operations with a comma between them are 27 tokens, one more for each longer number"
+    )
     tool: ToolSection | None = Field(ToolSection.model_validate({}), description="what writes into the rationale")
     reference_shots: int = Field(
         3, ge=0, description="training rows with rationales that the reference reads before the question, the paper's 3"

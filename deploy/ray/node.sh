@@ -17,7 +17,7 @@ unset OMP_NUM_THREADS
 if [ -f "$settings" ]; then set -a && . "$settings" && set +a; fi
 bin=${AMORTIS_BIN:-$root/.venv/bin}
 redis_folder=${AMORTIS_REDIS_FOLDER:-$HOME/.amortis/redis}
-redis_port=6380 # Ray's head has 6379
+redis_port=${AMORTIS_REDIS_PORT:-6380} # Ray's head has 6379
 ray_port=6379
 
 : "${RAY_AUTH_TOKEN:?set it in deploy/ray/cluster.env}"

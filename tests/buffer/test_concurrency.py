@@ -15,6 +15,7 @@ import pytest
 
 from buffer.embedded import EmbeddedRedis
 from tests.buffer.worker import SMALL, buffers
+from tests.conftest import Tell
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 60
@@ -35,7 +36,7 @@ def results(processes: list[subprocess.Popen[bytes]], folder: Path, role: str) -
 
 @pytest.mark.integration
 def test_sixteen_writers_and_four_samplers_lose_nothing_tear_nothing_and_keep_the_bounds(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, tell: Tell
 ) -> None:
     with EmbeddedRedis(tmp_path / "redis") as server:
         writers = [start("write", server.url, i, SECONDS, tmp_path) for i in range(WRITERS)]
@@ -46,10 +47,7 @@ def test_sixteen_writers_and_four_samplers_lose_nothing_tear_nothing_and_keep_th
         stored = {item.id for item in big}
         big_stats, small_stats = big.stats(), small.stats()
     sampled, looks = sum(found["sampled"] for found in seen), sum(found["looks"] for found in seen)
-    with capsys.disabled():
-        print(
-            f"\n{len(acknowledged)} pushed twice by {WRITERS} writers, {sampled} sampled, {looks} looks at the bounds"
-        )
+    tell(f"{len(acknowledged)} pushed twice by {WRITERS} writers, {sampled} sampled, {looks} looks at the bounds")
     assert len(acknowledged) > 1_000 and sampled > 1_000 and looks > 100
     assert acknowledged - stored == set(), "acknowledged items were lost"
     assert [found["torn"] for found in seen] == [0] * SAMPLERS
@@ -61,7 +59,7 @@ def test_sixteen_writers_and_four_samplers_lose_nothing_tear_nothing_and_keep_th
 @pytest.mark.integration
 @pytest.mark.parametrize("appendfsync", ["always", "everysec"])
 def test_a_killed_server_comes_back_with_what_it_acknowledged_and_writing_goes_on(
-    tmp_path: Path, appendfsync: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, appendfsync: str, tell: Tell
 ) -> None:
     with EmbeddedRedis(tmp_path / "redis", appendfsync=appendfsync) as server:
         writers = [start("write", server.url, i, 14, tmp_path) for i in range(3)]
@@ -79,10 +77,7 @@ def test_a_killed_server_comes_back_with_what_it_acknowledged_and_writing_goes_o
     before = [item for at, item in acknowledged if at <= killed_at]
     lost = [(at, item) for at, item in acknowledged if item not in stored]
     oldest = max((killed_at - at for at, _ in lost), default=0.0)
-    with capsys.disabled():
-        print(
-            f"\n{appendfsync}: {len(before)} acknowledged before the kill, {len(lost)} lost, at most {oldest:.2f} s old"
-        )
+    tell(f"{appendfsync}: {len(before)} acknowledged before the kill, {len(lost)} lost, at most {oldest:.2f} s old")
     assert len(before) >= 400 and len(acknowledged) > len(before) + 100, "writing goes on after the kill"
     assert seen["torn"] == 0 and seen["broken"] == []
     if appendfsync == "always":

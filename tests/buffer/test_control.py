@@ -53,6 +53,12 @@ def test_a_process_without_metrics_is_no_target(control: Control) -> None:
     assert control.processes() == {"launcher": {"part": "launcher", "address": "127.0.0.1:9400"}}
 
 
+def test_a_process_that_ends_in_good_order_is_no_target(control: Control) -> None:
+    control.register("learner", "learner", "127.0.0.1:9401")
+    control.unregister("learner")
+    assert control.processes() == {}
+
+
 def test_the_settings_are_kept_without_the_redis_url(control: Control, redis_client: Redis) -> None:
     assert control.config() is None
     settings = {"task": {"name": "rng", "high": 7}, "redis": {"url": "redis://:secret@127.0.0.1:6379/0"}}

@@ -178,6 +178,12 @@ def test_the_reference_reads_worked_examples_with_the_calculators_results(
     assert codec.decode(query.target_ids) == " The answer is 8."
 
 
+def test_arithmetic_has_room_for_the_working_of_five_operands(codec: HuggingFaceCodec, tmp_path: Path) -> None:
+    space = arithmetic(codec, tmp_path).action_space
+    working = codec.encode(" 9 + 9 =, 18 + 9 =, 27 - 9 =, 18 + 9 =")
+    assert space.why_invalid(np.asarray(working, np.int32)) is None
+
+
 def test_arithmetic_asks_the_calculator_after_an_equals_sign(codec: HuggingFaceCodec, tmp_path: Path) -> None:
     task = arithmetic(codec, tmp_path)
     triggers = {codec.token_text(token) for token in task.action_space.trigger_ids}

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from common.reward import RewardWeights
 from common.trajectory import Behaviour, MalformedTrajectory, Query, Trajectory
-from tests.conftest import make_query, make_trajectory
+from tests.conftest import Tell, make_query, make_trajectory
 
 FLOATS = st.floats(-1e6, 1e6, width=32)
 
@@ -89,7 +89,7 @@ def test_another_wire_version_is_refused_not_misread() -> None:
         Query.from_bytes(msgpack.packb([99, "rng", b"", b"", {}]))
 
 
-def test_wire_size_is_at_most_a_fifth_above_the_raw_arrays_at_32_actions(capsys: pytest.CaptureFixture[str]) -> None:
+def test_wire_size_is_at_most_a_fifth_above_the_raw_arrays_at_32_actions(tell: Tell) -> None:
     item = make_trajectory(make_query(), list(range(32)))
     arrays = (
         item.action_ids,
@@ -100,8 +100,7 @@ def test_wire_size_is_at_most_a_fifth_above_the_raw_arrays_at_32_actions(capsys:
     )
     raw = sum(array.nbytes for array in arrays)
     wire = len(item.to_bytes())
-    with capsys.disabled():
-        print(f"\nwire form at K = 32: {wire} bytes, raw arrays {raw} bytes, ratio {wire / raw:.3f}")
+    tell(f"wire form at K = 32: {wire} bytes, raw arrays {raw} bytes, ratio {wire / raw:.3f}")
     assert wire <= 1.2 * raw
 
 

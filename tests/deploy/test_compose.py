@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import configparser
 import itertools
 import re
 import shlex
@@ -176,12 +175,11 @@ def test_grafana_opens_on_the_overview_and_finds_prometheus() -> None:
     folder = ROOT / "deploy" / "grafana"
     found = service("cpu", "grafana")
     inside = {target: ROOT / source for source, target in mounts(found)}
-    settings = configparser.ConfigParser()
-    settings.read(inside["/etc/grafana/grafana.ini"])
-    assert settings["auth.anonymous"]["enabled"] == "true" and settings["auth.anonymous"]["org_role"] == "Viewer"
-    home = Path(settings["dashboards"]["default_home_dashboard_path"])
+    environment = found["environment"]
+    assert environment["GF_AUTH_ANONYMOUS_ENABLED"] == "true" and environment["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
+    home = Path(environment["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
     assert (inside[str(home.parent)] / home.name).is_file()
-    assert settings["paths"]["provisioning"] in inside
+    assert "/etc/grafana/provisioning" in inside
     texts = [path.read_text() for path in sorted((folder / "provisioning").rglob("*.y*ml"))]
     provisioned = [yaml.safe_load(text) for text in texts]
     sources = [source for entry in provisioned for source in entry.get("datasources", [])]

@@ -14,6 +14,7 @@ from common.metrics import ActorMetrics, LauncherMetrics, LearnerMetrics
 from deploy.cli import _parser
 from deploy.compare import Comparison
 from deploy.reference import reference
+from tests.deploy.prometheus_files import rules
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -101,6 +102,12 @@ def test_every_exported_metric_is_documented_and_every_documented_one_exported()
     text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     documented = set(re.findall(r"`(amortis_[a-z_]+)", text))
     assert documented == exported
+
+
+def test_every_recorded_series_is_documented_and_every_documented_one_recorded() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    documented = re.findall(r"`(run(?:_process)?:[a-z0-9_:]+)`", text)
+    assert sorted(documented) == sorted(rule["record"] for rule in rules("record"))
 
 
 def test_links_between_pages_lead_somewhere() -> None:

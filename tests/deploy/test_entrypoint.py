@@ -66,9 +66,9 @@ def start(folder: Path, **variables: str) -> subprocess.Popen[str]:
 
 
 def test_it_joins_trains_and_leaves(tmp_path: Path) -> None:
-    output, _ = (process := start(tmp_path, RAY_HEAD="ray-head:6379")).communicate(timeout=60)
+    output, _ = (process := start(tmp_path, RAY_HEAD="localhost:6379")).communicate(timeout=60)
     joined, trained, left = output.splitlines()
-    assert joined.startswith("ray start --address=ray-head:6379 --num-cpus=0 --num-gpus=0")
+    assert joined.startswith("ray start --address=127.0.0.1:6379 --num-cpus=0 --num-gpus=0")
     assert trained == f"train train {tmp_path / 'config.yaml'} --learner.steps 7"
     assert left == "ray stop" and process.returncode == 0
 
@@ -79,12 +79,12 @@ def test_without_a_head_to_join_it_only_trains(tmp_path: Path) -> None:
 
 
 def test_a_cluster_that_cannot_be_joined_ends_it(tmp_path: Path) -> None:
-    output, _ = (process := start(tmp_path, RAY_HEAD="ray-head:6379", RAY_STATUS="1")).communicate(timeout=60)
+    output, _ = (process := start(tmp_path, RAY_HEAD="localhost:6379", RAY_STATUS="1")).communicate(timeout=60)
     assert "train" not in output and process.returncode == 1
 
 
 def test_a_stop_is_passed_on_and_waited_for_and_is_no_failure(tmp_path: Path) -> None:
-    process = start(tmp_path, RAY_HEAD="ray-head:6379", WAIT="yes")
+    process = start(tmp_path, RAY_HEAD="localhost:6379", WAIT="yes")
     assert process.stdout is not None
     while not process.stdout.readline().startswith("train"):
         assert process.poll() is None
@@ -95,5 +95,12 @@ def test_a_stop_is_passed_on_and_waited_for_and_is_no_failure(tmp_path: Path) ->
 
 
 def test_a_wrong_setting_is_said_before_anything_starts(tmp_path: Path) -> None:
-    output, _ = (process := start(tmp_path, AMORTIS_LEARNER__STEPPS="1", RAY_HEAD="x:1")).communicate(timeout=60)
+    output, _ = (process := start(tmp_path, AMORTIS_LEARNER__STEPPS="1", RAY_HEAD="localhost:1")).communicate(
+        timeout=60
+    )
     assert "learner.stepps" in output and "ray" not in output.split() and process.returncode == 2
+
+
+def test_a_head_that_no_name_server_knows_is_said(tmp_path: Path) -> None:
+    output, _ = (process := start(tmp_path, RAY_HEAD="nowhere.invalid:6379")).communicate(timeout=60)
+    assert "RAY_HEAD = nowhere.invalid:6379" in output and "train" not in output and process.returncode == 2

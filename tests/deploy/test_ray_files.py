@@ -6,11 +6,17 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from redis import Redis
+from redis.exceptions import RedisError
+
+from buffer.embedded import free_port
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "ray"
@@ -82,8 +88,9 @@ def node(arguments: list[str], folder: Path, **variables: str) -> subprocess.Com
     shutil.copy(FOLDER / "node.sh", script)
     tools = folder / ".venv" / "bin"
     tools.mkdir(parents=True, exist_ok=True)
+    if not (tools / "python").exists():
+        (tools / "python").write_text("#!/bin/sh\necho 10.0.0.5\n")
     (tools / "ray").write_text('#!/bin/sh\necho ray "$@" mode=$RAY_AUTH_MODE nice=$RAY_worker_niceness\n')
-    (tools / "python").write_text("#!/bin/sh\necho 10.0.0.5\n")
     for tool in tools.iterdir():
         tool.chmod(0o755)
     environment = {"PATH": os.environ["PATH"], "HOME": str(folder), **variables}
@@ -116,6 +123,36 @@ def test_a_head_keeps_actors_away_and_starts_no_redis_beside_ones_own(tmp_path: 
     last = result.stdout.splitlines()[-1]
     assert "--head" in last and "--num-cpus=0 --num-gpus=0" in last and "--dashboard-host=127.0.0.1" in last
     assert not (tmp_path / ".amortis").exists()
+
+
+def test_a_head_starts_redis_with_the_password_once_and_stops_it_when_asked(tmp_path: Path) -> None:
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    port = free_port()
+    variables = {
+        "RAY_AUTH_TOKEN": "t",
+        "REDIS_PASSWORD": "pw",
+        "AMORTIS_REDIS_PORT": str(port),
+        "PYTHONPATH": str(ROOT),
+    }
+    folder = tmp_path / ".amortis" / "redis"
+    for _ in range(2):
+        result = node(["head"], tmp_path, **variables)
+        assert result.returncode == 0, result.stderr
+    pid = int((folder / "redis.pid").read_text())
+    try:
+        client = Redis(port=port, password="pw")
+        assert client.ping() and client.config_get("appendonly") == {"appendonly": "yes"}
+        with pytest.raises(RedisError):
+            Redis(port=port).ping()
+        assert "pw" not in Path(f"/proc/{pid}/cmdline").read_text()
+    finally:
+        node(["stop-redis"], tmp_path, **variables)
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{pid}/exe").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert (folder / "appendonlydir").is_dir() or (folder / "appendonly.aof").is_file()
 
 
 def test_commands_get_the_address_of_the_heads_redis(tmp_path: Path) -> None:

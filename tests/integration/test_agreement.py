@@ -22,6 +22,7 @@ from common.trajectory import Trajectory
 from learner.gap import GapMonitor, measure_gap
 from learner.losses import subtb_loss
 from learner.policy import Actions, LoraPolicy
+from tests.conftest import Tell
 
 pytestmark = pytest.mark.integration
 
@@ -88,11 +89,10 @@ def gap_of(trained: Trained, samples: list[Trajectory]) -> tuple[float, float]:
 
 
 def test_in_float32_every_token_agrees_to_a_ten_thousandth_of_a_nat(
-    trained: Trained, newest_samples: list[Trajectory], capsys: pytest.CaptureFixture[str]
+    trained: Trained, newest_samples: list[Trajectory], tell: Tell
 ) -> None:
     mean, largest = gap_of(trained, newest_samples)
-    with capsys.disabled():
-        print(f"\nfloat32: sampler against learner {mean:.2e} nats a token, at most {largest:.2e}")
+    tell(f"float32: sampler against learner {mean:.2e} nats a token, at most {largest:.2e}")
     assert largest < FLOAT32_LIMIT
 
 
@@ -125,10 +125,7 @@ def test_an_older_adapter_under_a_newer_name_is_caught_by_the_monitor_that_runs_
     assert gap.mean > 0.01, "older weights under this version's name must exceed the limit that stops a run"
 
 
-def test_in_bfloat16_sampler_and_learner_agree_to_six_hundredths_of_a_nat(
-    trained: Trained, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_in_bfloat16_sampler_and_learner_agree_to_six_hundredths_of_a_nat(trained: Trained, tell: Tell) -> None:
     mean, largest = gap_of(trained, sample(trained, trained.newest, "bfloat16"))
-    with capsys.disabled():
-        print(f"\nbfloat16: sampler against learner {mean:.2e} nats a token, at most {largest:.2e}")
+    tell(f"bfloat16: sampler against learner {mean:.2e} nats a token, at most {largest:.2e}")
     assert FLOAT32_LIMIT < mean < BFLOAT16_LIMIT

@@ -93,7 +93,8 @@ def test_the_services_start_by_their_health_train_stop_with_a_checkpoint_and_go_
     services.wait_until_healthy("learner")
     wait_until(lambda: step() > stopped_at, "training after a restart", services)
     for name in reversed(compose.start_order(services.services)):
-        assert services.stop(name) in (0, -15), f"{name}: {services.output(name)}"
+        # All end within their time; Ray ends with 1 where it is stopped.
+        assert services.stop(name) == (name == "ray-head"), f"{name}: {services.output(name)}"
     assert (services.volume("redis") / "appendonlydir").is_dir() or (
         services.volume("redis") / "appendonly.aof"
     ).is_file()
