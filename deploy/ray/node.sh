@@ -66,8 +66,16 @@ EOF
     exit 1
 }
 
+# `ray down` says plain `ray stop` to a shell on the head.
+put_ray_on_path() {
+    mkdir -p "$root/.path"
+    ln -sfn "$bin/ray" "$root/.path/ray"
+    grep -qsF "$root/.path" "$HOME/.bashrc" || echo "export PATH=\"$root/.path:\$PATH\"" >>"$HOME/.bashrc"
+}
+
 # Ray gives its agents 15 s to start, however busy the host is: a host that is busy now may need another attempt.
 start_ray() {
+    put_ray_on_path
     ulimit -n 65536 2>/dev/null || true
     for _ in 1 2 3; do
         "$bin/ray" stop
@@ -89,7 +97,9 @@ head)
         "${@:2}"
     ;;
 worker)
-    start_ray --address="${2:?give the address of the head}:$ray_port" --metrics-export-port=8080 "${@:3}"
+    # `ray down` tells the head alone to stop. Ray ends here a minute later, its log monitor never; runs don't use it.
+    start_ray --address="${2:?give the address of the head}:$ray_port" --metrics-export-port=8080 \
+        --include-log-monitor=false "${@:3}"
     ;;
 run)
     shift

@@ -114,7 +114,8 @@ def test_a_worker_joins_the_head_with_the_token_of_the_file(tmp_path: Path) -> N
     result = node(["worker", "10.0.0.5", "--num-cpus=1"], tmp_path)
     assert result.returncode == 0, result.stderr
     last = result.stdout.splitlines()[-1]
-    assert last == "ray start --address=10.0.0.5:6379 --metrics-export-port=8080 --num-cpus=1 mode=token nice=0"
+    shared = "ray start --address=10.0.0.5:6379 --metrics-export-port=8080 --include-log-monitor=false"
+    assert last == f"{shared} --num-cpus=1 mode=token nice=0"
 
 
 def test_a_head_keeps_actors_away_and_starts_no_redis_beside_ones_own(tmp_path: Path) -> None:

@@ -216,4 +216,7 @@ def test_a_run_trains_on_two_hosts_and_goes_on_when_one_dies(cluster: Cluster) -
     cluster.type(shlex.join([".venv/bin/ray", "exec", CLUSTER, "amortis/deploy/ray/node.sh stop-redis"]))
     cluster.type(documented(".venv/bin/ray down"))
     watch("the cluster is down")
-    assert leftovers(cluster.head) == [] and leftovers(cluster.workers[host_of(kept)]) == []
+    # Only the head is told to stop; Ray on the others ends a minute after they have lost it.
+    survivors = [cluster.head, cluster.workers[host_of(kept)]]
+    run.wait_until(lambda: not any(map(leftovers, survivors)), "an empty cluster")
+    watch("nothing is left")
