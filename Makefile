@@ -17,7 +17,7 @@ lint: setup
 	.venv/bin/mypy
 
 test: lint
-	.venv/bin/python -m pytest -n 2 --dist loadgroup
+	.venv/bin/python -m pytest -n 2
 
 docs: setup
 	.venv/bin/python -m deploy.reference > docs/configuration.md

@@ -27,13 +27,18 @@ ToolFinder = Callable[[str], Path]
 Tell = Callable[[str], None]
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers (`-n 2 --dist loadgroup`) one runs what starts whole systems, the others all else."""
-    items.sort(key=lambda item: item.get_closest_marker("integration") is None)
-    for item in items:
-        if item.get_closest_marker("integration") is not None:
-            item.add_marker(pytest.mark.xdist_group("integration"))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n 2` one worker runs all that starts whole systems, one after the other, the other one the rest."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneForWholeSystems(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            whole = "pytest.mark.integration" in (config.rootpath / file).read_text(encoding="utf-8")
+            return "whole systems" if whole else file
+
+    return OneForWholeSystems(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
