@@ -21,8 +21,8 @@ log = get_logger("actors")
 RETRIES = 3
 END_LIMIT_S = 15.0
 """Longest time that actors get at the end of a run to push what they have."""
-EVALUATION_LIMIT_S = 120.0
-"""Longest wait for actors to finish what they were at before the evaluation's samples are drawn."""
+EVALUATION_LIMIT_S = 300.0
+"""Longest wait for actors to start or to finish what they were at before the evaluation's samples are drawn."""
 
 
 @dataclass
@@ -33,6 +33,8 @@ class _Member:
     handle: Any
     group: Any
     loop: Any
+    started_at: float
+    """Unix time."""
     failures: int = 0
     retiring: bool = False
     done: bool = False
@@ -107,9 +109,10 @@ class ActorPool:
         from actors.ray_actor import start_actor
 
         # An actor that takes the place of a retired one draws other samples.
+        started_at = time.time()
         handle, group = start_actor(self._config, index, self._redis_url, generation=self._started[index])
         self._started[index] += 1
-        return _Member(index, handle, group, handle.run.remote())
+        return _Member(index, handle, group, handle.run.remote(), started_at)
 
     def look_after(self) -> str | None:
         """Take away who retired, call actors again whose loop failed; what makes going on pointless, or None."""
@@ -173,7 +176,7 @@ class ActorPool:
 
     def evaluate(self, requests: Sequence[SampleRequest], split: Split = "test") -> dict[str, dict[str, list[bytes]]]:
         """Samples for the task's evaluation, drawn by the first actor that can."""
-        self._wait_for_loops(EVALUATION_LIMIT_S)
+        self._wait_for_loops(EVALUATION_LIMIT_S, for_one=True)
         last: Exception | None = None
         for member in self._members:
             if not member.done:
@@ -187,14 +190,19 @@ class ActorPool:
         why = "none is there" if last is None else _last_line(last)
         raise RunFault(f"no actor could sample for the evaluation: {why}")
 
-    def _wait_for_loops(self, limit_s: float) -> None:
-        """Until all loops of actors that live have returned."""
+    def _wait_for_loops(self, limit_s: float, *, for_one: bool = False) -> None:
+        """Until all loops of actors that live have returned; with `for_one`, an actor that still starts will do."""
         deadline = time.monotonic() + limit_s
         while time.monotonic() < deadline:
             for member in self._finished():
                 member.done = True
-            alive = {name for name, status in self._control.actors().items() if status["alive"]}
-            if all(member.done or member.id not in alive for member in self._members):
+            heard = self._control.actors()
+            open_ = [member for member in self._members if not member.done]
+            alive = any(heard.get(member.id, {}).get("alive") for member in open_)
+            # A resumed run's last steps may need no new samples, and be over before an actor is there.
+            starting = any(heard.get(member.id, {}).get("at", 0.0) < member.started_at for member in open_)
+            enough = not for_one or not starting or any(member.done for member in self._members)
+            if not alive and enough:
                 return
             time.sleep(0.1)
 

@@ -1,7 +1,12 @@
-"""Which actors the pool lets go."""
+"""Which actors the pool lets go, and which it waits for."""
 
 from __future__ import annotations
 
+import threading
+import time
+from typing import Any
+
+import pytest
 from redis import Redis
 
 from buffer.connection import Keys
@@ -16,7 +21,7 @@ CONFIG = RunConfig.model_validate(
 
 def pool_of_three(control: Control) -> ActorPool:
     pool = ActorPool(CONFIG, "redis://unused", control)
-    pool._members = [_Member(index, handle=None, group=None, loop=None) for index in range(3)]
+    pool._members = [_Member(index, handle=None, group=None, loop=None, started_at=time.time()) for index in range(3)]
     return pool
 
 
@@ -40,3 +45,48 @@ def test_an_actor_whose_node_is_lost_retires_before_those_that_work(redis_client
     pool = pool_of_three(control)
     pool.follow(2)
     assert retiring(pool) == ["actor-1"]
+
+
+class _Loops:
+    """Ray's `wait` on loops that have returned where this says so; what is asked of it is counted."""
+
+    def __init__(self) -> None:
+        self.returned: list[Any] = []
+        self.asked = 0
+
+    def wait(self, loops: list[Any], **_: Any) -> tuple[list[Any], list[Any]]:
+        self.asked += 1
+        return [loop for loop in loops if loop in self.returned], []
+
+
+@pytest.fixture
+def starting(redis_client: Redis, keys: Keys) -> tuple[ActorPool, _Loops]:
+    """A pool of three actors of which nothing has been heard."""
+    control = Control(redis_client, keys)
+    pool = pool_of_three(control)
+    for member in pool._members:
+        member.loop = member.id
+    loops = _Loops()
+    pool._ray = loops
+    return pool, loops
+
+
+def test_an_evaluation_waits_for_an_actor_that_still_starts(starting: tuple[ActorPool, _Loops]) -> None:
+    pool, loops = starting
+
+    def start() -> None:
+        while loops.asked < 3:
+            time.sleep(0.01)
+        loops.returned.append("actor-1")
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    pool._wait_for_loops(30.0, for_one=True)
+    thread.join()
+    assert [member.done for member in pool._members] == [False, True, False] and loops.asked >= 3
+
+
+def test_the_end_of_a_run_waits_for_no_actor_that_was_never_heard(starting: tuple[ActorPool, _Loops]) -> None:
+    pool, loops = starting
+    pool._wait_for_loops(30.0)
+    assert loops.asked == 1 and not any(member.done for member in pool._members)

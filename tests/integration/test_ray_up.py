@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import pwd
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -31,6 +33,7 @@ pytestmark = [
 ]
 
 LIMIT_S = 600.0
+LEFTOVERS_LIMIT_S = 180.0
 CLUSTER = "deploy/ray/cluster-local.yaml"
 HOME = pwd.getpwuid(0).pw_dir
 PROGRESS = re.compile(r"\[ *\d+ s\] ")
@@ -208,7 +211,8 @@ def test_a_run_trains_on_two_hosts_and_goes_on_when_one_dies(cluster: Cluster) -
         assert len(new) < 15 and "Traceback" not in "".join(new), new
         cluster.type(*token, ".venv/bin/ray job stop mine")
         watch("the run has stopped")
-        tunnel.kill()
+        # As Ctrl-C in its terminal does: its ssh is told as well.
+        os.killpg(tunnel.pid, signal.SIGINT)
 
     cluster.type(documented(".venv/bin/ray rsync-down"))
     summary = json.loads(cluster.type("cat runs/mine/summary.json"))
@@ -218,5 +222,8 @@ def test_a_run_trains_on_two_hosts_and_goes_on_when_one_dies(cluster: Cluster) -
     watch("the cluster is down")
     # Only the head is told to stop; Ray on the others ends a minute after they have lost it.
     survivors = [cluster.head, cluster.workers[host_of(kept)]]
-    run.wait_until(lambda: not any(map(leftovers, survivors)), "an empty cluster")
+    deadline = time.monotonic() + LEFTOVERS_LIMIT_S
+    while any(map(leftovers, survivors)):
+        assert time.monotonic() < deadline, {host.name: leftovers(host) for host in survivors}
+        time.sleep(0.5)
     watch("nothing is left")
