@@ -10,11 +10,12 @@ import argparse
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.tasks.figures import on_hull
 from deploy.comparison_table import Table
 
 ROOT = Path(__file__).parents[1]
@@ -36,6 +37,10 @@ sets: only the order of methods can be compared.
 """
 
 
+Means = Mapping[tuple[str, str, str], float]
+"""By condition, method and figure."""
+
+
 @dataclass(frozen=True)
 class Section:
     """How a comparison is shown."""
@@ -47,6 +52,50 @@ class Section:
     """Column titles by figure."""
     paper: str = ""
     """Markdown: the paper's numbers."""
+    target: Callable[[Means], Sequence[str]] = lambda _: ()
+    """What the paper's order asks for, and whether it is met: sentences, none where a method is missing."""
+
+
+def _arithmetic_target(means: Means) -> list[str]:
+    figure, found = "test_5_operands.accuracy", []
+    sft = means.get(("", "SFT", figure))
+    for method in ("GFlowNet", "GFlowNet + SFT"):
+        value = means.get(("", method, figure))
+        if sft is not None and value is not None:
+            found.append(_judged(f"{method} at 5 operands, at least twice SFT's {sft:.3f}", value, 2 * sft))
+    return found
+
+
+def _subjectivity_target(means: Means) -> list[str]:
+    few = means.get(("20 labels", "few-shot prompting", "accuracy"))
+    found = []
+    for method in ("GFlowNet", "GFlowNet + SFT"):
+        value = means.get(("20 labels", method, "accuracy"))
+        if few is not None and value is not None:
+            asked = f"{method} with 20 labels, at least few-shot prompting's {few:.3f} + 0.08"
+            found.append(_judged(asked, value, few + 0.08))
+    return found
+
+
+def _continuation_target(means: Means) -> list[str]:
+    points = {
+        method: (value, means["", method, "max_log_reward"])
+        for (_, method, figure), value in means.items()
+        if figure == "diversity" and ("", method, "max_log_reward") in means
+    }
+    decoding = [point for method, point in points.items() if not method.startswith("GFlowNet")]
+    found = []
+    for method, (diversity, likelihood) in points.items():
+        frontier = on_hull(decoding, diversity) if method.startswith("GFlowNet") and decoding else None
+        if frontier is not None:
+            asked = f"{method} at diversity {diversity:.3f}, above the decoding methods' frontier, {frontier:.2f} nats"
+            found.append(_judged(asked, likelihood, frontier))
+    return found
+
+
+def _judged(asked: str, value: float, least: float) -> str:
+    outcome = "met" if value >= least else f"missed by {least - value:.3f}"
+    return f"{asked}: {value:.3f}, {outcome}."
 
 
 SECTIONS = (
@@ -61,12 +110,14 @@ SECTIONS = (
             "test_5_operands.accuracy": "5 operands",
         },
         "The paper's GFlowNet: 0.407 with 5 operands.",
+        _arithmetic_target,
     ),
     Section(
         "subjectivity",
         "Subjectivity with few labels",
         "Accuracy on test sentences; the label is the one with the larger mean p(Y|XZ) over sampled rationales.",
         {"accuracy": "accuracy"},
+        target=_subjectivity_target,
     ),
     Section(
         "continuation",
@@ -74,6 +125,7 @@ SECTIONS = (
         "log p of the best of 10 samples, in nats, mean over prompts, against 1 − the mean cosine similarity of their "
         "sentence embeddings. Up and to the right is better.",
         {"max_log_reward": "log p of the best", "diversity": "diversity"},
+        target=_continuation_target,
     ),
     Section(
         "infilling",
@@ -105,6 +157,10 @@ def _section(section: Section, table: Mapping[str, Any], folder: Path) -> str:
     lines = [f"## {section.title}\n", f"{section.text}\n", *_rows(section, table["entries"]), ""]
     if section.paper:
         lines.append(f"{section.paper}\n")
+    means = {(item["condition"], item["method"], item["figure"]): item["mean"] for item in table["entries"]}
+    targets = section.target(means)
+    if targets:
+        lines += ["Targets, from the paper's order of methods:\n", *(f"- {target}" for target in targets), ""]
     lines.append(
         f"Made on {made['cores']} cores: {table['cells_done']} cells of the seeds {_seeds(table['entries'])}. "
         f"They took {table['seconds'] / 3600:.1f} h in all, the longest {table['longest_cell_s'] / 60:.0f} min.\n"

@@ -1,0 +1,58 @@
+"""What the page of results says of its targets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from benchmarks import results
+from deploy.comparison_table import Measurement, PlotSection, Table
+
+
+def save(folder: Path, name: str, seed: int, rows: Mapping[tuple[str, str], Mapping[str, float]]) -> Path:
+    """A comparison's folder with these figures by condition and method."""
+    measured = [
+        Measurement(condition, method, seed, figures, 60.0, method) for (condition, method), figures in rows.items()
+    ]
+    main = sorted({figure.rpartition(".")[2] for item in measured for figure in item.figures})
+    target = folder / str(seed) / name
+    target.mkdir(parents=True)
+    Table(measured, main, PlotSection(), len(measured)).save(target)
+    return target
+
+
+@pytest.fixture
+def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(results, "TABLES", tmp_path / "tables")
+    return tmp_path
+
+
+def test_targets_are_judged_by_the_means_over_the_seeds_of_all_tables(tables: Path) -> None:
+    figure = "test_5_operands.accuracy"
+    for seed, (sft, gflownet) in enumerate([(0.2, 0.3), (0.4, 0.5)]):
+        rows = {("", "SFT"): {figure: sft}, ("", "GFlowNet"): {figure: gflownet}, ("", "GFlowNet + SFT"): {figure: 0.7}}
+        results.take(save(tables, "arithmetic", seed, rows))
+    text = results.page()
+    assert "| SFT | - | - | 0.300 ± 0.100 |" in text and "seeds 0, 1" in text
+    assert "- GFlowNet at 5 operands, at least twice SFT's 0.300: 0.400, missed by 0.200." in text
+    assert "- GFlowNet + SFT at 5 operands, at least twice SFT's 0.300: 0.700, met." in text
+
+
+def test_a_continuation_is_held_against_the_decoding_methods_at_its_own_diversity(tables: Path) -> None:
+    points = {"temperature 0.5": (0.2, -10.0), "temperature 1": (0.6, -30.0), "nucleus 0.9": (0.4, -25.0)}
+    points |= {"GFlowNet, reward temperature 0.9": (0.4, -19.0), "GFlowNet, reward temperature 0.7": (0.3, -18.0)}
+    rows = {("", method): {"diversity": x, "max_log_reward": y} for method, (x, y) in points.items()}
+    results.take(save(tables, "continuation", 0, rows))
+    text = results.page()
+    assert "0.9 at diversity 0.400, above the decoding methods' frontier, -20.00 nats: -19.000, met." in text
+    assert (
+        "0.7 at diversity 0.300, above the decoding methods' frontier, -15.00 nats: -18.000, missed by 3.000." in text
+    )
+
+
+def test_no_target_is_judged_before_its_methods_are_measured(tables: Path) -> None:
+    rows = {("10 labels", "few-shot prompting"): {"accuracy": 0.6}, ("20 labels", "GFlowNet"): {"accuracy": 0.9}}
+    results.take(save(tables, "subjectivity", 0, rows))
+    assert "Targets" not in results.page()
