@@ -33,13 +33,16 @@ Tell = Callable[[str], None]
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With `-n 2` one worker runs all that starts whole systems, one after the other, the other one the rest."""
+    """With `-n 2` one worker runs all that starts whole systems, one after the other, the other one the rest.
+
+    What keeps every core busy for a while belongs to the first, where nothing waits for an answer in time meanwhile.
+    """
     from xdist.scheduler import LoadScopeScheduling
 
     class OneForWholeSystems(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.split("::")[0]
-            whole = "pytest.mark.integration" in (config.rootpath / file).read_text(encoding="utf-8")
+            whole = file.startswith("tests/integration/") or file == "tests/buffer/test_concurrency.py"
             return "whole systems" if whole else file
 
     return OneForWholeSystems(config, log)
