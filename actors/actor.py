@@ -21,7 +21,7 @@ from actors.sampler import TrajectorySampler
 from actors.scoring import ScoreText
 from buffer.adapters import AdapterRegistry
 from buffer.connection import Keys, connect
-from buffer.control import FULL, Control
+from buffer.control import FULL, STARTING, Control
 from buffer.log_stream import LogStream
 from buffer.rate_limiter import RateLimiter
 from buffer.replay import BufferFull, ReplayBuffer
@@ -56,7 +56,7 @@ class Actor:
         )
         seed = (config.run.seed * 1_009 + index * 101 + generation + 1) % 2**31
         self._random = random.Random(seed)
-        client, keys = connect(config.redis, redis_url), Keys(config.run.name)
+        client, keys = connect(config.redis, redis_url), Keys(config.redis_name)
         LogStream(client, keys).attach()
         self.control = Control(client, keys)
         self.buffer = ReplayBuffer.of(config, client, keys)
@@ -68,7 +68,7 @@ class Actor:
         self.metrics_address = serve(registry, config.metrics, METRICS_OFFSET + index, redis_url)
         self.control.register(self.id, "actor", self.metrics_address)
         log.info("metrics on %s", self.metrics_address)
-        self._beat("starting engine")
+        self._beat(STARTING)
         space = self.task.action_space
         engine, reference = make_engines(config, space, seed)
         self.engine = engine

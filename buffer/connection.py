@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
+import re
 from typing import Any, NamedTuple, TypeAlias
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from redis import Redis, Sentinel
 from redis.backoff import ExponentialBackoff, NoBackoff
@@ -33,7 +33,10 @@ LOST = (RedisConnectionError, RedisTimeoutError)
 MOVING = (ClusterDownError, MasterDownError, MovedError, ReadOnlyError, TryAgainError, RedisClusterException)
 """What a fail-over answers until it is over."""
 _SENTINEL = "redis+sentinel"
-_HOW = "write redis://HOST:PORT/DB, rediss://… for TLS, or redis+sentinel://HOST:PORT,HOST:PORT/NAME/DB"
+_HOW = (
+    "write redis://HOST:PORT/DB, rediss://… for TLS, or redis+sentinel://HOST:PORT,HOST:PORT/NAME/DB; "
+    "/, # and ? in a password as %2F, %23 and %3F"
+)
 
 
 class ShardKeys:
@@ -117,7 +120,8 @@ def connect(section: RedisSection, url: str | None = None) -> Client:
         client = _sentinel_client(address, options) if address.startswith(f"{_SENTINEL}://") else None
         client = client or Redis.from_url(address, retry_on_error=[*LOST, ReadOnlyError], **options)
     except (ValueError, TypeError) as error:
-        raise UserError("redis.url", _safe(address), str(error), _HOW) from error
+        # What the parser says may hold a part of the password.
+        raise UserError("redis.url", _safe(address), "can't be read", _HOW) from error
     if not _check_server(client, address):
         return client
     client.close()
@@ -196,7 +200,7 @@ def _sentinel_client(address: str, options: dict[str, Any]) -> Redis:
     name, _, database = parts.path.strip("/").partition("/")
     sentinels = [(host.rpartition(":")[0] or host, int(host.rpartition(":")[2] or 26379)) for host in hosts.split(",")]
     if not name:
-        raise ValueError("names no master")
+        raise UserError("redis.url", _safe(address), "names no master", _HOW)
     user, _, password = credentials.partition(":")
     own = {"username": user or None, "password": password or None}
     timeouts = {key: value for key, value in options.items() if key != "retry"}
@@ -234,8 +238,6 @@ def _check_server(client: Redis, address: str) -> bool:
 
 
 def _safe(url: str) -> str:
-    """The URL without user, password and options."""
-    with contextlib.suppress(ValueError):
-        parts = urlsplit(url)
-        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-    return "(unreadable URL)"
+    """The URL without user, password, which may hold what ends a host's name in a URL, and options."""
+    scheme, separator, rest = url.partition("://")
+    return f"{scheme}{separator}{re.split('[?#]', rest.rpartition('@')[2])[0]}"

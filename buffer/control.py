@@ -19,6 +19,8 @@ ALIVE_S = 15.0
 """An actor that has said nothing for so long counts as dead."""
 
 
+STARTING = "starting engine"
+"""The phase of an actor that is silent until its engine is up."""
 FULL = "waiting for memory"
 """How the phase of an actor begins whose push was refused."""
 
@@ -71,6 +73,15 @@ class Control:
     def want_actors(self, n: int) -> None:
         """Ask the launcher for another number of actors."""
         self._client.hset(self._keys.control, "wanted", n)
+
+    def tell_actors_wanted(self, n: int) -> None:
+        """How many actors the launcher has or waits for."""
+        self._client.hset(self._keys.control, "planned", n)
+
+    def planned_actors(self) -> int | None:
+        """How many actors the launcher has or waits for, None before it has said so."""
+        found = self._client.hget(self._keys.control, "planned")
+        return int(found) if found else None
 
     def wanted_actors(self) -> int | None:
         """The number that was asked for while the run is in progress, or None."""

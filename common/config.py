@@ -36,6 +36,11 @@ class RunSection(Section):
         None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run's folder; task and time without it"
     )
     folder: Path = Field(Path("runs"), description="where the folders of runs are kept")
+    redis_name: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="what the run's keys in Redis are named by; its name without it",
+    )
     seed: int = Field(0, ge=0, description="of the learner's batches and, with an offset each, of the actors")
     overwrite: bool = Field(False, description="delete an existing run of this name first")
     evaluate_base: bool = Field(True, description="sample from the untrained model too, for the evaluation")
@@ -406,6 +411,14 @@ class RunConfig(Section):
     def trajectories_per_step(self) -> int:
         """Trajectories in a full batch."""
         return self.learner.queries_per_step * self.learner.trajectories_per_query
+
+    @property
+    def redis_name(self) -> str:
+        """What the run's keys in Redis are named by; the name must be set by then."""
+        found = self.run.redis_name or self.run.name
+        if found is None:
+            raise ValueError("run.name is not set yet")
+        return found
 
     @property
     def run_folder(self) -> Path:

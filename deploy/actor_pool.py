@@ -6,11 +6,11 @@ import contextlib
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from buffer.control import Control
+from buffer.control import STARTING, Control
 from common.config import RunConfig
 from common.errors import RunFault, UserError
 from common.log import get_logger
@@ -23,6 +23,12 @@ END_LIMIT_S = 15.0
 """Longest time that actors get at the end of a run to push what they have."""
 EVALUATION_LIMIT_S = 300.0
 """Longest wait for actors to start or to finish what they were at before the evaluation's samples are drawn."""
+LOOK_S = 0.5
+"""Between looks whether the evaluation is to stop."""
+
+
+class EvaluationStopped(Exception):
+    """The evaluation was given up because that was asked for."""
 
 
 @dataclass
@@ -53,6 +59,7 @@ class ActorPool:
         self._members: list[_Member] = []
         self._started: Counter[int] = Counter()
         self.wanted = config.actor.least_count
+        self._told = self._capped = 0
 
     def __enter__(self) -> ActorPool:
         import ray
@@ -72,16 +79,34 @@ class ActorPool:
             if own_gpu(self._config) is not None:
                 # All but the last.
                 local["num_gpus"] = torch.cuda.device_count() - 1
-        ray.init(address=self._config.ray.address or "local", log_to_driver=False, logging_level="ERROR", **local)
+        address = self._config.ray.address
+        try:
+            ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **local)
+        except Exception as error:
+            if address is None:
+                raise
+            raise UserError(
+                "ray.address",
+                address,
+                f"no Ray cluster can be joined there ({_last_line(error)})",
+                "start Ray on this machine first, look at RAY_AUTH_TOKEN, or leave ray.address out",
+            ) from error
         self.follow(None)
         return self
 
     def follow(self, asked: int | None) -> None:
         """Have `asked` actors, or as many as the configuration says: start what lacks, retire what is too many."""
         self.wanted = asked or self._configured()
-        if asked and self._config.ray.address is None:
+        section = self._config.actor
+        if asked and self._config.ray.address is None and (section.num_cpus or section.num_gpus):
             # More than Ray was started for would wait for ever.
-            self.wanted = min(asked, max(1, room_for_actors(self._ray.nodes(), self._config.actor)))
+            self.wanted = min(asked, max(1, room_for_actors(self._ray.nodes(), section)))
+            if self.wanted < asked != self._capped:
+                log.warning("%d actors were asked for; this machine has room for %d", asked, self.wanted)
+                self._capped = asked
+        if self._told != self.wanted:
+            self._told = self.wanted
+            self._control.tell_actors_wanted(self.wanted)
         kept = [member for member in self._members if not member.retiring]
         for member in self._too_many(kept):
             log.info("retiring %s", member.id)
@@ -174,15 +199,27 @@ class ActorPool:
             with contextlib.suppress(Exception):
                 self._ray.util.remove_placement_group(member.group)
 
-    def evaluate(self, requests: Sequence[SampleRequest], split: Split = "test") -> dict[str, dict[str, list[bytes]]]:
-        """Samples for the task's evaluation, drawn by the first actor that can."""
-        self._wait_for_loops(EVALUATION_LIMIT_S, for_one=True)
+    def evaluate(
+        self,
+        requests: Sequence[SampleRequest],
+        split: Split = "test",
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> dict[str, dict[str, list[bytes]]]:
+        """Samples for the task's evaluation, drawn by the first actor that can.
+
+        Raises RunFault if none can, EvaluationStopped soon after `should_stop` says so.
+        """
+        self._wait_for_loops(EVALUATION_LIMIT_S, for_one=True, should_stop=should_stop)
         last: Exception | None = None
         for member in self._members:
             if not member.done:
                 continue
             try:
-                found: dict[str, dict[str, list[bytes]]] = self._ray.get(member.handle.evaluate.remote(requests, split))
+                call = member.handle.evaluate.remote(requests, split)
+                while not self._ray.wait([call], timeout=LOOK_S)[0]:
+                    if should_stop():
+                        raise EvaluationStopped
+                found: dict[str, dict[str, list[bytes]]] = self._ray.get(call)
                 return found
             except self._ray.exceptions.RayError as error:
                 log.error("%s could not evaluate: %s", member.id, _last_line(error))
@@ -190,17 +227,21 @@ class ActorPool:
         why = "none is there" if last is None else _last_line(last)
         raise RunFault(f"no actor could sample for the evaluation: {why}")
 
-    def _wait_for_loops(self, limit_s: float, *, for_one: bool = False) -> None:
+    def _wait_for_loops(
+        self, limit_s: float, *, for_one: bool = False, should_stop: Callable[[], bool] = lambda: False
+    ) -> None:
         """Until all loops of actors that live have returned; with `for_one`, an actor that still starts will do."""
         deadline = time.monotonic() + limit_s
         while time.monotonic() < deadline:
+            if should_stop():
+                raise EvaluationStopped
             for member in self._finished():
                 member.done = True
             heard = self._control.actors()
             open_ = [member for member in self._members if not member.done]
             alive = any(heard.get(member.id, {}).get("alive") for member in open_)
             # A resumed run's last steps may need no new samples, and be over before an actor is there.
-            starting = any(heard.get(member.id, {}).get("at", 0.0) < member.started_at for member in open_)
+            starting = any(_starts(member, heard.get(member.id, {})) for member in open_)
             enough = not for_one or not starting or any(member.done for member in self._members)
             if not alive and enough:
                 return
@@ -215,6 +256,11 @@ class ActorPool:
                     self._ray.get(member.handle.close.remote(), timeout=2)
             self._release(member)
         self._ray.shutdown()
+
+
+def _starts(member: _Member, word: Mapping[str, Any]) -> bool:
+    """Whether an actor is still on its way: not heard of since its start, or silent while its engine starts."""
+    return float(word.get("at", 0.0)) < member.started_at or word.get("phase") == STARTING
 
 
 def _last_line(error: Exception) -> str:

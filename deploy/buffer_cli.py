@@ -56,7 +56,7 @@ def open_buffer(run: Path, url: str | None) -> Iterator[OpenBuffer]:
             address = stack.enter_context(EmbeddedRedis(data)).url
         client = connect(config.redis, address)
         stack.callback(client.close)
-        keys = Keys(config.run.name or run.resolve().name)
+        keys = Keys(config.redis_name)
         buffer = ReplayBuffer.of(config, client, keys)
         buffer.check()
         yield OpenBuffer(config, client, keys, buffer)

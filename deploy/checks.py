@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from buffer.connection import connect
-from buffer.embedded import find_redis_server
+from buffer.embedded import find_redis_server, running_server
 from common.adapter_files import check_adapter
 from common.config import RunConfig
 from common.devices import resolve_devices
@@ -134,6 +134,11 @@ def _absolute(value: str | Path | list[str]) -> str | Path | list[str]:
 
 def _check_folder(config: RunConfig) -> None:
     folder, run = config.run_folder, config.run
+    # An expectation maximisation's steps have a server each.
+    if any(running_server(data) for data in (folder / "redis", *folder.glob("*/redis"))):
+        raise UserError(
+            "run.name", run.name, "is in progress", f"stop it with `amortis stop {folder}` or choose another name"
+        )
     if run.resume:
         if not (folder / ("e1" if config.em.iterations else "checkpoints")).is_dir():
             raise UserError("run.resume", True, f"no checkpoint of a run {run.name!r}", "leave run.resume out")

@@ -36,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"amortis: {error}", file=sys.stderr)
         return EXIT_USER
     except RunFault as fault:
-        print(f"amortis: the run stopped itself: {fault}", file=sys.stderr)
+        runs = options.command in (train, compare, learner)
+        print(f"amortis: {'the run stopped itself: ' if runs else ''}{fault}", file=sys.stderr)
         return EXIT_FAULT
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED

@@ -29,16 +29,18 @@ def run_em(config: RunConfig, say: Callable[[str], None] = lambda text: None) ->
     folder.mkdir(parents=True, exist_ok=True)
     save_resolved(config, folder / "config.yaml")
     sampler, model = config.model.lora.start_from, config.reference.adapter
-    interrupted = False
+    interrupted, stopped_because = False, None
     for iteration in range(1, config.em.iterations + 1):
         say(f"E step {iteration} of {config.em.iterations}")
         e_config = _e_step(config, iteration, sampler, model)
-        if interrupted := _run(e_config, draw=config.em.samples_per_query):
+        interrupted, stopped_because = _run(e_config, draw=config.em.samples_per_query)
+        if interrupted:
             break
         sampler = e_config.run_folder / "adapter"
         say(f"M step {iteration} of {config.em.iterations}")
         m_config = _m_step(config, iteration, model, e_config.run_folder / DRAWN)
-        if interrupted := _run(m_config):
+        interrupted, stopped_because = _run(m_config)
+        if interrupted:
             break
         model = m_config.run_folder / "adapter"
     done = not interrupted and sampler is not None and model is not None
@@ -52,6 +54,7 @@ def run_em(config: RunConfig, say: Callable[[str], None] = lambda text: None) ->
         **figures,
         "wall_s": time.monotonic() - started,
         "interrupted": interrupted,
+        "stopped_because": stopped_because,
         "fault": None,
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2))
@@ -89,7 +92,13 @@ def _step(
     lora = config.model.lora.model_copy(update={"start_from": start_from})
     resume = (config.run_folder / name / "checkpoints").is_dir() and config.run.resume
     run = config.run.model_copy(
-        update={"name": name, "folder": config.run_folder, "evaluate_samples": False, "resume": resume}
+        update={
+            "name": name,
+            "redis_name": f"{config.redis_name}-{name}",
+            "folder": config.run_folder,
+            "evaluate_samples": False,
+            "resume": resume,
+        }
     )
     return config.model_copy(
         update={
@@ -102,12 +111,12 @@ def _step(
     )
 
 
-def _run(config: RunConfig, draw: int = 0) -> bool:
-    """Run a step unless it is done; whether it was interrupted."""
+def _run(config: RunConfig, draw: int = 0) -> tuple[bool, str | None]:
+    """Run a step unless it is done; whether it was interrupted, and why."""
     if _is_done(config):
-        return False
+        return False, None
     summary = Launcher(config, draw=draw).run()
-    return bool(summary["interrupted"])
+    return bool(summary["interrupted"]), summary.get("stopped_because")
 
 
 def _is_done(config: RunConfig) -> bool:

@@ -7,6 +7,8 @@ without cores or GPUs, as only a node can place actors on others; without it, it
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -64,8 +66,11 @@ def going_on(config: RunConfig) -> list[str]:
         return []
     if any(config.run_folder.glob("checkpoints/step-*")) or (config.run_folder / "e1").is_dir():
         return ["--run.resume", "true"]
-    # It ended before its first checkpoint: there is nothing to go on with.
-    return ["--run.overwrite", "true"]
+    # It ended before its first checkpoint: there is nothing to go on with, but its logs say why.
+    kept = next(path for n in itertools.count(1) if not (path := Path(f"{config.run_folder}.failed-{n}")).exists())
+    config.run_folder.rename(kept)
+    print(f"amortis: an earlier start of this run left no checkpoint; its folder is {kept} now", file=sys.stderr)
+    return []
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -86,7 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if status == 0:
         status = supervisor.run([_program("amortis"), "train", config, *options, *overrides])
     if join:
-        subprocess.run([_program("ray"), "stop"], timeout=LEAVE_LIMIT_S, check=False)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            subprocess.run([_program("ray"), "stop"], timeout=LEAVE_LIMIT_S, check=False)
     return 0 if supervisor.stopped and status in (0, EXIT_INTERRUPTED) else status
 
 

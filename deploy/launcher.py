@@ -38,7 +38,7 @@ from common.seeds import make_seed_jobs
 from common.tasks import SampleRequest, Task, make_task
 from common.tokens import load_codec
 from common.trajectory import Trajectory
-from deploy.actor_pool import ActorPool
+from deploy.actor_pool import ActorPool, EvaluationStopped
 from deploy.cluster import own_gpu
 from deploy.report import wanted_requests, write_summary
 
@@ -94,6 +94,8 @@ class Launcher:
                 fault = self._run_parts(stack, folder)
             except RedisError as error:
                 fault = f"Redis was lost: {error}; the last checkpoint is kept, go on with --run.resume true"
+            except RunFault as error:
+                fault = str(error)
         wall_s = time.monotonic() - self.state.started
         interrupted = self._interrupts > 0 or self._stopped is not None
         summary = write_summary(self.config, folder, self.state.pushed, wall_s, fault, interrupted=interrupted)
@@ -104,7 +106,7 @@ class Launcher:
     def _run_parts(self, stack: ExitStack, folder: Path) -> str | None:
         """Start everything, wait for the learner, evaluate, stop everything; what went wrong, or None."""
         url = self._start_redis(stack, folder)
-        client, keys = connect(self.config.redis, url), Keys(self.config.run.name or "")
+        client, keys = connect(self.config.redis, url), Keys(self.config.redis_name)
         self._client = client
         LogStream(client, keys).attach()
         self.control = Control(client, keys)
@@ -239,12 +241,16 @@ class Launcher:
         """Draw what the task's evaluation needs with the actors' engines, and keep the figures."""
         requests = wanted_requests(task, self.config)
         self.control.request_stop("training is done")
-        if self._draw:
-            self._keep_samples(actors, folder)
-        if not requests:
+        try:
+            if self._draw:
+                self._keep_samples(actors, folder)
+            if not requests:
+                return
+            self._show("evaluating samples")
+            encoded = actors.evaluate(requests, should_stop=self._is_interrupted)
+        except EvaluationStopped:
+            log.info("the evaluation was given up")
             return
-        self._show("evaluating samples")
-        encoded = actors.evaluate(requests)
         samples = {
             label: {query: [Trajectory.from_bytes(item) for item in group] for query, group in groups.items()}
             for label, groups in encoded.items()
@@ -256,11 +262,14 @@ class Launcher:
         """Distinct rationales of the training queries from the trained sampler, as a file of seeds."""
         self._show("drawing samples")
         request = SampleRequest("drawn", adapter=True, temperature=1.0, n=self._draw)
-        groups = actors.evaluate([request], "train")[request.label]
+        groups = actors.evaluate([request], "train", self._is_interrupted)[request.label]
         drawn = [Trajectory.from_bytes(item) for group in groups.values() for item in group]
         distinct = dict.fromkeys((item.query_id, tuple(item.action_ids.tolist())) for item in drawn)
         lines = [json.dumps({"query_id": key, "rationale_ids": list(ids)}) for key, ids in distinct]
         (folder / DRAWN).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+    def _is_interrupted(self) -> bool:
+        return self._interrupts > 0
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:

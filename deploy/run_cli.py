@@ -20,7 +20,7 @@ from rich.live import Live
 from buffer.connection import Client, Keys, connect
 from buffer.control import Control
 from buffer.embedded import running_server
-from buffer.log_stream import LogStream
+from buffer.log_stream import MAX_LINES, LogStream
 from buffer.replay import ReplayBuffer
 from common.config import RedisSection, RunConfig
 from common.config_loading import load_run
@@ -33,6 +33,10 @@ OPERATOR_STOP = "amortis stop"
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
+# Somebody waits for the answer.
+IMPATIENT = {"retries": 3, "timeout_s": 3.0}
+
+
 @dataclass
 class OpenRun:
     """A run and the Redis that it lives in."""
@@ -40,6 +44,8 @@ class OpenRun:
     config: RunConfig
     client: Client
     keys: Keys
+    embedded: bool
+    """Whether that Redis ends with the run."""
 
     @property
     def control(self) -> Control:
@@ -49,26 +55,39 @@ class OpenRun:
 @contextlib.contextmanager
 def open_run(run: str, url: str | None) -> Iterator[OpenRun]:
     """A run by its folder, or by its name in a given Redis. Raises UserError if it can't be found."""
-    folder = Path(run)
+    folder = _step_in_progress(Path(run))
     is_folder = (folder / "config.yaml").is_file()
     own = load_run(folder) if is_folder else None
-    address = url or os.environ.get(URL_VARIABLE) or (running_server(folder / "redis") if is_folder else None)
+    server = running_server(folder / "redis") if is_folder else None
+    address = url or server or os.environ.get(URL_VARIABLE)
     if address is None and is_folder:
         raise UserError("RUN", run, "has no Redis that is up", f"start it again, or set {URL_VARIABLE}, or --redis-url")
     if address is None:
         remedy = f"give one, or a run's name with --redis-url or {URL_VARIABLE}"
         raise UserError("RUN", run, "is no run's folder", remedy)
-    client = connect(RedisSection() if own is None else own.redis, address)
+    section = RedisSection() if own is None else own.redis
+    client = connect(section.model_copy(update=IMPATIENT), address)
     try:
-        keys = Keys((own.run.name if own is not None else None) or folder.name)
-        found = Control(client, keys).config() or own
+        keys = Keys(folder.name if own is None else own.redis_name)
+        found = Control(client, keys).config()
         if found is None:
-            raise UserError("RUN", run, "is no run in that Redis", "look at its name in the configuration's run.name")
-        yield OpenRun(found, client, keys)
+            raise UserError(
+                "RUN",
+                run,
+                f"is not in that Redis under the name {keys.run}",
+                f"give the run's folder or its run.name, and its Redis with --redis-url or {URL_VARIABLE}",
+            )
+        yield OpenRun(found, client, keys, embedded=address == server)
     except RedisError as error:
         raise RunFault(f"Redis was lost: {error}") from error
     finally:
         client.close()
+
+
+def _step_in_progress(folder: Path) -> Path:
+    """The step that an expectation maximisation is at, or was; other runs' own folder."""
+    steps = [path.parent for path in folder.glob("[em][0-9]*/config.yaml")]
+    return max(steps, key=lambda step: (step / "config.yaml").stat().st_mtime, default=folder)
 
 
 def add_run_commands(commands: Any) -> None:
@@ -108,12 +127,25 @@ def status(options: argparse.Namespace, _: list[str], console: Console) -> int:
         elif options.once or not console.is_terminal:
             console.print(status_table(found))
         else:
-            with Live(status_table(found), console=console, auto_refresh=False) as live:
+            with _until_over(opened), Live(status_table(found), console=console, auto_refresh=False) as live:
                 while not found.over:
                     time.sleep(1.0)
                     found = Status.read(opened.keys.run, opened.config, opened.control, buffer, found)
                     live.update(status_table(found), refresh=True)
     return 0
+
+
+@contextlib.contextmanager
+def _until_over(opened: OpenRun) -> Iterator[None]:
+    """Look at a run until Ctrl-C, or until its own Redis has ended with it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        return
+    except RedisError:
+        if not opened.embedded:
+            raise
+        print("amortis: the run is over", file=sys.stderr)
 
 
 def stop(options: argparse.Namespace, _: list[str], console: Console) -> int:
@@ -145,20 +177,23 @@ def scale(options: argparse.Namespace, _: list[str], console: Console) -> int:
 
 def logs(options: argparse.Namespace, _: list[str], console: Console) -> int:
     """`amortis logs RUN`."""
-    folder = Path(options.run)
-    up = options.redis_url or os.environ.get(URL_VARIABLE) or running_server(folder / "redis")
-    if not up and (folder / "logs").is_dir():
+    try:
+        with open_run(options.run, options.redis_url) as opened:
+            stream = LogStream(opened.client, opened.keys)
+            _print(_wanted(options, stream.newest(MAX_LINES))[-max(1, options.n) :], options)
+            with _until_over(opened):
+                while options.follow:
+                    time.sleep(0.5)
+                    _print(_wanted(options, stream.further()), options)
+    except UserError:
+        folder = Path(options.run)
+        # An expectation maximisation's steps have a folder each.
+        files = [*folder.glob("logs/*.log"), *folder.glob("[em][0-9]*/logs/*.log")]
+        if not files:
+            raise
         # The run is over: what its processes wrote is in its folder.
-        lines = [line for path in (folder / "logs").glob("*.log") for line in _read(path)]
-        _print(options, sorted(lines, key=lambda line: str(line.get("time")))[-max(1, options.n) :])
-        return 0
-    with open_run(options.run, options.redis_url) as opened:
-        stream = LogStream(opened.client, opened.keys)
-        _print(options, stream.newest(max(1, options.n)))
-        with contextlib.suppress(KeyboardInterrupt):
-            while options.follow:
-                time.sleep(0.5)
-                _print(options, stream.further())
+        lines = sorted((line for path in files for line in _read(path)), key=lambda line: str(line.get("time")))
+        _print(_wanted(options, lines)[-max(1, options.n) :], options)
     return 0
 
 
@@ -168,12 +203,17 @@ def _read(path: Path) -> Iterator[dict[str, Any]]:
             yield dict(json.loads(text))
 
 
-def _print(options: argparse.Namespace, lines: list[dict[str, Any]]) -> None:
+def _wanted(options: argparse.Namespace, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    least = LEVELS.index(options.level)
+    return [
+        line
+        for line in lines
+        if options.process in (None, line.get("process")) and LEVELS.index(str(line.get("level", "INFO"))) >= least
+    ]
+
+
+def _print(lines: list[dict[str, Any]], options: argparse.Namespace) -> None:
     for line in lines:
-        if options.process not in (None, line.get("process")):
-            continue
-        if LEVELS.index(str(line.get("level", "INFO"))) < LEVELS.index(options.level):
-            continue
         print(json.dumps(line, ensure_ascii=False) if options.json else _shown(line), flush=True)
     sys.stdout.flush()
 

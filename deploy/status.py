@@ -96,7 +96,7 @@ class Status:
             trained=stats.trained,
             pushed_per_s=rate(stats.pushed, before.pushed) if before is not None else 0.0,
             trained_per_s=rate(stats.trained, before.trained) if before is not None else 0.0,
-            actors_wanted=control.wanted_actors() or config.actor.least_count,
+            actors_wanted=control.planned_actors() or config.actor.least_count,
             actors=tuple(actors),
             stop=control.stop_reason(),
         )

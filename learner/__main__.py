@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> int:
     config = load_resolved(folder / "config.yaml")
     assert config.run.name is not None
     set_up_logging(folder / "logs" / "learner.log", terminal=False, run=config.run.name, process="learner")
-    client, keys = connect(config.redis), Keys(config.run.name)
+    client, keys = connect(config.redis), Keys(config.redis_name)
     LogStream(client, keys).attach()
     control = Control(client, keys)
     signal.signal(signal.SIGTERM, lambda *_: control.request_stop("the learner was told to terminate"))

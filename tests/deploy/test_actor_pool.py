@@ -10,9 +10,9 @@ import pytest
 from redis import Redis
 
 from buffer.connection import Keys
-from buffer.control import Control
+from buffer.control import ALIVE_S, STARTING, Control
 from common.config import RunConfig
-from deploy.actor_pool import ActorPool, _Member
+from deploy.actor_pool import ActorPool, EvaluationStopped, _Member
 
 CONFIG = RunConfig.model_validate(
     {"task": {"name": "rng"}, "run": {"name": "test"}, "actor": {"count": 3}, "ray": {"address": "auto"}}
@@ -84,6 +84,31 @@ def test_an_evaluation_waits_for_an_actor_that_still_starts(starting: tuple[Acto
     pool._wait_for_loops(30.0, for_one=True)
     thread.join()
     assert [member.done for member in pool._members] == [False, True, False] and loops.asked >= 3
+
+
+def test_an_evaluation_waits_for_an_actor_that_is_silent_while_its_engine_starts(
+    starting: tuple[ActorPool, _Loops], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, loops = starting
+    for member in pool._members[1:]:
+        member.done = True
+    pool._members[1:] = []
+    pool._control.heartbeat("actor-0", {"phase": STARTING})
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 10 * ALIVE_S)
+
+    def stop() -> bool:
+        return loops.asked >= 3
+
+    with pytest.raises(EvaluationStopped):
+        pool._wait_for_loops(30.0, for_one=True, should_stop=stop)
+
+
+def test_an_evaluation_stops_when_it_is_asked_to(starting: tuple[ActorPool, _Loops]) -> None:
+    pool, loops = starting
+    with pytest.raises(EvaluationStopped):
+        pool.evaluate([], should_stop=lambda: loops.asked >= 2)
+    assert loops.asked == 2
 
 
 def test_the_end_of_a_run_waits_for_no_actor_that_was_never_heard(starting: tuple[ActorPool, _Loops]) -> None:

@@ -34,8 +34,8 @@ def write(folder: Path) -> Path:
     ("left", "options"),
     [
         ([], []),
-        (["logs"], ["--run.overwrite", "true"]),
-        (["checkpoints"], ["--run.overwrite", "true"]),
+        (["logs"], []),
+        (["checkpoints"], []),
         (["checkpoints/step-000050"], ["--run.resume", "true"]),
         (["e1"], ["--run.resume", "true"]),
     ],
@@ -46,6 +46,15 @@ def test_a_restart_goes_on_from_a_checkpoint_if_there_is_one(
     for name in left:
         (tmp_path / "runs" / "demo" / name).mkdir(parents=True)
     assert going_on(load_config(write(tmp_path))) == options
+
+
+def test_a_restart_keeps_the_logs_of_a_start_that_left_no_checkpoint(tmp_path: Path) -> None:
+    for text in ("first", "second"):
+        (tmp_path / "runs" / "demo" / "logs").mkdir(parents=True)
+        (tmp_path / "runs" / "demo" / "logs" / "learner.err").write_text(text)
+        assert going_on(load_config(write(tmp_path))) == []
+    kept = [(tmp_path / "runs" / f"demo.failed-{n}" / "logs" / "learner.err").read_text() for n in (1, 2)]
+    assert kept == ["first", "second"] and not (tmp_path / "runs" / "demo").exists()
 
 
 def start(folder: Path, **variables: str) -> subprocess.Popen[str]:
