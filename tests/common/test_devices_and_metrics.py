@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -126,10 +127,35 @@ def test_what_is_announced_is_where_it_is_served() -> None:
 
 def test_actors_on_a_cluster_leave_the_learner_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(common.devices, "has_gpu", lambda: False)
-    monkeypatch.setattr(common.devices.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(common.devices, "available_cores", lambda: 8)
     actor = {"count": 3, "num_cpus": 2}
     settings = {"task": {"name": "rng"}, "actor": actor}
     assert resolve_devices(RunConfig.model_validate(settings)).learner.threads == 2
     assert resolve_devices(RunConfig.model_validate({**settings, "ray": {"address": "auto"}})).learner.threads == 8
     actor["count"] = "auto"  # type: ignore[assignment]
     assert resolve_devices(RunConfig.model_validate(settings)).learner.threads == 6
+
+
+@pytest.mark.parametrize(
+    ("limit", "cores"),
+    [
+        ("max 100000", 6),
+        ("200000 100000", 2),
+        ("350000 100000", 3),
+        ("50000 100000", 1),
+        ("9900000 100000", 6),
+        (None, 6),
+    ],
+)
+def test_cores_are_those_that_affinity_and_a_containers_limit_leave(
+    limit: str | None, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(common.devices.os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(common.devices.os, "sched_getaffinity", lambda process: set(range(6)))
+    monkeypatch.setattr(common.devices, "CPU_LIMIT", tmp_path / "cpu.max")
+    monkeypatch.setattr(common.devices, "has_gpu", lambda: False)
+    if limit is not None:
+        (tmp_path / "cpu.max").write_text(f"{limit}\n")
+    assert common.devices.available_cores() == cores
+    settings = {"task": {"name": "rng"}, "actor": {"count": 1, "num_cpus": 1}}
+    assert resolve_devices(RunConfig.model_validate(settings)).learner.threads == max(1, cores - 1)
