@@ -175,6 +175,11 @@ def test_no_password_is_in_a_manifest_but_the_name_of_its_secret() -> None:
     assert references == [{"name": "amortis-redis", "key": "password"}] * 3
 
 
+def test_head_and_workers_have_the_environment_of_a_secret_that_need_not_exist() -> None:
+    found = [group["template"]["spec"]["containers"][0]["envFrom"] for group in groups()]
+    assert found == [[{"secretRef": {"name": "amortis-env", "optional": True}}]] * 2
+
+
 def test_names_in_urls_are_services_that_select_a_pod_with_that_port() -> None:
     urls = re.findall(r"(?:http://|@)([a-z-]+)(?:\.amortis\.svc)?:(\d+)", "".join(map(str, documents())))
     assert set(urls) == {("learner", "9400"), ("redis", "6379")}
