@@ -22,3 +22,4 @@ test: lint
 docs: setup
 	.venv/bin/python -m deploy.reference > docs/configuration.md
 	.venv/bin/python -m deploy.grafana.build
+	.venv/bin/python -m deploy.prometheus_rules > deploy/kubernetes/rules.yaml

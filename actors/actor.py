@@ -27,6 +27,7 @@ from buffer.rate_limiter import RateLimiter
 from buffer.replay import BufferFull, ReplayBuffer
 from buffer.seed_queue import SeedQueue
 from common.config import FORWARD_LOOKING, RunConfig
+from common.devices import available_cores
 from common.errors import RunFault
 from common.log import get_logger, set_up_logging
 from common.metrics import ActorMetrics, new_registry, serve
@@ -286,7 +287,7 @@ class Actor:
 
         The learner is done by then, so its cores are taken as well.
         """
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // self.section.least_count))
+        torch.set_num_threads(max(1, available_cores() // self.section.least_count))
         while self.sampler.in_flight:
             # Left over from training, under older versions.
             self.sampler.step()

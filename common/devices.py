@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from common.config import RunConfig
+
+CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
+"""A container's limit as cgroup v2 has it: microseconds of CPU time, or `max`, a period of so many microseconds."""
 
 
 def has_gpu() -> bool:
@@ -14,6 +19,19 @@ def has_gpu() -> bool:
     import torch
 
     return bool(torch.cuda.is_available())
+
+
+def available_cores() -> int:
+    """Cores that this process may use: the machine's, fewer by its affinity and by a container's limit.
+
+    A fraction of a core is not counted: with more threads than the limit allows, all of them are held back.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # Without a limit there is no file, or `max` in it.
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = map(int, CPU_LIMIT.read_text().split())
+        cores = min(cores, quota // period)
+    return max(1, cores)
 
 
 def torch_dtype(name: str) -> Any:
@@ -36,10 +54,9 @@ def resolve_devices(config: RunConfig) -> RunConfig:
             "num_gpus": (1.0 if gpu else 0.0) if config.actor.num_gpus is None else config.actor.num_gpus,
         }
     )
-    cores = os.cpu_count() or 1
     # Actors on a cluster have cores of their own.
     taken = 0 if config.ray.address else int(actor.least_count * actor.num_cpus)
-    left = max(1, cores - taken)
+    left = max(1, available_cores() - taken)
     learner = config.learner.model_copy(
         update={
             "dtype": _chosen(config.learner.dtype, "float32"),

@@ -23,6 +23,10 @@ class RunFault(Exception):
     """The run stopped itself because going on would train on wrong data; the message says why."""
 
 
+class SamplerGapFault(RunFault):
+    """Samplers and learner give the same actions under the same adapter log-probabilities that are too far apart."""
+
+
 class StallError(Exception):
     """A wait reached its limit; the message names what was waited for and what to do."""
 

@@ -7,6 +7,7 @@ import math
 import socket
 import threading
 from collections.abc import Callable, Mapping
+from ipaddress import ip_address
 from typing import Any, get_args
 from urllib.parse import urlsplit
 from wsgiref.simple_server import WSGIRequestHandler, make_server
@@ -21,6 +22,9 @@ from common.errors import UserError
 from common.trajectory import ToolFailure
 
 _SECONDS = (0.005, 0.02, 0.1, 0.5, 1, 2, 5, 10, 30, 60)
+LOOPBACK = "127.0.0.1"
+# Kept for documentation by RFC 5737: no network has it, so the route there is the one to everywhere else.
+_ELSEWHERE = "198.51.100.1"
 
 
 def new_registry() -> CollectorRegistry:
@@ -175,11 +179,21 @@ def _app(registry: CollectorRegistry, discover: Callable[[], Targets] | None) ->
 
 
 def own_address(redis_url: str) -> str:
-    """The address that this machine has towards Redis, where the others of the run are too; nothing is sent."""
+    """The address under which others reach this machine: the one it has towards Redis, where they are too.
+
+    With Redis on this machine, the one it has towards its network; without a network, loopback.
+    """
     parts = urlsplit(redis_url.split(",")[0])
+    found = _address_towards(parts.hostname or LOOPBACK, parts.port or 6379)
+    return _address_towards(_ELSEWHERE, 9) if ip_address(found).is_loopback else found
+
+
+def _address_towards(host: str, port: int) -> str:
+    """The address from which this machine would reach a host, loopback if it can't; nothing is sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect((parts.hostname or "127.0.0.1", parts.port or 6379))
-        except (OSError, ValueError):
-            return "127.0.0.1"
+            probe.connect((host, port))
+        except (OSError, UnicodeError):
+            # No route, or a name that nobody knows.
+            return LOOPBACK
         return str(probe.getsockname()[0])

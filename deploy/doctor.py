@@ -16,6 +16,7 @@ from buffer.connection import Keys, connect
 from buffer.embedded import EmbeddedRedis, find_redis_server
 from common.config import RedisSection
 from common.default_model import default_model_path, verify_default_model
+from common.devices import available_cores
 from common.errors import UserError
 
 TRIAL_LIMIT_S = 180.0
@@ -99,14 +100,13 @@ def _findings(quick: bool) -> Iterator[Finding]:
 
 
 def _machine() -> Finding:
-    cores = os.cpu_count() or 1
     gpus = []
     if shutil.which("nvidia-smi"):
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
         gpus = [line.split(" (")[0] for line in listed.stdout.splitlines() if line.startswith("GPU")]
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     devices = ", ".join(gpus) if gpus else "no GPU: everything runs on the CPU"
-    return Finding("machine", True, "", free > 1, f"{cores} cores, {free:.0f} GiB free here, {devices}")
+    return Finding("machine", True, "", free > 1, f"{available_cores()} cores, {free:.0f} GiB free here, {devices}")
 
 
 def _version(package: str) -> str:

@@ -9,6 +9,7 @@ import math
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from buffer.log_stream import LogStream
 from buffer.replay import ReplayBuffer
 from common.config import RunConfig
 from common.config_loading import load_resolved
-from common.errors import RunFault, StallError, UserError
+from common.errors import RunFault, SamplerGapFault, StallError, UserError
 from common.log import get_logger, set_up_logging
 from common.metrics import LearnerMetrics, new_registry, serve
 from common.tasks import make_task
@@ -31,6 +32,8 @@ from learner.trainer import Trainer
 
 log = get_logger("learner")
 METRICS_OFFSET = 1
+LAST_SCRAPES_S = 12.0
+"""Two scrapes, and some: what an alert must see of a run that stops itself is served for so long."""
 
 
 def build_trainer(config: RunConfig, control: Control, keys: Keys) -> Trainer:
@@ -87,6 +90,9 @@ def main(arguments: list[str]) -> int:
     except (RunFault, StallError, UserError) as error:
         log.error("%s", error)
         control.report_fault("learner", str(error))
+        if isinstance(error, SamplerGapFault) and config.metrics.enabled:
+            # The gauge passes the limit once, and the alert SamplerGapOverThreshold needs to know it.
+            time.sleep(LAST_SCRAPES_S)
         return 1
     except Exception as error:
         log.exception("learner failed")

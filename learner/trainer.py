@@ -19,7 +19,7 @@ from buffer.rate_limiter import RateLimiter
 from buffer.replay import ReplayBuffer
 from buffer.stats import BufferStats
 from common.config import FORWARD_LOOKING, RunConfig
-from common.errors import RunFault, StallError
+from common.errors import RunFault, SamplerGapFault, StallError
 from common.log import add_log_context, get_logger
 from common.metrics import LearnerMetrics
 from common.tasks import Task
@@ -300,7 +300,7 @@ class Trainer:
         self.metrics.sampler_gap.set(gap.mean)
         limit = self.section.max_sampler_gap
         if limit is not None and gap.mean > limit:
-            raise RunFault(
+            raise SamplerGapFault(
                 f"sampler and learner differ by {gap.mean:.4f} nats a token on {gap.tokens} tokens of adapter version "
                 f"{gap.version} (limit learner.max_sampler_gap = {limit:g}): the engine does not serve that adapter as "
                 "the learner published it; check model.lora against what the engine supports, and actor.dtype"

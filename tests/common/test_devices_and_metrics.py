@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import socket
 import urllib.request
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 import common.devices
+import common.metrics
 from common.config import MetricsSection, RunConfig
 from common.devices import resolve_devices
 from common.errors import UserError
@@ -79,18 +82,80 @@ def test_a_runs_processes_are_listed_for_prometheus_beside_the_launchers_metrics
         ]
 
 
-def test_an_endpoint_open_to_all_is_announced_by_the_address_that_faces_redis() -> None:
-    address = serve(new_registry(), MetricsSection(host="0.0.0.0"), 0, REDIS_URL)
-    assert address is not None and address.startswith("127.0.0.1:")
-    assert own_address("unix:///tmp/redis.sock") == "127.0.0.1"
+@pytest.fixture
+def routes(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Routes of this machine, host to its own address there; `elsewhere` is the default route. Loopback is there."""
+    found = {"127.0.0.1": "127.0.0.1", "localhost": "127.0.0.1"}
+
+    class Probe(socket.socket):
+        def connect(self, address: Any) -> None:
+            host = address[0]
+            self.own = found.get(host) or found.get("elsewhere")
+            if self.own is None:
+                raise OSError("Network is unreachable")
+
+        def getsockname(self) -> Any:
+            return (self.own, 40_000)
+
+    monkeypatch.setattr(common.metrics.socket, "socket", Probe)
+    return found
+
+
+def test_an_endpoint_open_to_all_is_announced_by_the_address_that_faces_redis(routes: dict[str, str]) -> None:
+    routes |= {"10.0.0.5": "10.0.0.7", "elsewhere": "192.168.1.7"}
+    assert own_address("redis://:secret@10.0.0.5:6379/0") == "10.0.0.7"
+    assert own_address("redis://10.0.0.5:7000,10.0.0.6:7000/0") == "10.0.0.7"
+
+
+@pytest.mark.parametrize("url", [REDIS_URL, "redis://localhost:6379/0", "unix:///tmp/redis.sock"])
+def test_with_redis_on_this_machine_it_is_announced_by_the_address_that_faces_the_network(
+    url: str, routes: dict[str, str]
+) -> None:
+    assert own_address(url) == "127.0.0.1", "without a network nobody else can ask"
+    routes["elsewhere"] = "192.168.1.7"
+    assert own_address(url) == "192.168.1.7"
+
+
+def test_what_is_announced_is_where_it_is_served() -> None:
+    with urllib.request.urlopen(
+        f"http://{serve(new_registry(), MetricsSection(host='0.0.0.0'), 0, REDIS_URL)}/metrics", timeout=5
+    ) as answer:
+        assert answer.status == 200
+    loopback = serve(new_registry(), MetricsSection(), 0, REDIS_URL)
+    assert loopback is not None and loopback.startswith("127.0.0.1:")
 
 
 def test_actors_on_a_cluster_leave_the_learner_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(common.devices, "has_gpu", lambda: False)
-    monkeypatch.setattr(common.devices.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(common.devices, "available_cores", lambda: 8)
     actor = {"count": 3, "num_cpus": 2}
     settings = {"task": {"name": "rng"}, "actor": actor}
     assert resolve_devices(RunConfig.model_validate(settings)).learner.threads == 2
     assert resolve_devices(RunConfig.model_validate({**settings, "ray": {"address": "auto"}})).learner.threads == 8
     actor["count"] = "auto"  # type: ignore[assignment]
     assert resolve_devices(RunConfig.model_validate(settings)).learner.threads == 6
+
+
+@pytest.mark.parametrize(
+    ("limit", "cores"),
+    [
+        ("max 100000", 6),
+        ("200000 100000", 2),
+        ("350000 100000", 3),
+        ("50000 100000", 1),
+        ("9900000 100000", 6),
+        (None, 6),
+    ],
+)
+def test_cores_are_those_that_affinity_and_a_containers_limit_leave(
+    limit: str | None, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(common.devices.os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(common.devices.os, "sched_getaffinity", lambda process: set(range(6)))
+    monkeypatch.setattr(common.devices, "CPU_LIMIT", tmp_path / "cpu.max")
+    monkeypatch.setattr(common.devices, "has_gpu", lambda: False)
+    if limit is not None:
+        (tmp_path / "cpu.max").write_text(f"{limit}\n")
+    assert common.devices.available_cores() == cores
+    settings = {"task": {"name": "rng"}, "actor": {"count": 1, "num_cpus": 1}}
+    assert resolve_devices(RunConfig.model_validate(settings)).learner.threads == max(1, cores - 1)

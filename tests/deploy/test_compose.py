@@ -145,6 +145,16 @@ def test_settings_in_the_environment_are_settings() -> None:
     assert {name.removeprefix("AMORTIS_").replace("__", ".").lower() for name in names} <= set(known_keys())
 
 
+def test_the_file_of_settings_reaches_the_actors_too() -> None:
+    files = [{"path": "amortis.env", "required": False}]
+    found = {
+        profile: [name for name, one in compose.services(FILLED_IN, profile).items() if "env_file" in one]
+        for profile in PROFILES
+    }
+    assert found == {"cpu": ["ray-head", "learner"], "gpu": ["ray-head-gpu", "learner-gpu"]}
+    assert all(service(profile, name)["env_file"] == files for profile, names in found.items() for name in names)
+
+
 def test_addresses_inside_are_those_of_services_that_listen_there() -> None:
     environment = service("cpu", "learner")["environment"]
     assert environment["RAY_HEAD"] == "ray-head:6379" and "--port=6379" in service("cpu", "ray-head")["command"]

@@ -68,6 +68,11 @@ def test_packages_are_installed_by_the_bootstrap_which_knows_the_traps() -> None
     assert "constraints.txt" in (ROOT / "deploy" / "bootstrap.py").read_text()
 
 
+def test_threads_of_learner_and_actors_do_not_spin_on_cores_that_they_share() -> None:
+    for target in ("cpu", "gpu"):
+        assert image_environment(target)["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
 def test_caches_and_the_default_model_have_their_places() -> None:
     environment = image_environment("cpu")
     assert environment["AMORTIS_CACHE"] == "/opt/amortis"

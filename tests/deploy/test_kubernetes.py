@@ -15,11 +15,20 @@ import pytest
 import yaml
 
 from common.config_loading import load_config
+from deploy.prometheus_config import RULES
+from deploy.prometheus_rules import manifest
 from tests import compose
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "kubernetes"
 KUBERNETES = "1.31"
+# Objects of the Prometheus operator, each with the version of its API.
+OPERATORS = [
+    ("ScrapeConfig", "amortis", "v1alpha1"),
+    ("PodMonitor", "amortis-ray", "v1"),
+    ("PrometheusRule", "amortis-alerts", "v1"),
+    ("PrometheusRule", "amortis-recording", "v1"),
+]
 # Fields of KubeRay's v1 API that the manifest uses, with their types.
 RAY_JOB = {
     "entrypoint": str,
@@ -92,15 +101,25 @@ def test_kubernetes_own_schema_accepts_every_pod(label: str, pod: dict[str, Any]
     del pod["spec"]["containers"][0]["immage"]
 
 
-@pytest.mark.parametrize(("kind", "module"), [("ScrapeConfig", "v1alpha1"), ("PodMonitor", "v1")])
-def test_the_prometheus_operators_models_accept_the_object(kind: str, module: str) -> None:
+@pytest.mark.parametrize(("kind", "name", "module"), OPERATORS)
+def test_the_prometheus_operators_models_accept_the_object(kind: str, name: str, module: str) -> None:
     models = pytest.importorskip(
         f"cloudcoil.models.prometheus_operator.{module}", reason="cloudcoil-models-prometheus-operator is not installed"
     )
-    item = one(kind)
+    item = one(kind, name)
     parsed = getattr(models, kind).model_validate(item)
     # A field that the model doesn't know would be left out.
     assert parsed.model_dump(by_alias=True, exclude_unset=True, mode="json") == item
+
+
+def test_the_operator_is_given_the_rules_that_prometheus_has() -> None:
+    text = (FOLDER / "rules.yaml").read_text(encoding="utf-8")
+    assert text == manifest(), "run `make docs`"
+    given = [group for item in yaml.safe_load_all(text) for group in item["spec"]["groups"]]
+    kept = [
+        group for path in sorted(RULES.glob("*.yml")) for group in yaml.safe_load(path.read_text("utf-8"))["groups"]
+    ]
+    assert given == kept and len(kept) > 2
 
 
 def test_the_job_has_the_fields_that_kuberay_knows() -> None:
@@ -175,6 +194,11 @@ def test_no_password_is_in_a_manifest_but_the_name_of_its_secret() -> None:
     assert references == [{"name": "amortis-redis", "key": "password"}] * 3
 
 
+def test_head_and_workers_have_the_environment_of_a_secret_that_need_not_exist() -> None:
+    found = [group["template"]["spec"]["containers"][0]["envFrom"] for group in groups()]
+    assert found == [[{"secretRef": {"name": "amortis-env", "optional": True}}]] * 2
+
+
 def test_names_in_urls_are_services_that_select_a_pod_with_that_port() -> None:
     urls = re.findall(r"(?:http://|@)([a-z-]+)(?:\.amortis\.svc)?:(\d+)", "".join(map(str, documents())))
     assert set(urls) == {("learner", "9400"), ("redis", "6379")}
@@ -196,6 +220,6 @@ def test_redis_is_that_of_the_compose_file() -> None:
 
 def test_what_is_applied_together_exists() -> None:
     listed = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())["resources"]
-    there = {path.name for path in FOLDER.glob("*.yaml")} - {"kustomization.yaml", "monitoring.yaml"}
+    there = {path.name for path in FOLDER.glob("*.yaml")} - {"kustomization.yaml", "monitoring.yaml", "rules.yaml"}
     assert set(listed) == there
     assert {item["metadata"].get("namespace", "amortis") for _, item in documents()} == {"amortis"}

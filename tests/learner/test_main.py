@@ -1,0 +1,92 @@
+"""The learner process' last moments: what it reports, and how long its metrics can be scraped."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry
+from redis import Redis
+
+from buffer.connection import Keys
+from buffer.control import Control
+from common.config import RunConfig
+from common.errors import RunFault, SamplerGapFault
+from common.metrics import LearnerMetrics
+from learner import __main__ as process
+from learner.gap import Gap
+from learner.trainer import Progress, Trainer
+
+ROOT = Path(__file__).parents[2]
+
+
+def fail_with(
+    fault: RunFault, redis_client: Redis, monkeypatch: pytest.MonkeyPatch, *, metrics: bool = True
+) -> list[float]:
+    """Run a learner whose training ends with a fault; the seconds that it stays after it has reported it."""
+    config = RunConfig.model_validate(
+        {"task": {"name": "rng"}, "run": {"name": "test"}, "metrics": {"enabled": metrics}}
+    )
+    control = Control(redis_client, Keys("test"))
+    stayed: list[float] = []
+
+    def train(*parts: object) -> None:
+        raise fault
+
+    def sleep(seconds: float) -> None:
+        assert control.fault() == f"learner: {fault}", "the others need not wait"
+        stayed.append(seconds)
+
+    monkeypatch.setattr(process, "load_resolved", lambda path: config)
+    monkeypatch.setattr(process, "connect", lambda section: redis_client)
+    monkeypatch.setattr(process, "build_trainer", train)
+    monkeypatch.setattr(process.time, "sleep", sleep)
+    for name in ("set_up_logging", "LogStream"):
+        monkeypatch.setattr(process, name, lambda *_, **__: Ignored())
+    monkeypatch.setattr(process.signal, "signal", lambda *_: None)
+    assert process.main(["folder"]) == 1
+    assert control.fault() == f"learner: {fault}"
+    return stayed
+
+
+class Ignored:
+    """Stands for the log stream."""
+
+    def attach(self) -> None:
+        """Nothing to send."""
+
+
+def test_a_gap_that_stops_the_run_is_served_until_prometheus_has_seen_it(
+    redis_client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (stayed_s,) = fail_with(SamplerGapFault("too far apart"), redis_client, monkeypatch)
+    path = ROOT / "deploy" / "prometheus" / "prometheus.yml"
+    interval = yaml.safe_load(path.read_text(encoding="utf-8"))["global"]["scrape_interval"]
+    assert stayed_s > 2 * float(interval.removesuffix("s"))
+
+
+def test_other_faults_and_a_learner_without_metrics_end_at_once(
+    redis_client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert fail_with(RunFault("not finite"), redis_client, monkeypatch) == []
+    redis_client.flushall()
+    assert fail_with(SamplerGapFault("too far apart"), redis_client, monkeypatch, metrics=False) == []
+
+
+@pytest.mark.parametrize(("gap", "stops"), [(0.01, False), (0.011, True)])
+def test_only_a_gap_above_the_limit_stops_the_run_and_the_gauge_has_it_then(gap: float, stops: bool) -> None:
+    metrics = LearnerMetrics(CollectorRegistry())
+    found = Gap(version=1, mean=gap, largest=gap, tokens=8)
+    trainer = SimpleNamespace(
+        progress=Progress(step=4),
+        section=SimpleNamespace(sync_every=2, max_sampler_gap=0.01),
+        gaps=SimpleNamespace(compare=lambda batch, queries: found),
+        queries={},
+        metrics=metrics,
+    )
+    with pytest.raises(SamplerGapFault, match=r"differ by 0\.0110 nats") if stops else contextlib.nullcontext():
+        Trainer._check_gap(trainer, [])  # type: ignore[arg-type]
+    assert metrics.sampler_gap._value.get() == gap
