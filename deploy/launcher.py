@@ -22,12 +22,13 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from buffer.connection import Keys, connect, forget, memory_of
+from buffer.connection import Keys, Memory, connect, forget, memory_of
 from buffer.control import Control
 from buffer.embedded import EmbeddedRedis
 from buffer.log_stream import LogStream
 from buffer.replay import ReplayBuffer
 from buffer.seed_queue import SeedQueue
+from buffer.stats import BufferStats
 from common.config import RunConfig
 from common.config_loading import REDIS_URL_VARIABLE, save_resolved
 from common.errors import RunFault
@@ -152,6 +153,8 @@ class Launcher:
         registry = new_registry()
         self._metrics = LauncherMetrics(registry)
         self._metrics.buffer_max_bytes.set(self.config.buffer.max_bytes)
+        # A resumed run's counts must not be served as 0 first: that would look like growth.
+        self._export(self.buffer.stats(), memory_of(self._client))
         name = self.config.run.name or ""
         address = serve(registry, self.config.metrics, 0, url, lambda: targets(name, self.control.processes()))
         self.control.register("launcher", "launcher", address)
@@ -214,6 +217,12 @@ class Launcher:
             return
         self.state.buffer_size, self.state.pushed = stats.size, stats.pushed
         self.state.actors_wanted = actors.wanted
+        self._export(stats, memory)
+        self._metrics.actors_wanted.set(actors.wanted)
+        self._metrics.actors_alive.set(sum(actor["alive"] for actor in self.state.actors.values()))
+        self._show(str(self.state.learner.get("phase", self.state.phase)))
+
+    def _export(self, stats: BufferStats, memory: Memory) -> None:
         metrics = self._metrics
         metrics.buffer_size.set(stats.size)
         metrics.buffer_bytes.set(stats.bytes)
@@ -227,9 +236,6 @@ class Launcher:
         metrics.buffer_duplicates.set(stats.duplicates)
         metrics.buffer_evicted.set(stats.evicted)
         metrics.buffer_quarantined.set(stats.quarantined)
-        metrics.actors_wanted.set(actors.wanted)
-        metrics.actors_alive.set(sum(actor["alive"] for actor in self.state.actors.values()))
-        self._show(str(self.state.learner.get("phase", self.state.phase)))
 
     def _show(self, phase: str) -> None:
         if phase != self.state.phase:
