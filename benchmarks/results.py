@@ -57,24 +57,25 @@ class Section:
 
 
 def _arithmetic_target(means: Means) -> list[str]:
-    figure, found = "test_5_operands.accuracy", []
+    figure = "test_5_operands.accuracy"
     sft = means.get(("", "SFT", figure))
-    for method in ("GFlowNet", "GFlowNet + SFT"):
-        value = means.get(("", method, figure))
-        if sft is not None and value is not None:
-            found.append(_judged(f"{method} at 5 operands, at least twice SFT's {sft:.3f}", value, 2 * sft))
-    return found
+    if sft is None:
+        return []
+    return _samplers_judged(means, "", figure, f"at 5 operands, at least twice SFT's {sft:.3f}", 2 * sft)
 
 
 def _subjectivity_target(means: Means) -> list[str]:
-    few = means.get(("20 labels", "few-shot prompting", "accuracy"))
-    found = []
-    for method in ("GFlowNet", "GFlowNet + SFT"):
-        value = means.get(("20 labels", method, "accuracy"))
-        if few is not None and value is not None:
-            asked = f"{method} with 20 labels, at least few-shot prompting's {few:.3f} + 0.08"
-            found.append(_judged(asked, value, few + 0.08))
-    return found
+    condition, figure = "20 labels", "accuracy"
+    few = means.get((condition, "few-shot prompting", figure))
+    if few is None:
+        return []
+    asked = f"with {condition}, at least few-shot prompting's {few:.3f} + 0.08"
+    return _samplers_judged(means, condition, figure, asked, few + 0.08)
+
+
+def _samplers_judged(means: Means, condition: str, figure: str, asked: str, least: float) -> list[str]:
+    found = {method: means.get((condition, method, figure)) for method in ("GFlowNet", "GFlowNet + SFT")}
+    return [_judged(f"{method} {asked}", value, least) for method, value in found.items() if value is not None]
 
 
 def _continuation_target(means: Means) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from buffer.control import STARTING, Control
 from common.config import RunConfig
+from common.devices import available_cores
 from common.errors import RunFault, UserError
 from common.log import get_logger
 from common.tasks import SampleRequest, Split
@@ -73,9 +74,8 @@ class ActorPool:
         local: dict[str, Any] = {}
         if self._config.ray.address is None:
             # Cores are shared with the learner: what Ray counts is not what the machine has.
-            cores = os.cpu_count() or 1
             needed = int(section.least_count * section.num_cpus + 0.999)
-            local = {"num_cpus": max(cores, needed), "include_dashboard": False}
+            local = {"num_cpus": max(available_cores(), needed), "include_dashboard": False}
             if own_gpu(self._config) is not None:
                 # All but the last.
                 local["num_gpus"] = torch.cuda.device_count() - 1

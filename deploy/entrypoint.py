@@ -61,7 +61,10 @@ class Supervisor:
 
 
 def going_on(config: RunConfig) -> list[str]:
-    """Options for a run whose folder an earlier start of the container left: a checkpoint is gone on with."""
+    """Options for a run whose folder an earlier start of the container left: a checkpoint is gone on with.
+
+    A folder without one is moved aside.
+    """
     if config.run.name is None or not config.run_folder.exists():
         return []
     if any(config.run_folder.glob("checkpoints/step-*")) or (config.run_folder / "e1").is_dir():

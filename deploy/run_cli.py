@@ -33,6 +33,8 @@ OPERATOR_STOP = "amortis stop"
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
+_STEPS = "[em][0-9]*"
+"""Folders of an expectation maximisation's steps, each a run of its own."""
 # Somebody waits for the answer.
 IMPATIENT = {"retries": 3, "timeout_s": 3.0}
 
@@ -86,7 +88,7 @@ def open_run(run: str, url: str | None) -> Iterator[OpenRun]:
 
 def _step_in_progress(folder: Path) -> Path:
     """The step that an expectation maximisation is at, or was; other runs' own folder."""
-    steps = [path.parent for path in folder.glob("[em][0-9]*/config.yaml")]
+    steps = [path.parent for path in folder.glob(f"{_STEPS}/config.yaml")]
     return max(steps, key=lambda step: (step / "config.yaml").stat().st_mtime, default=folder)
 
 
@@ -187,8 +189,7 @@ def logs(options: argparse.Namespace, _: list[str], console: Console) -> int:
                     _print(_wanted(options, stream.further()), options)
     except UserError:
         folder = Path(options.run)
-        # An expectation maximisation's steps have a folder each.
-        files = [*folder.glob("logs/*.log"), *folder.glob("[em][0-9]*/logs/*.log")]
+        files = [*folder.glob("logs/*.log"), *folder.glob(f"{_STEPS}/logs/*.log")]
         if not files:
             raise
         # The run is over: what its processes wrote is in its folder.

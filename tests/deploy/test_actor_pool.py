@@ -90,18 +90,12 @@ def test_an_evaluation_waits_for_an_actor_that_is_silent_while_its_engine_starts
     starting: tuple[ActorPool, _Loops], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool, loops = starting
-    for member in pool._members[1:]:
-        member.done = True
-    pool._members[1:] = []
+    pool._members = pool._members[:1]
     pool._control.heartbeat("actor-0", {"phase": STARTING})
     now = time.time
     monkeypatch.setattr(time, "time", lambda: now() + 10 * ALIVE_S)
-
-    def stop() -> bool:
-        return loops.asked >= 3
-
     with pytest.raises(EvaluationStopped):
-        pool._wait_for_loops(30.0, for_one=True, should_stop=stop)
+        pool._wait_for_loops(30.0, for_one=True, should_stop=lambda: loops.asked >= 3)
 
 
 def test_an_evaluation_stops_when_it_is_asked_to(starting: tuple[ActorPool, _Loops]) -> None:
