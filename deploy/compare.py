@@ -251,7 +251,7 @@ def _mark(folder: Path, name: str) -> Path:
 def _fingerprint(folder: Path, cell: Cell, config: RunConfig) -> str:
     """Of everything that decides a cell's result, the cell that it starts from included."""
     where_and_how = {"metrics": True, "ray": True, "redis": True, "tracking": True}
-    exclude: Any = {"run": {"folder", "name", "overwrite", "resume"}, **where_and_how}
+    exclude: Any = {"run": {"folder", "name", "overwrite", "redis_name", "resume"}, **where_and_how}
     settings = config.model_dump(mode="json", exclude=exclude)
     before = "" if cell.after is None else read_json(_mark(folder, cell.after)).get("fingerprint")
     return hashlib.sha256(json.dumps([settings, before], sort_keys=True).encode()).hexdigest()
