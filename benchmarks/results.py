@@ -15,11 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.config import EMSection, LearnerSection
 from common.tasks.figures import on_hull
+from deploy.compare import Comparison
 from deploy.comparison_table import Table
 
 ROOT = Path(__file__).parents[1]
 TABLES, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "results.md"
+COMPARISONS = ROOT / "deploy" / "comparisons"
 
 _INTRODUCTION = """# Results
 
@@ -103,7 +106,7 @@ SECTIONS = (
     Section(
         "arithmetic",
         "Arithmetic with a calculator",
-        "Accuracy by the majority of 10 samples at temperature 0.1; 50 training problems of 3 and 4 operands, so that "
+        "Accuracy by the majority of 10 samples at temperature 0.1, on 20 test problems of each length; 50 training problems of 3 and 4 operands, so that "
         "5 are out of distribution. All methods have the calculator.",
         {
             "test_3_operands.accuracy": "3 operands",
@@ -114,16 +117,23 @@ SECTIONS = (
         _arithmetic_target,
     ),
     Section(
+        "arithmetic-settings",
+        "Arithmetic: what the settings do",
+        "The GFlowNet of the section above with fewer steps and 5 samples a test problem; each row differs from the "
+        "first in what it says. log R is log p(Z, Y|X) in nats, over sampled rationales.",
+        {"accuracy": "accuracy", "test_5_operands.accuracy": "5 operands", "mean_log_reward": "mean log R"},
+    ),
+    Section(
         "subjectivity",
         "Subjectivity with few labels",
-        "Accuracy on test sentences; the label is the one with the larger mean p(Y|XZ) over sampled rationales.",
+        "Accuracy on 150 test sentences; the label is the one with the larger mean p(Y|XZ) over sampled rationales.",
         {"accuracy": "accuracy"},
         target=_subjectivity_target,
     ),
     Section(
         "continuation",
         "Continuation: likelihood against diversity",
-        "log p of the best of 10 samples, in nats, mean over prompts, against 1 − the mean cosine similarity of their "
+        "log p of the best of 10 samples, in nats, mean over 24 prompts that were not trained on, against 1 − the mean cosine similarity of their "
         "sentence embeddings. Up and to the right is better.",
         {"max_log_reward": "log p of the best", "diversity": "diversity"},
         target=_continuation_target,
@@ -156,6 +166,7 @@ def page() -> str:
 def _section(section: Section, table: Mapping[str, Any], folder: Path) -> str:
     made = json.loads((folder / "made.json").read_text(encoding="utf-8"))
     lines = [f"## {section.title}\n", f"{section.text}\n", *_rows(section, table["entries"]), ""]
+    lines.append(f"{_budget(section.name)}\n")
     if section.paper:
         lines.append(f"{section.paper}\n")
     means = {(item["condition"], item["method"], item["figure"]): item["mean"] for item in table["entries"]}
@@ -168,6 +179,20 @@ def _section(section: Section, table: Mapping[str, Any], folder: Path) -> str:
     )
     lines.append(f"![{section.title}](../benchmarks/results/{section.name}/comparison.png)\n")
     return "\n".join(lines)
+
+
+def _budget(name: str) -> str:
+    """What each method of a comparison was given, in a sentence."""
+    path = COMPARISONS / f"{name}.yaml"
+    trained = []
+    for cell in Comparison.load([path], seeds=[0], data=None, overrides=()).cells(TABLES):
+        learner = LearnerSection.model_validate(cell.settings.get("learner", {}))
+        em = EMSection.model_validate(cell.settings.get("em", {}))
+        if learner.objective == "prompting":
+            continue
+        steps = f"{cell.method} {learner.steps} of {learner.queries_per_step * learner.trajectories_per_query}"
+        trained.append(steps if not em.iterations else f"{steps} and {em.m_steps} of an M step")
+    return f"Steps and trajectories a step: {'; '.join(dict.fromkeys(trained))}."
 
 
 def _rows(section: Section, entries: Sequence[Mapping[str, Any]]) -> list[str]:
