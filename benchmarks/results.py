@@ -106,8 +106,8 @@ SECTIONS = (
     Section(
         "arithmetic",
         "Arithmetic with a calculator",
-        "Accuracy by the majority of 10 samples at temperature 0.1, on 20 test problems of each length; 50 training problems of 3 and 4 operands, so that "
-        "5 are out of distribution. All methods have the calculator.",
+        "Accuracy by the majority of 10 samples at temperature 0.1, on 20 test problems of each length; 50 training "
+        "problems of 3 and 4 operands, so that 5 are out of distribution. All methods have the calculator.",
         {
             "test_3_operands.accuracy": "3 operands",
             "test_4_operands.accuracy": "4 operands",
@@ -133,8 +133,8 @@ SECTIONS = (
     Section(
         "continuation",
         "Continuation: likelihood against diversity",
-        "log p of the best of 10 samples, in nats, mean over 24 prompts that were not trained on, against 1 − the mean cosine similarity of their "
-        "sentence embeddings. Up and to the right is better.",
+        "log p of the best of 10 samples, in nats, mean over 24 prompts that were not trained on, against 1 − the mean "
+        "cosine similarity of their sentence embeddings. Up and to the right is better.",
         {"max_log_reward": "log p of the best", "diversity": "diversity"},
         target=_continuation_target,
     ),
