@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_serializer, 
 
 from common.reward import RewardWeights, TemperatureSchedule
 from common.tasks import TASKS, AnyTaskConfig
+from common.tasks.base import SamplingTemperature
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Objective = Literal["subtb", "tb", "vargrad", "db", "sft", "rloo", "grpo", "prompting"]
@@ -210,8 +211,8 @@ class ActorSection(Section):
     samples_per_query: int = Field(8, ge=1, description="samples of one query under one temperature, drawn together")
     max_in_flight: int = Field(64, ge=1, description="sampling and scoring requests in the engine at once")
     tempered_share: Share = Field(0.5, description="share of queries sampled at a random temperature, for exploration")
-    temperature_low: float = Field(0.5, gt=0, description="lower end of the random temperature")
-    temperature_high: float = Field(2.0, gt=0, description="upper end of the random temperature")
+    temperature_low: SamplingTemperature = Field(0.5, description="lower end of the random temperature")
+    temperature_high: SamplingTemperature = Field(2.0, description="upper end of the random temperature")
     max_ahead: float = Field(
         2.0,
         gt=0,

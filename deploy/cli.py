@@ -165,11 +165,14 @@ def sample(options: argparse.Namespace, _: list[str], console: Console) -> int:
     """`amortis sample RUN --prompt … -n 8`."""
     if options.n < 1:
         raise UserError("-n", options.n, "draws nothing", "give 1 or more")
-    if not options.temperature > 0:
-        raise UserError("--temperature", options.temperature, "is not above 0", "give e.g. 1.0")
     from rich.table import Table
 
     from common.tasks import SampleRequest
+    from common.tasks.base import HIGHEST_TEMPERATURE
+
+    if not 0 < options.temperature <= HIGHEST_TEMPERATURE:
+        problem = f"is not above 0 and up to {HIGHEST_TEMPERATURE:g}"
+        raise UserError("--temperature", options.temperature, problem, "give e.g. 1.0")
     from common.trajectory import Query
     from deploy.inference import FinishedRun
 

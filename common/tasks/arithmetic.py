@@ -10,6 +10,7 @@ from pydantic import Field
 
 from common.reward import RewardWeights
 from common.rows import Row
+from common.tasks.base import SamplingTemperature
 from common.tasks.figures import majority
 from common.tasks.template import Groups, TemplateConfig, TemplateTask
 from common.tasks.text import fill
@@ -36,7 +37,7 @@ class ArithmeticConfig(TemplateConfig):
     reference_shots: int = Field(
         3, ge=0, description="training rows with rationales that the reference reads before the question, the paper's 3"
     )
-    evaluation_temperature: float = Field(0.1, gt=0, description="the paper's, for the majority of 10 samples")
+    evaluation_temperature: SamplingTemperature = Field(0.1, description="the paper's, for the majority of 10 samples")
 
 
 class ArithmeticTask(TemplateTask[ArithmeticConfig]):

@@ -6,17 +6,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from common.action_space import ActionSpace
 from common.errors import UserError
 from common.reward import FloatArray, RewardWeights
 from common.tools import ToolBox
 from common.trajectory import Query, Trajectory
+
+HIGHEST_TEMPERATURE = 2.0
+"""That vLLM samples at."""
+SamplingTemperature = Annotated[float, Field(gt=0, le=HIGHEST_TEMPERATURE)]
 
 Split = Literal["train", "test"]
 

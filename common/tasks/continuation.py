@@ -10,7 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from common.reward import RewardWeights
 from common.rows import Row
-from common.tasks.base import SampleRequest, SampleSets
+from common.tasks.base import SampleRequest, SampleSets, SamplingTemperature
 from common.tasks.embeddings import semantic_diversity
 from common.tasks.figures import on_hull, summarise
 from common.tasks.text import Example, TextConfig, TextTask
@@ -24,7 +24,7 @@ class ContinuationConfig(TextConfig):
     column: str = Field("text", description="the column that holds the prompt; a .txt file's lines are `text`")
     max_prompt_tokens: int = Field(64, ge=1, description="a longer prompt keeps its last so many tokens")
     evaluation_samples: int = Field(10, ge=2, description="samples a prompt for the evaluation")
-    evaluation_temperatures: list[float] = Field(
+    evaluation_temperatures: list[SamplingTemperature] = Field(
         [0.3, 0.5, 0.7, 0.85, 1.0], description="temperatures of the base model that the sampler is compared with"
     )
     evaluation_top_p: list[float] = Field([0.9], description="the same for nucleus sampling")
@@ -37,7 +37,7 @@ class ContinuationConfig(TextConfig):
         None, description="sentence-transformers model for the diversity; all-MiniLM-L6-v2, which is installed, without"
     )
 
-    @field_validator("evaluation_temperatures", "evaluation_top_p", "evaluation_top_k", "evaluation_diverse_beam")
+    @field_validator("evaluation_top_p", "evaluation_top_k", "evaluation_diverse_beam")
     @classmethod
     def _positive(cls, value: list[float], info: ValidationInfo) -> list[float]:
         if value and min(value) <= 0:

@@ -14,7 +14,7 @@ from pydantic import Field
 from common.errors import UserError
 from common.reward import RewardWeights
 from common.rows import BadRow, Row, read
-from common.tasks.base import PolicyScorer, SampleRequest, SampleSets, TokenCodec, base_and_trained
+from common.tasks.base import PolicyScorer, SampleRequest, SampleSets, SamplingTemperature, TokenCodec, base_and_trained
 from common.tasks.figures import accuracy, summarise
 from common.tasks.text import Example, TextConfig, TextTask, fill
 from common.tools import ToolError, ToolSection
@@ -49,7 +49,7 @@ class TemplateConfig(TextConfig):
     policy_shots: int = Field(0, ge=0, description="the same for the policy")
     shots_seed: int | None = Field(None, ge=0, description="draws these rows at random; the first ones without it")
     evaluation_samples: int = Field(10, ge=1, description="rationales a test row for the evaluation")
-    evaluation_temperature: float = Field(1.0, gt=0, description="at which they are sampled")
+    evaluation_temperature: SamplingTemperature = Field(1.0, description="at which they are sampled")
 
 
 TemplateConfigT = TypeVar("TemplateConfigT", bound=TemplateConfig)
