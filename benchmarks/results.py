@@ -131,6 +131,13 @@ SECTIONS = (
         target=_subjectivity_target,
     ),
     Section(
+        "subjectivity-settings",
+        "Subjectivity: what the settings do",
+        "The GFlowNet of the section above with 20 labels; each row differs from the first in what it says. log R is "
+        "log p(Z, Y|X) in nats less the penalty, over sampled rationales.",
+        {"accuracy": "accuracy", "mean_log_reward": "mean log R"},
+    ),
+    Section(
         "continuation",
         "Continuation: likelihood against diversity",
         "log p of the best of 10 samples, in nats, mean over 24 prompts that were not trained on, against 1 − the mean "

@@ -206,7 +206,7 @@ def _run_cell(comparison: Comparison, folder: Path, cell: Cell, config: RunConfi
     fingerprint = _fingerprint(folder, cell, config)
     settings = [*comparison.overrides, *_run_settings(folder, cell)]
     begun = read_json(mark).get("fingerprint") == fingerprint
-    if begun and any((run / "checkpoints").glob("step-*")) and config.learner.objective != "prompting":
+    if begun and _can_resume(run, config):
         settings += ["--run.resume", "true"]
     mark.write_text(json.dumps({"fingerprint": fingerprint, "done": False}))
     command = [sys.executable, "-m", "deploy.cli", "train", str(_settings_path(folder, cell)), "--json", *settings]
@@ -220,6 +220,13 @@ def _run_cell(comparison: Comparison, folder: Path, cell: Cell, config: RunConfi
     result = {"fingerprint": fingerprint, "done": True, "seconds": seconds, "summary": summary}
     mark.write_text(json.dumps(result))
     return None
+
+
+def _can_resume(run: Path, config: RunConfig) -> bool:
+    """Whether there is a checkpoint to go on from: the run's own or, under EM, that of one of its steps."""
+    if config.learner.objective == "prompting":
+        return False
+    return any(run.glob("*/checkpoints/step-*" if config.em.iterations else "checkpoints/step-*"))
 
 
 def _call(command: Sequence[str], log: Any) -> int:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 
 from common.errors import UserError
+from deploy import compare
 from deploy.compare import Comparison
 from deploy.comparison_table import Measurement, PlotSection, Table
 
@@ -137,3 +140,33 @@ def test_one_figure_is_drawn_against_another(tmp_path: Path) -> None:
 def test_an_empty_table_can_be_saved(tmp_path: Path) -> None:
     table().save(tmp_path)
     assert json.loads((tmp_path / "table.json").read_text())["entries"] == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "checkpoint", "resumes"),
+    [
+        ({}, "checkpoints/step-5", True),
+        ({}, None, False),
+        ({"em": {"iterations": 1}}, "e1/checkpoints/step-5", True),
+        ({"em": {"iterations": 1}}, None, False),
+        ({"learner": {"objective": "prompting"}}, "checkpoints/step-5", False),
+    ],
+)
+def test_a_cell_that_was_begun_goes_on_from_its_checkpoints_those_of_em_steps_included(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], checkpoint: str | None, resumes: bool
+) -> None:
+    commands: list[Sequence[str]] = []
+
+    def call(command: Sequence[str], log: Any) -> int:
+        commands.append(command)
+        return 1
+
+    monkeypatch.setattr(compare, "prepare", lambda config: None)
+    monkeypatch.setattr(compare, "_call", call)
+    found = load(tmp_path, {"base": {"task": {"name": "rng"}}, "methods": {"one": settings}, "seeds": [0]})
+    (cell,) = found.cells(tmp_path)
+    for _ in range(2):
+        compare.run_comparison(found, tmp_path, Console(quiet=True))
+        if checkpoint is not None:
+            (tmp_path / "cells" / cell.name / checkpoint).mkdir(parents=True, exist_ok=True)
+    assert ["--run.resume" in command for command in commands] == [False, resumes]
