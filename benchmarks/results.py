@@ -142,7 +142,7 @@ SECTIONS = (
         "Continuation: likelihood against diversity",
         "log p of the best of 10 samples, in nats, mean over 24 prompts that were not trained on, against 1 − the mean "
         "cosine similarity of their sentence embeddings. Up and to the right is better.",
-        {"max_log_reward": "log p of the best", "diversity": "diversity"},
+        {"max_log_reward": "log p of the best", "diversity": "diversity", "mean_actions": "mean length in tokens"},
         target=_continuation_target,
     ),
     Section(
