@@ -30,7 +30,7 @@ from common.rows import HUB
 from common.tasks import TASKS
 from deploy.checks import prepare
 from deploy.comparison_table import Measurement, PlotSection, Table
-from deploy.report import read_json
+from deploy.report import can_go_on, read_json
 
 DATA_SETTINGS = ("train_path", "test_path")
 DEFAULT_SEEDS = [0, 1]
@@ -206,7 +206,7 @@ def _run_cell(comparison: Comparison, folder: Path, cell: Cell, config: RunConfi
     fingerprint = _fingerprint(folder, cell, config)
     settings = [*comparison.overrides, *_run_settings(folder, cell)]
     begun = read_json(mark).get("fingerprint") == fingerprint
-    if begun and _can_resume(run, config):
+    if begun and can_go_on(run) and config.learner.objective != "prompting":
         settings += ["--run.resume", "true"]
     mark.write_text(json.dumps({"fingerprint": fingerprint, "done": False}))
     command = [sys.executable, "-m", "deploy.cli", "train", str(_settings_path(folder, cell)), "--json", *settings]
@@ -220,13 +220,6 @@ def _run_cell(comparison: Comparison, folder: Path, cell: Cell, config: RunConfi
     result = {"fingerprint": fingerprint, "done": True, "seconds": seconds, "summary": summary}
     mark.write_text(json.dumps(result))
     return None
-
-
-def _can_resume(run: Path, config: RunConfig) -> bool:
-    """Whether there is a checkpoint to go on from: the run's own or, under EM, that of one of its steps."""
-    if config.learner.objective == "prompting":
-        return False
-    return any(run.glob("*/checkpoints/step-*" if config.em.iterations else "checkpoints/step-*"))
 
 
 def _call(command: Sequence[str], log: Any) -> int:

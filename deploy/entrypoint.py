@@ -21,6 +21,7 @@ from types import FrameType
 from common.config import RunConfig
 from common.config_loading import load_config
 from common.errors import UserError
+from deploy.report import can_go_on
 
 HEAD_VARIABLE = "RAY_HEAD"
 JOIN_LIMIT_S = 120.0
@@ -67,7 +68,7 @@ def going_on(config: RunConfig) -> list[str]:
     """
     if config.run.name is None or not config.run_folder.exists():
         return []
-    if any(config.run_folder.glob("checkpoints/step-*")) or (config.run_folder / "e1").is_dir():
+    if can_go_on(config.run_folder):
         return ["--run.resume", "true"]
     # It ended before its first checkpoint: there is nothing to go on with, but its logs say why.
     kept = next(path for n in itertools.count(1) if not (path := Path(f"{config.run_folder}.failed-{n}")).exists())

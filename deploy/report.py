@@ -22,6 +22,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
+def can_go_on(folder: Path) -> bool:
+    """Whether a run's folder has what run.resume goes on from: a checkpoint, or the first step of an EM run."""
+    return any(folder.glob("checkpoints/step-*")) or (folder / "e1").is_dir()
+
+
 def write_summary(
     config: RunConfig, folder: Path, pushed: int, wall_s: float, fault: str | None, *, interrupted: bool
 ) -> dict[str, Any]:

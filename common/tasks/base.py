@@ -19,7 +19,7 @@ from common.tools import ToolBox
 from common.trajectory import Query, Trajectory
 
 HIGHEST_TEMPERATURE = 2.0
-"""That vLLM samples at."""
+"""The highest that vLLM samples at."""
 SamplingTemperature = Annotated[float, Field(gt=0, le=HIGHEST_TEMPERATURE)]
 
 Split = Literal["train", "test"]
