@@ -112,7 +112,10 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         head, _, rest = message.partition("unrecognized arguments: ")
         if not head and rest:
-            raise _unknown(rest.split()[0].lstrip("-").split("=")[0], "command line")
+            key = rest.split()[0].split("=")[0]
+            if key in known_keys():
+                raise UserError(key, None, "is written without dashes (command line)", f"write --{key} VALUE")
+            raise _unknown(key.lstrip("-"), "command line")
         if "expected" in message:
             field = message.split(":")[0].removeprefix("argument ").split("/")[0].lstrip("-")
             raise UserError(field, None, message.partition(": ")[2], f"write --{field} VALUE")
