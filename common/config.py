@@ -330,11 +330,6 @@ class EMSection(Section):
 
     iterations: int = Field(0, ge=0, description="pairs of an E and an M step; 0: none, a plain run")
     samples_per_query: int = Field(16, ge=1, description="rationales of each training query for an M step")
-    weighting: Literal["reward", "uniform"] = Field(
-        "reward",
-        description="of an M step's rationales, the distinct ones that the sampler drew: ∝ R is the posterior on them; "
-        "uniform lets the model see what the sampler still gets wrong, and is for spaces so large that few repeat",
-    )
     m_steps: int = Field(100, ge=1, description="optimiser steps of an M step, the paper's")
     m_lr: float = Field(1e-4, gt=0, description="their learning rate, the paper's")
 

@@ -38,7 +38,7 @@ def run_em(config: RunConfig, say: Callable[[str], None] = lambda text: None) ->
             break
         sampler = e_config.run_folder / "adapter"
         say(f"M step {iteration} of {config.em.iterations}")
-        m_config = m_step(config, iteration, model, e_config.run_folder / DRAWN)
+        m_config = _m_step(config, iteration, model, e_config.run_folder / DRAWN)
         interrupted, stopped_because = _run(m_config)
         if interrupted:
             break
@@ -66,8 +66,8 @@ def _e_step(config: RunConfig, iteration: int, sampler: Path | None, model: Path
     return _step(config, f"e{iteration}", start_from=sampler, reference=model, update={})
 
 
-def m_step(config: RunConfig, iteration: int, model: Path | None, drawn: Path) -> RunConfig:
-    """Maximum likelihood of (Z, Y), Z among the distinct rationales that the E step's sampler drew."""
+def _m_step(config: RunConfig, iteration: int, model: Path | None, drawn: Path) -> RunConfig:
+    """Maximum likelihood of (Z, Y), Z drawn ∝ R among what the E step sampled: the posterior on that support."""
     em = config.em
     learner = config.learner.model_copy(
         update={"objective": "sft", "sft_prompt": "reference", "steps": em.m_steps, "lr": em.m_lr}
@@ -75,7 +75,7 @@ def m_step(config: RunConfig, iteration: int, model: Path | None, drawn: Path) -
     buffer = config.buffer.model_copy(
         update={
             "fresh": 0.0,
-            "replay_priority": em.weighting,
+            "replay_priority": "reward",
             "replay_temperature": 1.0,
             "replacement": True,
             "min_size": max(1, len(drawn.read_text(encoding="utf-8").splitlines())),
