@@ -40,8 +40,11 @@ sets: only the order of methods can be compared.
 """
 
 
-Means = Mapping[tuple[str, str, str], float]
-"""By condition, method and figure."""
+Means = Mapping[str, Mapping[tuple[str, str, str], float]]
+"""By comparison, then by condition, method and figure."""
+
+
+_FIVE = "test_5_operands.accuracy"
 
 
 @dataclass(frozen=True)
@@ -60,40 +63,70 @@ class Section:
 
 
 def _arithmetic_target(means: Means) -> list[str]:
-    figure = "test_5_operands.accuracy"
-    sft = means.get(("", "SFT", figure))
-    if sft is None:
-        return []
-    return _samplers_judged(means, "", figure, f"at 5 operands, at least twice SFT's {sft:.3f}", 2 * sft)
+    asked = _arithmetic_asked(means)
+    return _samplers_judged(means["arithmetic"], "", _FIVE, *asked) if asked else []
+
+
+def _arithmetic_best(means: Means) -> list[str]:
+    asked = _arithmetic_asked(means)
+    return _best_judged(means["arithmetic-settings"], _FIVE, *asked) if asked else []
+
+
+def _arithmetic_asked(means: Means) -> tuple[str, float] | None:
+    sft = means.get("arithmetic", {}).get(("", "SFT", _FIVE))
+    return None if sft is None else (f"at 5 operands, at least twice SFT's {sft:.3f}", 2 * sft)
 
 
 def _subjectivity_target(means: Means) -> list[str]:
-    condition, figure = "20 labels", "accuracy"
-    few = means.get((condition, "few-shot prompting", figure))
-    if few is None:
-        return []
-    asked = f"with {condition}, at least few-shot prompting's {few:.3f} + 0.08"
-    return _samplers_judged(means, condition, figure, asked, few + 0.08)
+    asked = _subjectivity_asked(means)
+    return _samplers_judged(means["subjectivity"], "20 labels", "accuracy", *asked) if asked else []
 
 
-def _samplers_judged(means: Means, condition: str, figure: str, asked: str, least: float) -> list[str]:
+def _subjectivity_best(means: Means) -> list[str]:
+    asked = _subjectivity_asked(means)
+    return _best_judged(means["subjectivity-settings"], "accuracy", *asked) if asked else []
+
+
+def _subjectivity_asked(means: Means) -> tuple[str, float] | None:
+    few = means.get("subjectivity", {}).get(("20 labels", "few-shot prompting", "accuracy"))
+    return None if few is None else (f"with 20 labels, at least few-shot prompting's {few:.3f} + 0.08", few + 0.08)
+
+
+def _samplers_judged(
+    means: Mapping[tuple[str, str, str], float], condition: str, figure: str, asked: str, least: float
+) -> list[str]:
     found = {method: means.get((condition, method, figure)) for method in ("GFlowNet", "GFlowNet + SFT")}
     return [_judged(f"{method} {asked}", value, least) for method, value in found.items() if value is not None]
 
 
+def _best_judged(means: Mapping[tuple[str, str, str], float], figure: str, asked: str, least: float) -> list[str]:
+    """What the best setting makes of a target; it is chosen on the rows that it is judged by, which is said."""
+    values = {method: value for (_, method, of), value in means.items() if of == figure}
+    if not values:
+        return []
+    best = max(values, key=lambda method: values[method])
+    return [_judged(f"The best of these on the test itself, {best!r}, {asked}", values[best], least)]
+
+
 def _continuation_target(means: Means) -> list[str]:
+    table = means["continuation"]
     points = {
-        method: (value, means["", method, "max_log_reward"])
-        for (_, method, figure), value in means.items()
-        if figure == "diversity" and ("", method, "max_log_reward") in means
+        method: (value, table["", method, "max_log_reward"])
+        for (_, method, figure), value in table.items()
+        if figure == "diversity" and ("", method, "max_log_reward") in table
     }
     decoding = [point for method, point in points.items() if not method.startswith("GFlowNet")]
     found = []
     for method, (diversity, likelihood) in points.items():
-        frontier = on_hull(decoding, diversity) if method.startswith("GFlowNet") and decoding else None
+        if not method.startswith("GFlowNet") or not decoding:
+            continue
+        most = max(x for x, _ in decoding)
+        # No decoding method may be as diverse: then the frontier's end is what there is to hold a sampler against.
+        where = "" if diversity <= most else f", which ends at {most:.3f}"
+        frontier = on_hull(decoding, min(diversity, most))
         if frontier is not None:
-            asked = f"{method} at diversity {diversity:.3f}, above the decoding methods' frontier, {frontier:.2f} nats"
-            found.append(_judged(asked, likelihood, frontier))
+            above = f"above the decoding methods' frontier{where}, {frontier:.2f} nats"
+            found.append(_judged(f"{method} at diversity {diversity:.3f}, {above}", likelihood, frontier))
     return found
 
 
@@ -123,6 +156,7 @@ SECTIONS = (
         "The GFlowNet of the section above with fewer steps and 5 samples a test problem; each row differs from the "
         "first in what it says. log R is log p(Z, Y|X) in nats, over sampled rationales.",
         {"accuracy": "accuracy", "test_5_operands.accuracy": "5 operands", "mean_log_reward": "mean log R"},
+        target=_arithmetic_best,
     ),
     Section(
         "subjectivity",
@@ -135,9 +169,10 @@ SECTIONS = (
     Section(
         "subjectivity-settings",
         "Subjectivity: what the settings do",
-        "The GFlowNet of the section above with 20 labels and fewer steps; each row differs from the first in what it "
-        "says. log R is log p(Z, Y|X) in nats less the penalty, over sampled rationales.",
+        "The GFlowNet of the section above with 20 labels; each row differs from the first in what it says. log R is "
+        "log p(Z, Y|X) in nats less the penalty, over sampled rationales.",
         {"accuracy": "accuracy", "mean_log_reward": "mean log R"},
+        target=_subjectivity_best,
     ),
     Section(
         "continuation",
@@ -164,27 +199,33 @@ SECTIONS = (
 
 def page() -> str:
     """The whole page, Markdown."""
-    parts = [_INTRODUCTION]
-    for section in SECTIONS:
-        folder = TABLES / section.name
-        if (folder / "table.json").is_file():
-            parts.append(_section(section, json.loads((folder / "table.json").read_text(encoding="utf-8")), folder))
-    return "\n".join(parts)
+    tables = {
+        section.name: json.loads((TABLES / section.name / "table.json").read_text(encoding="utf-8"))
+        for section in SECTIONS
+        if (TABLES / section.name / "table.json").is_file()
+    }
+    means = {
+        name: {(item["condition"], item["method"], item["figure"]): item["mean"] for item in table["entries"]}
+        for name, table in tables.items()
+    }
+    shown = [_section(section, tables[section.name], means) for section in SECTIONS if section.name in tables]
+    return "\n".join([_INTRODUCTION, *shown])
 
 
-def _section(section: Section, table: Mapping[str, Any], folder: Path) -> str:
-    made = json.loads((folder / "made.json").read_text(encoding="utf-8"))
+def _section(section: Section, table: Mapping[str, Any], means: Means) -> str:
+    made = json.loads((TABLES / section.name / "made.json").read_text(encoding="utf-8"))
     lines = [f"## {section.title}\n", f"{section.text}\n", *_rows(section, table["entries"]), ""]
     lines.append(f"{_budget(section.name)}\n")
     if section.paper:
         lines.append(f"{section.paper}\n")
-    means = {(item["condition"], item["method"], item["figure"]): item["mean"] for item in table["entries"]}
     targets = section.target(means)
     if targets:
         lines += ["Targets, from the paper's order of methods:\n", *(f"- {target}" for target in targets), ""]
+    beside = made.get("beside", 1)
     lines.append(
-        f"Made on {made['cores']} cores: {table['cells_done']} cells of the seeds {_seeds(table['entries'])}. "
-        f"They took {table['seconds'] / 3600:.1f} h in all, the longest {table['longest_cell_s'] / 60:.0f} min.\n"
+        f"Made on {made['cores']} cores: {table['cells_done']} cells of the seeds {_seeds(table['entries'])}. They took "
+        f"{table['seconds'] / 3600:.1f} h in all, the longest {table['longest_cell_s'] / 60:.0f} min"
+        + (f", up to {beside} at a time on the same cores.\n" if beside > 1 else ".\n")
     )
     lines.append(f"![{section.title}](../benchmarks/results/{section.name}/comparison.png)\n")
     return "\n".join(lines)
@@ -225,8 +266,11 @@ def _shown(entry: Mapping[str, Any]) -> str:
     return f"{entry['mean']:.3f}" if error is None else f"{entry['mean']:.3f} ± {error:.3f}"
 
 
-def take(folder: Path) -> None:
-    """Take a comparison's cells in, beside those of other seeds, and note the machine that they were made on."""
+def take(folder: Path, beside: int = 1) -> None:
+    """Take a comparison's cells in, beside those of other seeds, and note the machine that they were made on.
+
+    Up to `beside` cells ran at a time.
+    """
     target = TABLES / folder.name
     target.mkdir(parents=True, exist_ok=True)
     table = Table.from_json((folder / "table.json").read_text(encoding="utf-8"))
@@ -234,7 +278,12 @@ def take(folder: Path) -> None:
     if saved.is_file():
         table = Table.from_json(saved.read_text(encoding="utf-8")).updated(table)
     table.save(target)
-    made = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
+    made = {
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "beside": beside,
+    }
     (target / "made.json").write_text(json.dumps(made) + "\n", encoding="utf-8")
 
 
@@ -242,8 +291,10 @@ def main() -> None:
     """Take tables in if there are any, then write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--take", type=Path, nargs="*", default=[], metavar="FOLDER", help="folders of comparisons")
-    for folder in parser.parse_args().take:
-        take(folder)
+    parser.add_argument("--beside", type=int, default=1, metavar="N", help="cells that ran at a time")
+    options = parser.parse_args()
+    for folder in options.take:
+        take(folder, options.beside)
     PAGE.write_text(page(), encoding="utf-8")
 
 

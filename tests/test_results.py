@@ -43,6 +43,7 @@ def test_targets_are_judged_by_the_means_over_the_seeds_of_all_tables(tables: Pa
 def test_a_continuation_is_held_against_the_decoding_methods_at_its_own_diversity(tables: Path) -> None:
     points = {"temperature 0.5": (0.2, -10.0), "temperature 1": (0.6, -30.0), "nucleus 0.9": (0.4, -25.0)}
     points |= {"GFlowNet, reward temperature 0.9": (0.4, -19.0), "GFlowNet, reward temperature 0.7": (0.3, -18.0)}
+    points |= {"GFlowNet, reward temperature 1": (0.7, -31.0)}
     rows = {("", method): {"diversity": x, "max_log_reward": y} for method, (x, y) in points.items()}
     results.take(save(tables, "continuation", 0, rows))
     text = results.page()
@@ -50,9 +51,31 @@ def test_a_continuation_is_held_against_the_decoding_methods_at_its_own_diversit
     assert (
         "0.7 at diversity 0.300, above the decoding methods' frontier, -15.00 nats: -18.000, missed by 3.000." in text
     )
+    assert "1 at diversity 0.700, above the decoding methods' frontier, which ends at 0.600, -30.00 nats: -31" in text
 
 
 def test_no_target_is_judged_before_its_methods_are_measured(tables: Path) -> None:
     rows = {("10 labels", "few-shot prompting"): {"accuracy": 0.6}, ("20 labels", "GFlowNet"): {"accuracy": 0.9}}
     results.take(save(tables, "subjectivity", 0, rows))
     assert "Targets" not in results.page()
+
+
+def test_the_best_of_the_settings_tried_is_held_against_the_same_target_and_called_chosen_on_the_test(
+    tables: Path,
+) -> None:
+    results.take(save(tables, "subjectivity", 0, {("20 labels", "few-shot prompting"): {"accuracy": 0.5}}))
+    rows = {("", "the settings"): {"accuracy": 0.55}, ("", "no seeds"): {"accuracy": 0.6}}
+    results.take(save(tables, "subjectivity-settings", 0, rows))
+    text = results.page()
+    assert "'no seeds', with 20 labels, at least few-shot prompting's 0.500 + 0.08: 0.600, met." in text
+    assert (
+        "best of these on the test itself" in text and "at least few-shot prompting's 0.500 + 0.08: 0.550" not in text
+    )
+
+
+def test_cells_that_shared_the_machine_are_said_to_have(tables: Path) -> None:
+    rows = {("", method): {"accuracy": 0.5} for method in ("SFT", "GFlowNet", "GFlowNet + SFT")}
+    results.take(save(tables, "infilling", 0, rows))
+    assert "the longest 1 min.\n" in results.page()
+    results.take(save(tables, "infilling", 1, rows), beside=2)
+    assert "They took 0.1 h in all, the longest 1 min, up to 2 at a time on the same cores.\n" in results.page()
