@@ -221,11 +221,10 @@ def _section(section: Section, table: Mapping[str, Any], means: Means) -> str:
     targets = section.target(means)
     if targets:
         lines += ["Targets, from the paper's order of methods:\n", *(f"- {target}" for target in targets), ""]
-    beside = made.get("beside", 1)
+    shared = f", up to {made['beside']} at a time on the same cores" if made["beside"] > 1 else ""
     lines.append(
         f"Made on {made['cores']} cores: {table['cells_done']} cells of the seeds {_seeds(table['entries'])}. They took "
-        f"{table['seconds'] / 3600:.1f} h in all, the longest {table['longest_cell_s'] / 60:.0f} min"
-        + (f", up to {beside} at a time on the same cores.\n" if beside > 1 else ".\n")
+        f"{table['seconds'] / 3600:.1f} h in all, the longest {table['longest_cell_s'] / 60:.0f} min{shared}.\n"
     )
     lines.append(f"![{section.title}](../benchmarks/results/{section.name}/comparison.png)\n")
     return "\n".join(lines)
