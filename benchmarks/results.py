@@ -223,8 +223,8 @@ def _section(section: Section, table: Mapping[str, Any], means: Means) -> str:
         lines += ["Targets, from the paper's order of methods:\n", *(f"- {target}" for target in targets), ""]
     shared = f", up to {made['beside']} at a time on the same cores" if made["beside"] > 1 else ""
     lines.append(
-        f"Made on {made['cores']} cores: {table['cells_done']} cells of the seeds {_seeds(table['entries'])}. They took "
-        f"{table['seconds'] / 3600:.1f} h in all, the longest {table['longest_cell_s'] / 60:.0f} min{shared}.\n"
+        f"Made on {made['cores']} cores: {table['cells_done']} cells of the seeds {_seeds(table['entries'])}. They "
+        f"took {table['seconds'] / 3600:.1f} h in all, the longest {table['longest_cell_s'] / 60:.0f} min{shared}.\n"
     )
     lines.append(f"![{section.title}](../benchmarks/results/{section.name}/comparison.png)\n")
     return "\n".join(lines)
