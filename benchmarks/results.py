@@ -12,6 +12,7 @@ import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ sets: only the order of methods can be compared.
 
 Means = Mapping[str, Mapping[tuple[str, str, str], float]]
 """By comparison, then by condition, method and figure."""
+Asked = Callable[[Means], tuple[str, float] | None]
+"""What a target asks for, in words, and the least figure that meets it; None where its baseline is missing."""
 
 
 _FIVE = "test_5_operands.accuracy"
@@ -62,29 +65,9 @@ class Section:
     """What the paper's order asks for, and whether it is met: sentences, none where a method is missing."""
 
 
-def _arithmetic_target(means: Means) -> list[str]:
-    asked = _arithmetic_asked(means)
-    return _samplers_judged(means["arithmetic"], "", _FIVE, *asked) if asked else []
-
-
-def _arithmetic_best(means: Means) -> list[str]:
-    asked = _arithmetic_asked(means)
-    return _best_judged(means["arithmetic-settings"], _FIVE, *asked) if asked else []
-
-
 def _arithmetic_asked(means: Means) -> tuple[str, float] | None:
     sft = means.get("arithmetic", {}).get(("", "SFT", _FIVE))
     return None if sft is None else (f"at 5 operands, at least twice SFT's {sft:.3f}", 2 * sft)
-
-
-def _subjectivity_target(means: Means) -> list[str]:
-    asked = _subjectivity_asked(means)
-    return _samplers_judged(means["subjectivity"], "20 labels", "accuracy", *asked) if asked else []
-
-
-def _subjectivity_best(means: Means) -> list[str]:
-    asked = _subjectivity_asked(means)
-    return _best_judged(means["subjectivity-settings"], "accuracy", *asked) if asked else []
 
 
 def _subjectivity_asked(means: Means) -> tuple[str, float] | None:
@@ -92,20 +75,22 @@ def _subjectivity_asked(means: Means) -> tuple[str, float] | None:
     return None if few is None else (f"with 20 labels, at least few-shot prompting's {few:.3f} + 0.08", few + 0.08)
 
 
-def _samplers_judged(
-    means: Mapping[tuple[str, str, str], float], condition: str, figure: str, asked: str, least: float
-) -> list[str]:
-    found = {method: means.get((condition, method, figure)) for method in ("GFlowNet", "GFlowNet + SFT")}
-    return [_judged(f"{method} {asked}", value, least) for method, value in found.items() if value is not None]
+def _samplers_judged(name: str, condition: str, figure: str, ask: Asked, means: Means) -> list[str]:
+    asked = ask(means)
+    if asked is None:
+        return []
+    found = {method: means[name].get((condition, method, figure)) for method in ("GFlowNet", "GFlowNet + SFT")}
+    return [_judged(f"{method} {asked[0]}", value, asked[1]) for method, value in found.items() if value is not None]
 
 
-def _best_judged(means: Mapping[tuple[str, str, str], float], figure: str, asked: str, least: float) -> list[str]:
+def _best_judged(name: str, figure: str, ask: Asked, means: Means) -> list[str]:
     """What the best setting makes of a target; it is chosen on the rows that it is judged by, which is said."""
-    values = {method: value for (_, method, of), value in means.items() if of == figure}
-    if not values:
+    asked = ask(means)
+    values = {method: value for (_, method, of), value in means[name].items() if of == figure}
+    if asked is None or not values:
         return []
     best = max(values, key=lambda method: values[method])
-    return [_judged(f"The best of these on the test itself, {best!r}, {asked}", values[best], least)]
+    return [_judged(f"The best of these on the test itself, {best!r}, {asked[0]}", values[best], asked[1])]
 
 
 def _continuation_target(means: Means) -> list[str]:
@@ -148,7 +133,7 @@ SECTIONS = (
         },
         "The paper's (its table 4), with 3, 4 and 5 operands: SFT 0.721, 0.196, 0.128; PPO 0.306, 0.137, 0.056; "
         "GFlowNet 0.952, 0.754, 0.407.",
-        _arithmetic_target,
+        partial(_samplers_judged, "arithmetic", "", _FIVE, _arithmetic_asked),
     ),
     Section(
         "arithmetic-settings",
@@ -156,7 +141,7 @@ SECTIONS = (
         "The GFlowNet of the section above with fewer steps and 5 samples a test problem; each row differs from the "
         "first in what it says. log R is log p(Z, Y|X) in nats, over sampled rationales.",
         {"accuracy": "accuracy", "test_5_operands.accuracy": "5 operands", "mean_log_reward": "mean log R"},
-        target=_arithmetic_best,
+        target=partial(_best_judged, "arithmetic-settings", _FIVE, _arithmetic_asked),
     ),
     Section(
         "subjectivity",
@@ -164,7 +149,7 @@ SECTIONS = (
         "Accuracy on 150 test sentences; the label is the one with the larger mean p(Y|XZ) over sampled rationales.",
         {"accuracy": "accuracy"},
         "The paper's (its table 3), with 10 labels: SFT 0.643, GFlowNet 0.714, GFlowNet + SFT 0.752.",
-        _subjectivity_target,
+        partial(_samplers_judged, "subjectivity", "20 labels", "accuracy", _subjectivity_asked),
     ),
     Section(
         "subjectivity-settings",
@@ -172,7 +157,7 @@ SECTIONS = (
         "The GFlowNet of the section above with 20 labels; each row differs from the first in what it says. log R is "
         "log p(Z, Y|X) in nats less the penalty, over sampled rationales.",
         {"accuracy": "accuracy", "mean_log_reward": "mean log R"},
-        target=_subjectivity_best,
+        target=partial(_best_judged, "subjectivity-settings", "accuracy", _subjectivity_asked),
     ),
     Section(
         "continuation",
