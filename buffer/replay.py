@@ -44,6 +44,8 @@ _CONFLICT_RETRIES = 20
 MEMORY_HEADROOM = 0.1
 """Share of Redis' memory limit that pushes leave free, for adapters and control keys: a run can then still end well."""
 _LOOK_AT_MEMORY_S = 1.0
+_LOOK_AT_MEMORY_SHARE = 0.05
+"""Of Redis' memory limit: whoever has pushed so much looks again, however little time has passed."""
 
 
 class BufferFull(Exception):
@@ -74,6 +76,7 @@ class ReplayBuffer:
         self._tolerance = near_duplicate_tolerance
         self._mirror = Mirror(client)
         self._next_look, self._fullest = 0.0, 0.0
+        self._unseen_bytes, self._look_after_bytes = 0.0, 0.0
         self.quarantine = Quarantine(client, keys)
 
     @classmethod
@@ -188,6 +191,8 @@ class ReplayBuffer:
             group = groups.setdefault(item.query_id, [])
             group += (bytes.fromhex(item.id), self._log_reward(item), _version_score(item), item.to_bytes())
         packed = [part for entry in groups.items() for part in entry]
+        self._unseen_bytes += sum(len(part) for group in groups.values() for part in group[3::4])
+        self._unseen_bytes += ITEM_OVERHEAD_BYTES * len(trajectories)
         keys = self._shards[shard]
         try:
             answer = self._push(
@@ -202,8 +207,10 @@ class ReplayBuffer:
     def _check_memory(self, n: int) -> None:
         """Refuse before Redis must: it refuses everything then."""
         now = time.monotonic()
-        if now >= self._next_look:
-            self._fullest = memory_of(self._client).fullest
+        if now >= self._next_look or self._unseen_bytes >= self._look_after_bytes:
+            memory = memory_of(self._client)
+            self._fullest, self._unseen_bytes = memory.fullest, 0.0
+            self._look_after_bytes = _LOOK_AT_MEMORY_SHARE * memory.limit if memory.limit else math.inf
             # Looked at more often near the limit, so that the headroom stays.
             self._next_look = now + (_LOOK_AT_MEMORY_S if self._fullest < 0.5 else 0.0)
         if self._fullest > 1 - MEMORY_HEADROOM:
