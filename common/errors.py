@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+EXIT_FAULT, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 130
+"""Statuses that commands end with."""
+
 
 class UserError(Exception):
     """A mistake in what the user gave, or in the machine's state, that the user can mend.

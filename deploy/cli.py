@@ -13,10 +13,9 @@ from typing import Any
 
 from rich.console import Console
 
-from common.errors import RunFault, UserError
+from common.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_USER, RunFault, UserError
 
 Command = Callable[[argparse.Namespace, list[str], Console], int]
-EXIT_FAULT, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("configs", type=Path, nargs="+", metavar="CONFIG", help="run configurations, or one comparison")
     sub.add_argument("--seeds", type=int, nargs="+", help="seeds of each (default: the comparison's, or 0 1)")
     sub.add_argument("--folder", type=Path, help="where it is kept (default: comparisons/NAME)")
+    sub.add_argument("--parallel", type=int, default=1, metavar="N", help="cells to run at a time (default: 1)")
     sub.add_argument("--data", type=Path, help="folder that relative paths of data are in (default: the working one)")
     sub = add("evaluate", evaluate, "Measure a trained sampler anew.")
     sub.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
@@ -135,7 +135,9 @@ def compare(options: argparse.Namespace, overrides: list[str], console: Console)
 
     comparison = Comparison.load(options.configs, seeds=options.seeds, data=options.data, overrides=overrides)
     folder = options.folder or Path("comparisons") / comparison.name
-    table, unfinished = run_comparison(comparison, folder, console)
+    if options.parallel < 1:
+        raise UserError("--parallel", options.parallel, "runs nothing", "give 1 or more")
+    table, unfinished = run_comparison(comparison, folder, console, options.parallel)
     if options.json:
         print(table.to_json())
     table.show(console)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import signal
 import subprocess
@@ -24,7 +25,8 @@ from rich.console import Console
 
 from common.config import RunConfig
 from common.config_loading import load_config, read_yaml
-from common.errors import UserError
+from common.devices import available_cores
+from common.errors import EXIT_INTERRUPTED, UserError
 from common.processes import die_with_parent
 from common.rows import HUB
 from common.tasks import TASKS
@@ -38,6 +40,7 @@ SEED = "{seed}"
 """Stands for the cell's seed where a setting of a comparison should follow it."""
 _ADAPTER = re.compile(r"\{adapter:(.+)\}")
 """Stands for the adapter that another method gives under the same condition and seed."""
+_POLL_S = 0.2
 
 
 class ComparisonFile(BaseModel):
@@ -139,25 +142,66 @@ class Comparison:
                     done.append(method)
 
 
-def run_comparison(comparison: Comparison, folder: Path, console: Console) -> tuple[Table, list[str]]:
-    """Run what is not done yet; the table of all that is, and what went wrong. Saves after every cell."""
+@dataclass
+class _Begun:
+    """A cell whose process runs."""
+
+    cell: Cell
+    config: RunConfig
+    process: subprocess.Popen[bytes]
+    started: float
+    """On the monotonic clock."""
+    earlier_s: float
+    """That the cell took before it was interrupted."""
+
+
+def run_comparison(
+    comparison: Comparison, folder: Path, console: Console, parallel: int = 1
+) -> tuple[Table, list[str]]:
+    """Run what is not done yet, up to `parallel` cells at a time; the table of all that is, and what went wrong.
+
+    Saves after every cell.
+    """
     cells = list(comparison.cells(folder))
     configs = _checked(comparison, cells, folder)
+    waiting = [
+        (number, cell, config)
+        for number, (cell, config) in enumerate(zip(cells, configs, strict=True), start=1)
+        if not _is_done(folder, cell, config)
+    ]
+    running: list[_Begun] = []
     problems: list[str] = []
-    for number, (cell, config) in enumerate(zip(cells, configs, strict=True), start=1):
-        if _is_done(folder, cell, config):
-            continue
-        console.print(f"cell {number} of {len(cells)}: {cell.name}", markup=False, highlight=False)
-        if cell.after is not None and not read_json(_mark(folder, cell.after)).get("done"):
-            problems.append(f"cell {cell.name}: cell {cell.after}, whose adapter it starts from, is not done")
-            continue
-        problem = _run_cell(comparison, folder, cell, config)
-        if problem is not None:
-            problems.append(f"cell {cell.name}: {problem}")
-        _table(comparison, folder, cells, configs).save(folder)
-        if _interrupted(problem):
-            problems.append("interrupted; the same command goes on from here")
-            break
+    interrupted = False
+    while running or (waiting and not interrupted):
+        try:
+            while len(running) < parallel and not interrupted:
+                unfinished = {cell.name for _, cell, _ in waiting} | {begun.cell.name for begun in running}
+                ready = next((item for item in waiting if item[1].after not in unfinished), None)
+                if ready is None:
+                    break
+                waiting.remove(ready)
+                number, cell, config = ready
+                if cell.after is not None and not read_json(_mark(folder, cell.after)).get("done"):
+                    problems.append(f"cell {cell.name}: cell {cell.after}, whose adapter it starts from, is not done")
+                    continue
+                console.print(f"cell {number} of {len(cells)}: {cell.name}", markup=False, highlight=False)
+                running.append(_begin(comparison, folder, cell, config, parallel))
+            if running:
+                _wait_for_any(running)
+        except KeyboardInterrupt:
+            # Handed on, so that the runs stop in good order, and a second one at once.
+            interrupted = True
+            for begun in running:
+                begun.process.send_signal(signal.SIGINT)
+        for begun in [item for item in running if item.process.poll() is not None]:
+            running.remove(begun)
+            problem = _end(folder, begun, parallel)
+            if problem is not None:
+                problems.append(f"cell {begun.cell.name}: {problem}")
+            interrupted |= begun.process.returncode in (EXIT_INTERRUPTED, -signal.SIGINT)
+            _table(comparison, folder, cells, configs).save(folder)
+    if interrupted and (waiting or problems):
+        problems.append("interrupted; the same command goes on from here")
     table = _table(comparison, folder, cells, configs)
     table.save(folder)
     return table, problems
@@ -200,47 +244,62 @@ def _settings_path(folder: Path, cell: Cell) -> Path:
     return folder / "cells" / f"{cell.name}.yaml"
 
 
-def _run_cell(comparison: Comparison, folder: Path, cell: Cell, config: RunConfig) -> str | None:
-    """Run or resume a cell; what went wrong, or None."""
-    run, mark = folder / "cells" / cell.name, _mark(folder, cell.name)
-    fingerprint = _fingerprint(folder, cell, config)
-    settings = [*comparison.overrides, *_run_settings(folder, cell)]
-    begun = read_json(mark).get("fingerprint") == fingerprint
-    if begun and can_go_on(run) and config.learner.objective != "prompting":
-        settings += ["--run.resume", "true"]
-    mark.write_text(json.dumps({"fingerprint": fingerprint, "done": False}))
-    command = [sys.executable, "-m", "deploy.cli", "train", str(_settings_path(folder, cell)), "--json", *settings]
-    started = time.monotonic()
-    with (folder / "cells" / f"{cell.name}.log").open("ab") as log:
-        status = _call(command, log)
-    seconds = time.monotonic() - started
-    summary = read_json(run / "summary.json")
-    if status != 0 or not summary or summary.get("fault") or summary.get("interrupted"):
-        return f"status {status}; see {folder}/cells/{cell.name}.log"
-    result = {"fingerprint": fingerprint, "done": True, "seconds": seconds, "summary": summary}
-    mark.write_text(json.dumps(result))
-    return None
-
-
-def _call(command: Sequence[str], log: Any) -> int:
-    """Run to the end; Ctrl-C is handed on, so that the run stops in good order, and a second one at once."""
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=log,
-        start_new_session=True,
-        preexec_fn=die_with_parent,
+def _begin(comparison: Comparison, folder: Path, cell: Cell, config: RunConfig, parallel: int) -> _Begun:
+    """Start or resume a cell."""
+    mark, fingerprint, earlier_s = _mark(folder, cell.name), _fingerprint(folder, cell, config), 0.0
+    earlier = read_json(mark)
+    resume = (
+        earlier.get("fingerprint") == fingerprint
+        and can_go_on(folder / "cells" / cell.name)
+        and config.learner.objective != "prompting"
     )
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            process.send_signal(signal.SIGINT)
+    if resume:
+        earlier_s = earlier.get("seconds", 0.0)
+    mark.write_text(json.dumps({"fingerprint": fingerprint, "done": False, "seconds": earlier_s}))
+    with (folder / "cells" / f"{cell.name}.log").open("ab") as log:
+        process = subprocess.Popen(
+            _command(comparison, folder, cell, resume=resume),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={**_threads(parallel), **os.environ},
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
+    return _Begun(cell, config, process, time.monotonic(), earlier_s)
 
 
-def _interrupted(problem: str | None) -> bool:
-    return problem is not None and problem.startswith(("status 130", f"status -{signal.SIGINT.value}"))
+def _command(comparison: Comparison, folder: Path, cell: Cell, *, resume: bool) -> list[str]:
+    settings = [*comparison.overrides, *_run_settings(folder, cell), *(["--run.resume", "true"] if resume else [])]
+    return [sys.executable, "-m", "deploy.cli", "train", str(_settings_path(folder, cell)), "--json", *settings]
+
+
+def _threads(parallel: int) -> dict[str, str]:
+    """Environment of cells that share this machine: each its share of the cores, and none spins while it waits."""
+    if parallel == 1:
+        return {}
+    return {"OMP_NUM_THREADS": str(max(1, available_cores() // parallel)), "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def _wait_for_any(running: Sequence[_Begun]) -> None:
+    while all(begun.process.poll() is None for begun in running):
+        time.sleep(_POLL_S)
+
+
+def _end(folder: Path, begun: _Begun, parallel: int) -> str | None:
+    """Mark a cell that ended with what it took and gave; what went wrong, or None."""
+    name, status = begun.cell.name, begun.process.returncode
+    summary = read_json(folder / "cells" / name / "summary.json")
+    done = status == 0 and bool(summary) and not summary.get("fault") and not summary.get("interrupted")
+    result = {
+        "fingerprint": _fingerprint(folder, begun.cell, begun.config),
+        "done": done,
+        "seconds": begun.earlier_s + time.monotonic() - begun.started,
+        "parallel": parallel,
+        **({"summary": summary} if done else {}),
+    }
+    _mark(folder, name).write_text(json.dumps(result))
+    return None if done else f"status {status}; see {folder}/cells/{name}.log"
 
 
 def _mark(folder: Path, name: str) -> Path:
@@ -269,7 +328,17 @@ def _table(comparison: Comparison, folder: Path, cells: Sequence[Cell], configs:
             found = read_json(_mark(folder, cell.name))
             untrained = config.learner.objective == "prompting"
             for method, figures in _rows(found["summary"], cell.method, untrained=untrained):
-                measured.append(Measurement(cell.condition, method, cell.seed, figures, found["seconds"], cell.method))
+                measured.append(
+                    Measurement(
+                        cell.condition,
+                        method,
+                        cell.seed,
+                        figures,
+                        found["seconds"],
+                        cell.method,
+                        parallel=found.get("parallel", 1),
+                    )
+                )
     main = comparison.file.figures or list(TASKS[configs[0].task.name].main_figures)
     return Table(measured, main, comparison.file.plot, planned=len(cells))
 

@@ -37,6 +37,8 @@ class Measurement:
     """That the whole cell took."""
     cell: str = ""
     """The method whose cell it was, which may have evaluated other samplers too."""
+    parallel: int = 1
+    """Cells that ran at a time."""
 
 
 @dataclass(frozen=True)

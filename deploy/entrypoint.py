@@ -20,13 +20,12 @@ from types import FrameType
 
 from common.config import RunConfig
 from common.config_loading import load_config
-from common.errors import UserError
+from common.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_USER, UserError
 from deploy.report import can_go_on
 
 HEAD_VARIABLE = "RAY_HEAD"
 JOIN_LIMIT_S = 120.0
 LEAVE_LIMIT_S = 30.0
-EXIT_FAULT, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 130
 
 
 class Supervisor:

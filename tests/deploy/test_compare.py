@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -142,6 +144,52 @@ def test_an_empty_table_can_be_saved(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "table.json").read_text())["entries"] == []
 
 
+CELL = """
+import json, os, signal, sys, time
+from pathlib import Path
+folder, name, status = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+(folder / f"{name}.begun").touch()
+if status == -1:
+    # Ends when the other cell runs too.
+    while len(list(folder.glob("*.begun"))) < 2:
+        time.sleep(0.01)
+    status = 0
+if status == 130:
+    # Ends when it is interrupted.
+    time.sleep(60)
+(folder / "cells" / name).mkdir(exist_ok=True)
+summary = {"figure": float(os.environ.get("OMP_NUM_THREADS", 0)), "interrupted": status == 130}
+(folder / "cells" / name / "summary.json").write_text(json.dumps(summary))
+sys.exit(status)
+"""
+"""Stands for a run; `deploy.cli` is not what these tests are about."""
+
+
+Begun = list[tuple[str, bool]]
+
+
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> Begun:
+    """Methods of the cells that were begun, and whether each was to go on. A cell ends as its method's name says."""
+    found: Begun = []
+
+    def command(comparison: Comparison, folder: Path, cell: compare.Cell, *, resume: bool) -> list[str]:
+        found.append((cell.method, resume))
+        status = cell.method.rpartition("ends with ")[2] if "ends with" in cell.method else "0"
+        return [sys.executable, "-c", CELL, str(folder), cell.name, status]
+
+    monkeypatch.setattr(compare, "prepare", lambda config: None)
+    monkeypatch.setattr(compare, "_command", command)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    return found
+
+
+def run(folder: Path, methods: dict[str, Any], parallel: int = 1) -> tuple[Table, list[str]]:
+    found = load(folder, {"base": {"task": {"name": "rng"}}, "methods": methods, "seeds": [0]})
+    return compare.run_comparison(found, folder, Console(quiet=True), parallel)
+
+
 @pytest.mark.parametrize(
     ("settings", "checkpoint", "resumes"),
     [
@@ -153,20 +201,61 @@ def test_an_empty_table_can_be_saved(tmp_path: Path) -> None:
     ],
 )
 def test_a_cell_that_was_begun_goes_on_from_its_checkpoints_those_of_em_steps_included(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], checkpoint: str | None, resumes: bool
+    tmp_path: Path, begun: Begun, settings: dict[str, Any], checkpoint: str | None, resumes: bool
 ) -> None:
-    commands: list[Sequence[str]] = []
-
-    def call(command: Sequence[str], log: Any) -> int:
-        commands.append(command)
-        return 1
-
-    monkeypatch.setattr(compare, "prepare", lambda config: None)
-    monkeypatch.setattr(compare, "_call", call)
-    found = load(tmp_path, {"base": {"task": {"name": "rng"}}, "methods": {"one": settings}, "seeds": [0]})
-    (cell,) = found.cells(tmp_path)
+    seconds = []
     for _ in range(2):
-        compare.run_comparison(found, tmp_path, Console(quiet=True))
+        run(tmp_path, {"ends with 1": settings})
+        (mark,) = (tmp_path / "cells").glob("*-seed0.json")
+        seconds.append(json.loads(mark.read_text())["seconds"])
         if checkpoint is not None:
-            (tmp_path / "cells" / cell.name / checkpoint).mkdir(parents=True, exist_ok=True)
-    assert ["--run.resume" in command for command in commands] == [False, resumes]
+            (tmp_path / "cells" / mark.stem / checkpoint).mkdir(parents=True, exist_ok=True)
+    assert [resume for _, resume in begun] == [False, resumes]
+    # What a cell took before it was interrupted counts, unless it is thrown away.
+    assert not resumes or seconds[1] > seconds[0] > 0
+
+
+def test_cells_run_as_many_at_a_time_as_asked_each_with_its_share_of_the_cores(
+    tmp_path: Path, begun: Begun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare, "available_cores", lambda: 8)
+    # Each of these ends only when it has company.
+    found, problems = run(tmp_path, {"first ends with -1": {}, "second ends with -1": {}, "third": {}}, parallel=2)
+    assert problems == [] and {method for method, _ in begun} == {"first ends with -1", "second ends with -1", "third"}
+    assert {(item.parallel, item.figures["figure"]) for item in found.measured} == {(2, 4.0)}
+
+
+def test_a_cell_waits_for_the_one_whose_adapter_it_starts_from_while_others_go_ahead(
+    tmp_path: Path, begun: Begun
+) -> None:
+    after = {"model": {"lora": {"start_from": "{adapter:first}"}}}
+    found, problems = run(tmp_path, {"first": {}, "second": after, "third": {}}, parallel=3)
+    assert problems == [] and len(found.measured) == 3
+    assert [method for method, _ in begun] == ["first", "third", "second"]
+
+
+def test_a_cell_that_fails_keeps_back_only_what_starts_from_it(tmp_path: Path, begun: Begun) -> None:
+    after = {"model": {"lora": {"start_from": "{adapter:ends with 1}"}}}
+    found, problems = run(tmp_path, {"ends with 1": {}, "after": after, "other": {}}, parallel=2)
+    assert [item.method for item in found.measured] == ["other"]
+    assert len(problems) == 2 and "status 1" in problems[0] and "whose adapter it starts from" in problems[1]
+
+
+def test_an_interruption_is_handed_on_to_every_cell_and_the_same_command_goes_on(
+    tmp_path: Path, begun: Begun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait, interruptions = compare._wait_for_any, [KeyboardInterrupt()]
+
+    def interrupted(running: Sequence[Any]) -> None:
+        if interruptions:
+            while len(list(tmp_path.glob("*.begun"))) < 3:
+                time.sleep(0.01)
+            raise interruptions.pop()
+        wait(running)
+
+    monkeypatch.setattr(compare, "_wait_for_any", interrupted)
+    methods = {"quick": {}, "a ends with 130": {}, "b ends with 130": {}, "never": {}}
+    found, problems = run(tmp_path, methods, parallel=3)
+    assert {method for method, _ in begun} == set(list(methods)[:3])
+    assert [item.method for item in found.measured] == ["quick"] and len(problems) == 3
+    assert problems[-1] == "interrupted; the same command goes on from here"

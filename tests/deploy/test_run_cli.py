@@ -13,7 +13,7 @@ from buffer.control import Control
 from buffer.embedded import EmbeddedRedis
 from common.config import RunConfig
 from common.config_loading import REDIS_URL_VARIABLE, save_resolved
-from common.errors import RunFault, UserError
+from common.errors import EXIT_USER, RunFault, UserError
 from deploy import cli, launcher
 from deploy.checks import _check_folder
 from deploy.launcher import Launcher
@@ -34,7 +34,7 @@ def test_a_redis_that_does_not_hold_the_run_is_named_and_left_alone(
 ) -> None:
     folder = str(config_in(tmp_path, "elsewhere").run_folder)
     number = ["2"] if "scale" in arguments else []
-    assert cli.main([*arguments, folder, *number, "--redis-url", redis_url]) == cli.EXIT_USER
+    assert cli.main([*arguments, folder, *number, "--redis-url", redis_url]) == EXIT_USER
     assert "is not in that Redis under the name elsewhere" in capsys.readouterr().err
     assert redis_client.dbsize() == 0
 
@@ -120,6 +120,6 @@ def test_a_fault_of_any_part_stands_in_the_summary(tmp_path: Path, monkeypatch: 
 def test_no_part_of_a_password_is_shown(tmp_path: Path, password: str, capsys: pytest.CaptureFixture[str]) -> None:
     config_in(tmp_path, "secret")
     url = f"redis://:{password}@127.0.0.1:1/0"
-    assert cli.main(["stop", str(tmp_path / "secret"), "--redis-url", url]) == cli.EXIT_USER
+    assert cli.main(["stop", str(tmp_path / "secret"), "--redis-url", url]) == EXIT_USER
     shown = capsys.readouterr().err
     assert "redis://127.0.0.1:1/0" in shown and "word" not in shown.replace("a password as", "")

@@ -49,7 +49,7 @@ def test_a_comparison_goes_on_where_it_was_interrupted(tmp_path: Path, digit_mod
     table = json.loads((folder / "table.json").read_text())
     assert {entry["method"] for entry in table["entries"]} == {"prompting"}
 
-    printed = amortis(*arguments)
+    printed = amortis(*arguments, "--parallel", "2")
     assert "prompting" not in [line.split("-")[0] for line in printed.splitlines() if line.startswith("cell")]
     (run,) = folder.glob("cells/subtb-*-seed0/")
     done = steps(run)
