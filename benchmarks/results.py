@@ -47,6 +47,10 @@ Asked = Callable[[Means], tuple[str, float] | None]
 """What a target asks for, in words, and the least figure that meets it; None where its baseline is missing."""
 
 
+MATRIX = ("arithmetic", "subjectivity", "continuation", "infilling")
+"""The comparisons of methods; the others are sweeps of settings."""
+_TRAINED = {"steps", "iterations"}
+"""Figures of cells that train, of EM the second."""
 _FIVE = "test_5_operands.accuracy"
 
 
@@ -194,7 +198,7 @@ def page() -> str:
         for name, table in tables.items()
     }
     shown = [_section(section, tables[section.name], means) for section in SECTIONS if section.name in tables]
-    return "\n".join([_INTRODUCTION, *shown])
+    return "\n".join([_INTRODUCTION, _whole_time(tables), *shown])
 
 
 def _section(section: Section, table: Mapping[str, Any], means: Means) -> str:
@@ -206,13 +210,52 @@ def _section(section: Section, table: Mapping[str, Any], means: Means) -> str:
     targets = section.target(means)
     if targets:
         lines += ["Targets, from the paper's order of methods:\n", *(f"- {target}" for target in targets), ""]
-    shared = f", up to {made['beside']} at a time on the same cores" if made["beside"] > 1 else ""
-    lines.append(
-        f"Made on {made['cores']} cores: {table['cells_done']} cells of the seeds {_seeds(table['entries'])}. They "
-        f"took {table['seconds'] / 3600:.1f} h in all, the longest {table['longest_cell_s'] / 60:.0f} min{shared}.\n"
-    )
+    lines.append(f"Made on {made['cores']} cores, seeds {_seeds(table['entries'])}. {_time(table['measured'])}\n")
     lines.append(f"![{section.title}](../benchmarks/results/{section.name}/comparison.png)\n")
     return "\n".join(lines)
+
+
+@dataclass
+class _Shared:
+    """Cells that ran so many at a time."""
+
+    cells: int = 0
+    seconds: float = 0.0
+    """Of the machine, not of a cell."""
+    longest_s: float | None = None
+    """Of the cells that train."""
+
+
+def _shares(measured: Sequence[Mapping[str, Any]]) -> dict[int, _Shared]:
+    """What the cells took, by how many ran at a time."""
+    cells: dict[tuple[str, str, int], list[Mapping[str, Any]]] = {}
+    for item in measured:
+        cells.setdefault((item["condition"], item["cell"], item["seed"]), []).append(item)
+    found: dict[int, _Shared] = {}
+    for (*_, first), trains in (
+        (rows, any(_TRAINED & row["figures"].keys() for row in rows)) for rows in cells.values()
+    ):
+        share = found.setdefault(first["parallel"], _Shared())
+        share.cells += 1
+        share.seconds += first["seconds"] / first["parallel"]
+        if trains:
+            share.longest_s = max(share.longest_s or 0.0, first["seconds"])
+    return dict(sorted(found.items()))
+
+
+def _time(measured: Sequence[Mapping[str, Any]]) -> str:
+    found = []
+    for parallel, share in _shares(measured).items():
+        how = "one at a time" if parallel == 1 else f"{parallel} at a time on the same cores"
+        longest = "" if share.longest_s is None else f", the longest that trains {share.longest_s / 60:.1f} min"
+        found.append(f"{share.cells} cells, {how}: {share.seconds / 3600:.1f} h{longest}.")
+    return " ".join(found)
+
+
+def _whole_time(tables: Mapping[str, Mapping[str, Any]]) -> str:
+    shares = [share for name in MATRIX if name in tables for share in _shares(tables[name]["measured"]).values()]
+    cells, hours = sum(share.cells for share in shares), sum(share.seconds for share in shares) / 3600
+    return f"The {cells} cells of {', '.join(MATRIX)} took {hours:.1f} h of the machine in all.\n"
 
 
 def _budget(name: str) -> str:
@@ -250,11 +293,8 @@ def _shown(entry: Mapping[str, Any]) -> str:
     return f"{entry['mean']:.3f}" if error is None else f"{entry['mean']:.3f} ± {error:.3f}"
 
 
-def take(folder: Path, beside: int = 1) -> None:
-    """Take a comparison's cells in, beside those of other seeds, and note the machine that they were made on.
-
-    Up to `beside` cells ran at a time.
-    """
+def take(folder: Path) -> None:
+    """Take a comparison's cells in, beside those of other seeds, and note the machine that they were made on."""
     target = TABLES / folder.name
     target.mkdir(parents=True, exist_ok=True)
     table = Table.from_json((folder / "table.json").read_text(encoding="utf-8"))
@@ -266,7 +306,6 @@ def take(folder: Path, beside: int = 1) -> None:
         "cores": os.cpu_count(),
         "machine": platform.machine(),
         "python": platform.python_version(),
-        "beside": beside,
     }
     (target / "made.json").write_text(json.dumps(made) + "\n", encoding="utf-8")
 
@@ -275,10 +314,9 @@ def main() -> None:
     """Take tables in if there are any, then write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--take", type=Path, nargs="*", default=[], metavar="FOLDER", help="folders of comparisons")
-    parser.add_argument("--beside", type=int, default=1, metavar="N", help="cells that ran at a time")
     options = parser.parse_args()
     for folder in options.take:
-        take(folder, options.beside)
+        take(folder)
     PAGE.write_text(page(), encoding="utf-8")
 
 

@@ -10,12 +10,16 @@ import pytest
 from benchmarks import results
 from deploy.comparison_table import Measurement, PlotSection, Table
 
+Rows = Mapping[tuple[str, str], Mapping[str, float]]
+TimedRows = Mapping[tuple[str, str], tuple[Mapping[str, float], float]]
 
-def save(folder: Path, name: str, seed: int, rows: Mapping[tuple[str, str], Mapping[str, float]]) -> Path:
-    """A comparison's folder with these figures by condition and method."""
-    measured = [
-        Measurement(condition, method, seed, figures, 60.0, method) for (condition, method), figures in rows.items()
-    ]
+
+def save(folder: Path, name: str, seed: int, rows: Rows | TimedRows, parallel: int = 1) -> Path:
+    """A comparison's folder with these figures by condition and method, and the seconds that each cell took."""
+    measured = []
+    for (condition, method), found in rows.items():
+        figures, seconds = found if isinstance(found, tuple) else (found, 60.0)
+        measured.append(Measurement(condition, method, seed, figures, seconds, method, parallel))
     main = sorted({figure.rpartition(".")[2] for item in measured for figure in item.figures})
     target = folder / str(seed) / name
     target.mkdir(parents=True)
@@ -73,9 +77,17 @@ def test_the_best_of_the_settings_tried_is_held_against_the_same_target_and_call
     )
 
 
-def test_cells_that_shared_the_machine_are_said_to_have(tables: Path) -> None:
-    rows = {("", method): {"accuracy": 0.5} for method in ("SFT", "GFlowNet", "GFlowNet + SFT")}
-    results.take(save(tables, "infilling", 0, rows))
-    assert "the longest 1 min.\n" in results.page()
-    results.take(save(tables, "infilling", 1, rows), beside=2)
-    assert "They took 0.1 h in all, the longest 1 min, up to 2 at a time on the same cores.\n" in results.page()
+def test_what_cells_took_is_told_apart_by_how_many_shared_the_machine(tables: Path) -> None:
+    trained = {"accuracy": 0.5, "steps": 9.0}
+    alone = {
+        ("", "prompting"): ({"accuracy": 0.5}, 1200.0),
+        ("", "SFT"): (trained, 600.0),
+        ("", "EM"): (trained, 630.0),
+    }
+    shared = {("", "SFT"): (trained, 900.0), ("", "EM"): ({"accuracy": 0.5, "iterations": 1.0}, 1260.0)}
+    results.take(save(tables, "infilling", 0, alone))
+    assert "3 cells, one at a time: 0.7 h, the longest that trains 10.5 min.\n" in results.page()
+    results.take(save(tables, "infilling", 1, shared, parallel=2))
+    text = results.page()
+    assert "10.5 min. 2 cells, 2 at a time on the same cores: 0.3 h, the longest that trains 21.0 min.\n" in text
+    assert "The 5 cells of arithmetic, subjectivity, continuation, infilling took 1.0 h of the machine in all." in text
