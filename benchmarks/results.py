@@ -142,8 +142,9 @@ SECTIONS = (
     Section(
         "arithmetic-settings",
         "Arithmetic: what the settings do",
-        "The GFlowNet of the section above with fewer steps and 5 samples a test problem; each row differs from the "
-        "first in what it says. log R is log p(Z, Y|X) in nats, over sampled rationales.",
+        "The GFlowNet of the section above with 80 steps, 5 samples a test problem and, but for the second row, reward "
+        "temperature 1 throughout; each row differs from the first in what it says. log R is log p(Z, Y|X) in nats, "
+        "over sampled rationales.",
         {"accuracy": "accuracy", "test_5_operands.accuracy": "5 operands", "mean_log_reward": "mean log R"},
         target=partial(_best_judged, "arithmetic-settings", _FIVE, _arithmetic_asked),
     ),
