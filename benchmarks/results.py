@@ -233,14 +233,13 @@ def _shares(measured: Sequence[Mapping[str, Any]]) -> dict[int, _Shared]:
     for item in measured:
         cells.setdefault((item["condition"], item["cell"], item["seed"]), []).append(item)
     found: dict[int, _Shared] = {}
-    for (*_, first), trains in (
-        (rows, any(_TRAINED & row["figures"].keys() for row in rows)) for rows in cells.values()
-    ):
-        share = found.setdefault(first["parallel"], _Shared())
+    for rows in cells.values():
+        seconds, parallel = rows[0]["seconds"], rows[0]["parallel"]
+        share = found.setdefault(parallel, _Shared())
         share.cells += 1
-        share.seconds += first["seconds"] / first["parallel"]
-        if trains:
-            share.longest_s = max(share.longest_s or 0.0, first["seconds"])
+        share.seconds += seconds / parallel
+        if any(_TRAINED & row["figures"].keys() for row in rows):
+            share.longest_s = max(share.longest_s or 0.0, seconds)
     return dict(sorted(found.items()))
 
 

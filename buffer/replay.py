@@ -189,10 +189,10 @@ class ReplayBuffer:
         groups: dict[str, list[Any]] = {}
         for item in trajectories:
             group = groups.setdefault(item.query_id, [])
-            group += (bytes.fromhex(item.id), self._log_reward(item), _version_score(item), item.to_bytes())
+            payload = item.to_bytes()
+            group += (bytes.fromhex(item.id), self._log_reward(item), _version_score(item), payload)
+            self._unseen_bytes += len(payload) + ITEM_OVERHEAD_BYTES
         packed = [part for entry in groups.items() for part in entry]
-        self._unseen_bytes += sum(len(part) for group in groups.values() for part in group[3::4])
-        self._unseen_bytes += ITEM_OVERHEAD_BYTES * len(trajectories)
         keys = self._shards[shard]
         try:
             answer = self._push(

@@ -142,6 +142,10 @@ class Comparison:
                     done.append(method)
 
 
+_Waiting = tuple[int, Cell, RunConfig]
+"""A cell with its number, from 1."""
+
+
 @dataclass
 class _Begun:
     """A cell whose process runs."""
@@ -174,11 +178,7 @@ def run_comparison(
     interrupted = False
     while running or (waiting and not interrupted):
         try:
-            while len(running) < parallel and not interrupted:
-                unfinished = {cell.name for _, cell, _ in waiting} | {begun.cell.name for begun in running}
-                ready = next((item for item in waiting if item[1].after not in unfinished), None)
-                if ready is None:
-                    break
+            while len(running) < parallel and not interrupted and (ready := _next(waiting, running)):
                 waiting.remove(ready)
                 number, cell, config = ready
                 if cell.after is not None and not read_json(_mark(folder, cell.after)).get("done"):
@@ -205,6 +205,12 @@ def run_comparison(
     table = _table(comparison, folder, cells, configs)
     table.save(folder)
     return table, problems
+
+
+def _next(waiting: Sequence[_Waiting], running: Sequence[_Begun]) -> _Waiting | None:
+    """The first cell that starts from none that is still to end."""
+    unfinished = {cell.name for _, cell, _ in waiting} | {begun.cell.name for begun in running}
+    return next((item for item in waiting if item[1].after not in unfinished), None)
 
 
 def _checked(comparison: Comparison, cells: Sequence[Cell], folder: Path) -> list[RunConfig]:
