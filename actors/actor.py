@@ -12,8 +12,6 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
-import torch
-
 from actors.adapters import AdapterFollower
 from actors.beam import BeamSearch
 from actors.engine import Scored, make_engines
@@ -287,7 +285,7 @@ class Actor:
 
         The learner is done by then, so its cores are taken as well.
         """
-        torch.set_num_threads(max(1, available_cores() // self.section.least_count))
+        self.sampler.policy.use_threads(max(1, available_cores() // self.section.least_count))
         while self.sampler.in_flight:
             # Left over from training, under older versions.
             self.sampler.step()

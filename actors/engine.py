@@ -157,6 +157,13 @@ class Engine:
         """Whether a version can be dropped for a new one: none but the newest has requests in flight."""
         return set(self._versions_in_flight.values()) <= set(self._loaded[-1:])
 
+    @staticmethod
+    def use_threads(count: int) -> None:
+        """Compute with `count` CPU threads from now on; in its process vLLM makes torch.set_num_threads do nothing."""
+        import torch
+
+        torch._C.set_num_threads(count)
+
     def load_adapter(self, version: int, sha256: str, folder: Path) -> LoadedAdapter:
         """Serve a version under a name, number and path of its own: the prefix cache is keyed by them.
 

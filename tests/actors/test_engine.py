@@ -99,6 +99,16 @@ def test_samples_follow_the_learners_masked_distribution(engine: Engine, policy:
     assert statistic < likely.sum() + 4 * np.sqrt(2 * likely.sum()), "samples don't follow the policy"
 
 
+def test_threads_can_be_changed_though_vllm_forbids_it(engine: Engine) -> None:
+    before = torch.get_num_threads()
+    try:
+        for count in (before + 1, before):
+            engine.use_threads(count)
+            assert torch.get_num_threads() == count
+    finally:
+        engine.use_threads(before)
+
+
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_log_probs_are_the_learners_under_mask_and_temperature(
     engine: Engine, policy: LoraPolicy, tmp_path: Path, temperature: float
