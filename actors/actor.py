@@ -91,6 +91,8 @@ class Actor:
         self._next_housekeeping = self._last_push = 0.0
         self._blocked_since: float | None = None
         self._order: list[Query] = []
+        # On a cluster the learner's cores are elsewhere, and those beside an actor are others'.
+        self._evaluation_threads = 0 if config.ray.address else max(1, available_cores() // self.section.least_count)
         self._beat("waiting for an adapter")
 
     def run(self) -> None:
@@ -283,9 +285,10 @@ class Actor:
     def evaluate(self, requests: Sequence[SampleRequest], split: Split = "test") -> dict[str, dict[str, list[bytes]]]:
         """Samples for a task's evaluation with the newest adapter: label -> query id -> encoded trajectories.
 
-        The learner is done by then, so its cores are taken as well.
+        The learner is done by then, so its cores are taken as well, where Ray is the run's own.
         """
-        self.sampler.policy.use_threads(max(1, available_cores() // self.section.least_count))
+        if self._evaluation_threads:
+            self.engine.use_threads(self._evaluation_threads)
         while self.sampler.in_flight:
             # Left over from training, under older versions.
             self.sampler.step()

@@ -133,10 +133,10 @@ def compare(options: argparse.Namespace, overrides: list[str], console: Console)
     """`amortis compare CONFIG…`."""
     from deploy.compare import Comparison, run_comparison
 
-    comparison = Comparison.load(options.configs, seeds=options.seeds, data=options.data, overrides=overrides)
-    folder = options.folder or Path("comparisons") / comparison.name
     if options.parallel < 1:
         raise UserError("--parallel", options.parallel, "runs nothing", "give 1 or more")
+    comparison = Comparison.load(options.configs, seeds=options.seeds, data=options.data, overrides=overrides)
+    folder = options.folder or Path("comparisons") / comparison.name
     table, unfinished = run_comparison(comparison, folder, console, options.parallel)
     if options.json:
         print(table.to_json())

@@ -129,10 +129,11 @@ def test_an_existing_run_is_never_overwritten_unasked(tmp_path: Path, digit_mode
         (("evaluate", "."), "is no run's folder"),
         (("sample", ".", "-n", "0"), "-n = 0"),
         (("sample", ".", "--temperature", "0"), "--temperature = 0.0"),
+        (("compare", "some.yaml", "--parallel", "0"), "--parallel = 0"),
         (("buffer", "stats", "runs/none"), "RUN = 'runs/none': holds no config.yaml"),
     ],
 )
-def test_commands_on_runs_say_what_is_wrong_with_their_arguments(
+def test_commands_say_what_is_wrong_with_their_arguments(
     tmp_path: Path, arguments: tuple[str, ...], expected: str
 ) -> None:
     status, errors = amortis(*arguments, cwd=tmp_path)
