@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import msgpack
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from buffer.replay import ReplayBuffer
@@ -32,7 +34,6 @@ _ARRAYS = (
     "input_ids",
     "action_positions",
     "log_prior",
-    "log_likelihood",
     "log_constraint",
     "log_alternatives",
 )
@@ -89,10 +90,11 @@ def _json_lines(records: Iterable[Record], decode: Callable[[Any], str] | None) 
             "alternatives": [ids.tolist() for ids in query.alternatives],
             "query_info": json.dumps(query.info),
             **{name: getattr(item, name).tolist() for name in _ARRAYS},
+            "log_likelihood": _numbers(item.log_likelihood),
             "adapter_version": item.behaviour.adapter_version,
             "adapter_sha256": item.behaviour.adapter_sha256,
             "temperature": item.behaviour.temperature,
-            "sampler_log_prob": [_number(value) for value in item.behaviour.sampler_log_prob.tolist()],
+            "sampler_log_prob": _numbers(item.behaviour.sampler_log_prob),
             "stop_log_prob": _number(item.behaviour.stop_log_prob),
             "source": item.source,
             "created_at": item.created_at,
@@ -105,8 +107,17 @@ def _json_lines(records: Iterable[Record], decode: Callable[[Any], str] | None) 
 
 
 def _number(value: float) -> float | None:
-    """JSON has no NaN, which stands for 'not sampled'."""
+    """JSON has no NaN, which stands for 'not sampled' and 'not scored'."""
     return None if math.isnan(value) else value
+
+
+def _numbers(values: NDArray[np.float32]) -> list[float | None]:
+    return [_number(value) for value in values.tolist()]
+
+
+def _values(numbers: Sequence[float | None]) -> list[float]:
+    """`_numbers` undone."""
+    return [math.nan if number is None else number for number in numbers]
 
 
 def _binary(records: Iterable[Record]) -> Iterator[bytes]:
@@ -212,7 +223,7 @@ def _record(row: Mapping[str, Any]) -> Record:
         adapter_version=row["adapter_version"],
         adapter_sha256=row["adapter_sha256"],
         temperature=row["temperature"],
-        sampler_log_prob=[math.nan if value is None else value for value in row["sampler_log_prob"]],
+        sampler_log_prob=_values(row["sampler_log_prob"]),
         stop_log_prob=math.nan if row["stop_log_prob"] is None else row["stop_log_prob"],
     )
     item = Trajectory(
@@ -223,6 +234,7 @@ def _record(row: Mapping[str, Any]) -> Record:
         created_at=row["created_at"],
         actor_id=row["actor_id"],
         tool_events=tuple(ToolEvent(*event) for event in row["tool_events"]),
+        log_likelihood=_values(row["log_likelihood"]),
         **{name: _exact(row[name], name) for name in _ARRAYS},
     )
     if query.id != item.query_id:
