@@ -1,35 +1,46 @@
-"""What a learner's pass gains from computing the allowed tokens' logits alone: `python -m benchmarks.learner_step`."""
+"""What a learner's pass gains from the allowed tokens' logits alone, and from passes over trajectories of like length:
+`python -m benchmarks.learner_step`.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
+import learner.policy
 from benchmarks.measure import Result, arguments, at_least, medians_ms, report
 from common.action_space import ActionSpace
 from common.config import LoraSection
 from common.default_model import ensure_default_model
 from common.trajectory import Query
+from learner.passes import CPU_OVERHEAD
 from learner.policy import Actions, LoraPolicy
 
 QUERIES, EACH, PROMPT, LENGTH, ALLOWED = 4, 4, 12, 20, 20
+LENGTHS = (6, 8, 10, 12, 15, 18, 20, 22, 27, 29, 33, 36, 44, 63)
+"""Quantiles of the calculator task's texts in a run's buffer, in tokens."""
 
 
-def main() -> None:
-    """Forward and backward of one batch, with the whole output layer and with the small one."""
-    parser = arguments(__doc__ or "")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of each (default: 5)")
-    options = parser.parse_args()
-    generator = np.random.default_rng(0)
-    allowed = tuple(sorted(generator.choice(40_000, ALLOWED, replace=False).tolist()))
-    space = ActionSpace(vocab_size=49_152, terminator_id=allowed[0], allowed_ids=allowed, min_len=0, max_len=LENGTH + 1)
-    policy = LoraPolicy.load(
+def make_policy(allowed: tuple[int, ...] | None, terminator: int) -> LoraPolicy:
+    """The default model with a fresh adapter, on a CPU."""
+    space = ActionSpace(vocab_size=49_152, terminator_id=terminator, allowed_ids=allowed, min_len=0, max_len=64)
+    return LoraPolicy.load(
         str(ensure_default_model()), LoraSection(), space, dtype="float32", device=torch.device("cpu")
     )
-    queries = [
-        Query(task="t", prompt_ids=generator.integers(100, 40_000, PROMPT).tolist(), target_ids=[])
-        for _ in range(QUERIES)
-    ]
+
+
+def backward(policy: LoraPolicy, batch: Sequence[Actions]) -> None:
+    """Forward and backward of a batch."""
+    policy.log_probs(batch).total().sum().backward()  # type: ignore[no-untyped-call]
+
+
+def of_allowed_tokens(queries: Sequence[Query], rounds: int) -> list[Result]:
+    """Forward and backward of one batch, with the whole output layer and with the small one."""
+    generator = np.random.default_rng(0)
+    allowed = tuple(sorted(generator.choice(40_000, ALLOWED, replace=False).tolist()))
+    policy = make_policy(allowed, allowed[0])
     batch = [
         Actions.plain(query, generator.choice(allowed[1:], LENGTH).tolist()) for query in queries for _ in range(EACH)
     ]
@@ -37,15 +48,49 @@ def main() -> None:
 
     def step(head: torch.nn.Linear | None) -> None:
         policy._small_head = head
-        policy.log_probs(batch).total().sum().backward()  # type: ignore[no-untyped-call]
+        backward(policy, batch)
 
-    found = medians_ms(options.rounds, whole=lambda _: step(None), small=lambda _: step(small))
-    results = [
+    found = medians_ms(rounds, whole=lambda _: step(None), small=lambda _: step(small))
+    return [
         Result("whole output layer", found["whole"], "ms"),
         Result("of the allowed tokens alone", found["small"], "ms"),
         at_least("speed-up", found["whole"] / found["small"], "x", 1.0),
     ]
-    report(f"forward and backward of {QUERIES} x {EACH} trajectories of {LENGTH} tokens", results, options.json)
+
+
+def by_length(queries: Sequence[Query], rounds: int) -> list[Result]:
+    """Forward and backward of batches of many lengths, in one pass each and in passes of like length."""
+    policy = make_policy(None, 30)
+
+    def step(overhead: int, seed: int) -> None:
+        generator = np.random.default_rng(seed)
+        lengths = generator.choice(LENGTHS, (len(queries), EACH))
+        learner.policy.CPU_OVERHEAD = overhead
+        rows = zip(queries, lengths, strict=True)
+        backward(
+            policy, [Actions.plain(q, generator.integers(100, 40_000, n).tolist()) for q, own in rows for n in own]
+        )
+
+    found = medians_ms(rounds, one=lambda i: step(10**9, i), split=lambda i: step(CPU_OVERHEAD, i))
+    return [
+        Result("many lengths, one pass", found["one"], "ms"),
+        Result("passes of like length", found["split"], "ms"),
+        at_least("speed-up", found["one"] / found["split"], "x", 1.2),
+    ]
+
+
+def main() -> None:
+    """Measure and report."""
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each (default: 5)")
+    options = parser.parse_args()
+    generator = np.random.default_rng(0)
+    queries = [
+        Query(task="t", prompt_ids=generator.integers(100, 40_000, PROMPT).tolist(), target_ids=[])
+        for _ in range(QUERIES)
+    ]
+    results = [*of_allowed_tokens(queries, options.rounds), *by_length(queries, options.rounds)]
+    report(f"forward and backward of {QUERIES} x {EACH} trajectories", results, options.json)
 
 
 if __name__ == "__main__":

@@ -18,12 +18,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from common.action_space import ActionSpace
 from common.config import LoraSection
 from common.devices import torch_dtype
 from common.errors import UserError
 from common.trajectory import Query, Trajectory
+from learner.passes import CPU_OVERHEAD, GPU_OVERHEAD, passes
 
 SCORING_BATCH = 128
 """Sequences in one pass where no gradient is kept."""
@@ -167,16 +169,36 @@ class LoraPolicy:
 
     def log_probs(self, batch: Sequence[Actions]) -> LogProbs:
         """log_pf and log_pterm of every trajectory in one pass over its tokens, with gradient where it is enabled."""
+        order, parts = self._passes(batch)
+        found = [self._masked(self._state_logits(part), part) for part in parts]
         n_actions = torch.tensor([len(item.action_ids) for item in batch], device=self.device)
-        logits = self._state_logits(batch)
-        return self._masked(logits, batch, n_actions)
+        log_pf, log_pterm, can_stop = (
+            pad_sequence([row for rows in part for row in rows], batch_first=True)[order]
+            for part in zip(*found, strict=True)
+        )
+        return LogProbs(log_pf, log_pterm, n_actions, can_stop)
 
     def unmasked_log_prob(self, batch: Sequence[Actions]) -> Float[Tensor, " batch"]:
         """Log-probability of the actions under the model without mask, nothing said of stopping; with gradient."""
-        log_p = self._state_logits(batch, restricted=False).log_softmax(-1)
-        actions, mask = self._padded([item.action_ids for item in batch])
-        chosen = log_p[:, : actions.shape[1]].gather(2, actions[..., None])[..., 0]
-        return torch.where(mask.bool(), chosen, 0).sum(1)
+        order, parts = self._passes(batch)
+        found = []
+        for part in parts:
+            log_p = self._state_logits(part, restricted=False).log_softmax(-1)
+            actions, mask = self._padded([item.action_ids for item in part])
+            chosen = log_p[:, : actions.shape[1]].gather(2, actions[..., None])[..., 0]
+            found.append(torch.where(mask.bool(), chosen, 0).sum(1))
+        return torch.cat(found)[order]
+
+    def _passes(self, batch: Sequence[Actions]) -> tuple[Int[Tensor, " batch"], list[list[Actions]]]:
+        """The batch in parts of like length, and where each of its rows stands among theirs."""
+        parts = passes(
+            [len(item.input_ids) + 1 for item in batch],
+            [item.query.id for item in batch],
+            {item.query.id: len(item.query.prompt_ids) - 1 for item in batch},
+            CPU_OVERHEAD if self.device.type == "cpu" else GPU_OVERHEAD,
+        )
+        order = torch.tensor([i for part in parts for i in part], device=self.device).argsort()
+        return order, [[batch[i] for i in part] for part in parts]
 
     def _state_logits(self, batch: Sequence[Actions], *, restricted: bool = True) -> Float[Tensor, "batch states ids"]:
         """Logits of the allowed tokens at every decision state, or of the whole vocabulary."""
@@ -257,7 +279,7 @@ class LoraPolicy:
             ids[i, place], mask[i, place] = row, 1
         return torch.as_tensor(ids, device=self.device), torch.as_tensor(mask, device=self.device)
 
-    def _masked(self, logits: Tensor, batch: Sequence[Actions], n_actions: Tensor) -> LogProbs:
+    def _masked(self, logits: Tensor, batch: Sequence[Actions]) -> tuple[Tensor, Tensor, Tensor]:
         """Renormalise under the action space: no ⊤ before min_len, nothing but ⊤ at max_len, what a grammar says."""
         time = torch.arange(logits.shape[1], device=self.device)
         terminator = torch.arange(logits.shape[2], device=self.device) == self._terminator_column
@@ -271,7 +293,7 @@ class LoraPolicy:
         can_stop = ~forbidden[..., self._terminator_column].expand(logits.shape[:2])
         can_choose = can_stop & (time < self.space.max_len)
         log_pterm = torch.where(can_choose, log_q[..., self._terminator_column], 0)
-        return LogProbs(log_pf, log_pterm, n_actions, can_stop)
+        return log_pf, log_pterm, can_stop
 
     def _ruled_out(self, batch: Sequence[Actions], logits: Tensor) -> Bool[Tensor, "batch states ids"]:
         """What the grammar forbids at every state; nothing in the padding."""

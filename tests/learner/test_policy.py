@@ -45,6 +45,12 @@ def plain_log_q(policy: LoraPolicy, context: list[int], t: int) -> Tensor:
     return (logits + mask).log_softmax(-1)
 
 
+@pytest.fixture(params=[0, 10_000], ids=["a pass for each length", "one pass"])
+def overhead(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("learner.policy.CPU_OVERHEAD", request.param)
+
+
+@pytest.mark.usefixtures("overhead")
 @pytest.mark.parametrize("allowed", [(3, 4, 5, TERMINATOR), None])
 def test_a_mixed_batch_equals_one_pass_for_each_trajectory(allowed: tuple[int, ...] | None) -> None:
     policy = make_policy(allowed, min_len=1)
@@ -78,6 +84,7 @@ def test_tool_tokens_are_read_as_context_and_are_no_decision() -> None:
     assert found.log_pterm[0].tolist() == pytest.approx([float(row[TERMINATOR]) for row in expected], abs=1e-5)
 
 
+@pytest.mark.usefixtures("overhead")
 def test_the_gradient_through_shared_prompts_equals_that_of_separate_passes() -> None:
     policy = make_policy()
     queries = [make_query(14, 15, 3, 9), make_query(8, 1)]

@@ -1,0 +1,41 @@
+"""Which trajectories of a batch go through the model together: those of like length, so that little is padding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+CPU_OVERHEAD, GPU_OVERHEAD = 48, 4096
+"""What one more pass costs besides its tokens, as a number of tokens: the weights are read again, kernels launched."""
+
+
+def passes(
+    lengths: Sequence[int], queries: Sequence[str], prompts: Mapping[str, int], overhead: int
+) -> list[list[int]]:
+    """Indices of the rows, split so that the fewest tokens are computed, padding, prompts and overhead counted.
+
+    `lengths` are the rows', in tokens; each pass computes the prompts of its rows' queries once, of `prompts[query]`
+    tokens. Rows of one length stay together. Exact, by dynamic programming over the distinct lengths.
+    """
+    rows: dict[int, list[int]] = {}
+    for i, length in enumerate(lengths):
+        rows.setdefault(length, []).append(i)
+    widths = sorted(rows)
+    # More passes than one can't save more than the padding.
+    if len(lengths) * widths[-1] - sum(lengths) <= overhead:
+        return [list(range(len(lengths)))]
+    # The fewest tokens for all rows shorter than each width, and where their last pass begins.
+    best = [(0, 0)]
+    for end in range(len(widths)):
+        count, seen, options = 0, set[str](), []
+        for start in range(end, -1, -1):
+            count += len(rows[widths[start]])
+            seen.update(queries[i] for i in rows[widths[start]])
+            tokens = count * widths[end] + sum(prompts[query] for query in seen) + overhead
+            options.append((best[start][0] + tokens, start))
+        best.append(min(options))
+    found, end = list[list[int]](), len(widths)
+    while end:
+        start = best[end][1]
+        found.append([i for width in widths[start:end] for i in rows[width]])
+        end = start
+    return found[::-1]
