@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 CPU_OVERHEAD, GPU_OVERHEAD = 48, 4096
-"""What one more pass costs besides its tokens, as a number of tokens: the weights are read again, kernels launched."""
+"""What one more pass costs besides its tokens, as a number of tokens: the weights are read again, kernels launched.
+
+The GPU's is an estimate on the safe side, so that only large batches are split there.
+"""
 
 
 def passes(
