@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -115,9 +115,9 @@ def _numbers(values: NDArray[np.float32]) -> list[float | None]:
     return [_number(value) for value in values.tolist()]
 
 
-def _values(numbers: Sequence[float | None]) -> list[float]:
-    """`_numbers` undone."""
-    return [math.nan if number is None else number for number in numbers]
+def _value(number: float | None) -> float:
+    """`_number` undone."""
+    return math.nan if number is None else number
 
 
 def _binary(records: Iterable[Record]) -> Iterator[bytes]:
@@ -223,8 +223,8 @@ def _record(row: Mapping[str, Any]) -> Record:
         adapter_version=row["adapter_version"],
         adapter_sha256=row["adapter_sha256"],
         temperature=row["temperature"],
-        sampler_log_prob=_values(row["sampler_log_prob"]),
-        stop_log_prob=math.nan if row["stop_log_prob"] is None else row["stop_log_prob"],
+        sampler_log_prob=[_value(number) for number in row["sampler_log_prob"]],
+        stop_log_prob=_value(row["stop_log_prob"]),
     )
     item = Trajectory(
         query_id=row["query_id"],
@@ -234,7 +234,7 @@ def _record(row: Mapping[str, Any]) -> Record:
         created_at=row["created_at"],
         actor_id=row["actor_id"],
         tool_events=tuple(ToolEvent(*event) for event in row["tool_events"]),
-        log_likelihood=_values(row["log_likelihood"]),
+        log_likelihood=[_value(number) for number in row["log_likelihood"]],
         **{name: _exact(row[name], name) for name in _ARRAYS},
     )
     if query.id != item.query_id:

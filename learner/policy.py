@@ -168,7 +168,7 @@ class LoraPolicy:
         return np.concatenate(parts)
 
     def log_probs(self, batch: Sequence[Actions]) -> LogProbs:
-        """log_pf and log_pterm of every trajectory in one pass over its tokens, with gradient where it is enabled."""
+        """log_pf and log_pterm of all trajectories, those of like length in one pass, with gradient where enabled."""
         order, parts = self._passes(batch)
         found = [self._masked(self._state_logits(part), part) for part in parts]
         n_actions = torch.tensor([len(item.action_ids) for item in batch], device=self.device)
