@@ -312,7 +312,9 @@ class LearnerSection(Section):
     )
     dtype: Dtype = Field("auto", description="auto: float32")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
-    threads: int | None = Field(None, ge=1, description="CPU threads; without it the cores that the actors leave")
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads; without it the cores that the actors leave, with sft all of them"
+    )
     reward: RewardSection = RewardSection()
 
     @model_validator(mode="after")

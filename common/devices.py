@@ -41,8 +41,16 @@ def torch_dtype(name: str) -> Any:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
+def learner_threads(config: RunConfig) -> int:
+    """CPU threads of a learner on this machine: those wanted, or the cores that the actors leave."""
+    # Actors on a cluster have cores of their own; those of sft have scored its seeds before the first step, and wait.
+    idle = config.ray.address is not None or config.learner.objective == "sft"
+    taken = 0 if idle else int(config.actor.least_count * config.actor.num_cpus)
+    return config.learner.threads or max(1, available_cores() - taken)
+
+
 def resolve_devices(config: RunConfig) -> RunConfig:
-    """Fill in what `auto` means on this machine: devices, precisions, cores.
+    """Fill in what `auto` means on this machine: devices and precisions.
 
     On a CPU everything is float32: a reward in bfloat16 is off by 0.2 nats a sequence. On a GPU the engine samples and
     scores in bfloat16, since its fast attention kernels have no float32, and the learner stays in float32.
@@ -54,14 +62,10 @@ def resolve_devices(config: RunConfig) -> RunConfig:
             "num_gpus": (1.0 if gpu else 0.0) if config.actor.num_gpus is None else config.actor.num_gpus,
         }
     )
-    # Actors on a cluster have cores of their own.
-    taken = 0 if config.ray.address else int(actor.least_count * actor.num_cpus)
-    left = max(1, available_cores() - taken)
     learner = config.learner.model_copy(
         update={
             "dtype": _chosen(config.learner.dtype, "float32"),
             "device": _chosen(config.learner.device, "cuda" if gpu else "cpu"),
-            "threads": config.learner.threads or left,
         }
     )
     gap = learner.max_sampler_gap or (0.01 if actor.dtype == learner.dtype == "float32" else 0.2)

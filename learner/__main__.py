@@ -21,6 +21,7 @@ from buffer.log_stream import LogStream
 from buffer.replay import ReplayBuffer
 from common.config import RunConfig
 from common.config_loading import load_resolved
+from common.devices import learner_threads
 from common.errors import RunFault, SamplerGapFault, StallError, UserError
 from common.log import get_logger, set_up_logging
 from common.metrics import LearnerMetrics, new_registry, serve
@@ -39,8 +40,7 @@ LAST_SCRAPES_S = 12.0
 def build_trainer(config: RunConfig, control: Control, keys: Keys) -> Trainer:
     """Everything that training needs, from a resolved configuration."""
     section = config.learner
-    if section.threads:
-        torch.set_num_threads(section.threads)
+    torch.set_num_threads(learner_threads(config))
     torch.manual_seed(config.run.seed)
     assert config.model.name is not None
     task = make_task(config.task, load_codec(config.model.name), config.actor.max_model_len)

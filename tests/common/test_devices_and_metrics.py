@@ -13,7 +13,7 @@ import pytest
 import common.devices
 import common.metrics
 from common.config import MetricsSection, RunConfig
-from common.devices import resolve_devices
+from common.devices import learner_threads, resolve_devices
 from common.errors import UserError
 from common.metrics import ActorMetrics, LauncherMetrics, LearnerMetrics, new_registry, own_address, serve, targets
 
@@ -130,10 +130,20 @@ def test_actors_on_a_cluster_leave_the_learner_all_cores(monkeypatch: pytest.Mon
     monkeypatch.setattr(common.devices, "available_cores", lambda: 8)
     actor = {"count": 3, "num_cpus": 2}
     settings = {"task": {"name": "rng"}, "actor": actor}
-    assert resolve_devices(RunConfig.model_validate(settings)).learner.threads == 2
-    assert resolve_devices(RunConfig.model_validate({**settings, "ray": {"address": "auto"}})).learner.threads == 8
+    assert learner_threads(RunConfig.model_validate(settings)) == 2
+    assert learner_threads(RunConfig.model_validate({**settings, "ray": {"address": "auto"}})) == 8
     actor["count"] = "auto"  # type: ignore[assignment]
-    assert resolve_devices(RunConfig.model_validate(settings)).learner.threads == 6
+    assert learner_threads(RunConfig.model_validate(settings)) == 6
+
+
+@pytest.mark.parametrize(("learner", "threads"), [({}, 8), ({"threads": 3}, 3)])
+def test_a_learner_of_supervised_fine_tuning_takes_the_cores_of_actors_that_wait(
+    learner: dict[str, int], threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(common.devices, "available_cores", lambda: 8)
+    settings = {"task": {"name": "rng"}, "actor": {"count": 3}, "seeds": {"data": True}}
+    config = RunConfig.model_validate({**settings, "learner": {"objective": "sft", **learner}})
+    assert learner_threads(config) == threads
 
 
 @pytest.mark.parametrize(
@@ -158,4 +168,4 @@ def test_cores_are_those_that_affinity_and_a_containers_limit_leave(
         (tmp_path / "cpu.max").write_text(f"{limit}\n")
     assert common.devices.available_cores() == cores
     settings = {"task": {"name": "rng"}, "actor": {"count": 1, "num_cpus": 1}}
-    assert resolve_devices(RunConfig.model_validate(settings)).learner.threads == max(1, cores - 1)
+    assert learner_threads(RunConfig.model_validate(settings)) == max(1, cores - 1)
