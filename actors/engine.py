@@ -100,8 +100,8 @@ class Engine:
             "enable_prefix_caching": True,
             "gpu_memory_utilization": section.gpu_memory_utilization,
             "logprobs_mode": "processed_logprobs",
-            # Only sampling asks for it, and only for the sampled token.
-            "max_logprobs": 1,
+            # Sampling asks for the sampled token's alone, scoring for the text's token and ⊤.
+            "max_logprobs": 2,
             "disable_log_stats": True,
         }
         if space.grammar is not None:

@@ -25,7 +25,7 @@ from common.config import LoraSection
 from common.devices import torch_dtype
 from common.errors import UserError
 from common.trajectory import Query, Trajectory
-from learner.passes import CPU_OVERHEAD, GPU_OVERHEAD, passes
+from learner.passes import CPU_OVERHEAD, gpu_overhead, passes
 
 SCORING_BATCH = 128
 """Sequences in one pass where no gradient is kept."""
@@ -90,6 +90,8 @@ class LoraPolicy:
         self._allowed = torch.as_tensor(space.allowed_array, device=device)
         self._full_vocabulary = space.allowed_ids is None
         self._small_head = self._make_small_head()
+        parameters = sum(p.numel() for p in self.model.parameters())
+        self._gpu_overhead = gpu_overhead(parameters, float32=self.model.dtype == torch.float32)
         self._terminator_column = int(np.searchsorted(space.allowed_array, space.terminator_id))
 
     @classmethod
@@ -195,7 +197,7 @@ class LoraPolicy:
             [len(item.input_ids) + 1 for item in batch],
             [item.query.id for item in batch],
             {item.query.id: len(item.query.prompt_ids) - 1 for item in batch},
-            CPU_OVERHEAD if self.device.type == "cpu" else GPU_OVERHEAD,
+            CPU_OVERHEAD if self.device.type == "cpu" else self._gpu_overhead,
         )
         order = torch.tensor([i for part in parts for i in part], device=self.device).argsort()
         return order, [[batch[i] for i in part] for part in parts]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,6 +98,21 @@ def test_samples_follow_the_learners_masked_distribution(engine: Engine, policy:
     likely = q * n >= 5
     statistic = float(((found - q * n)[likely] ** 2 / (q * n)[likely]).sum())
     assert statistic < likely.sum() + 4 * np.sqrt(2 * likely.sum()), "samples don't follow the policy"
+
+
+def test_vllm_takes_a_request_that_scores_by_token_id_as_on_a_gpu(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(engine, "_scores_by_id", True)
+    monkeypatch.setattr(engine, "_add", lambda request_id, ids, params, adapter: asked.append(params))
+    engine.submit_score("by id", ScoreText((14, 15, 3, 7), first=2))
+    del engine._scoring["by id"]
+    (params,) = asked
+    # The limits of this engine; the runner that computes it needs a GPU.
+    params._validate_logprobs(engine._engine.model_config)
+    assert params.prompt_logprob_token_ids.tolist() == [[3, TERMINATOR], [7, TERMINATOR]]
+    assert params.prompt_logprob_start == 1
 
 
 def test_threads_can_be_changed_though_vllm_forbids_it(engine: Engine) -> None:

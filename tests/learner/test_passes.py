@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from learner.passes import passes
+from learner.passes import gpu_overhead, passes
 
 
 def cost(split: list[list[int]], lengths: list[int], queries: list[str], prompts: dict[str, int], overhead: int) -> int:
@@ -49,3 +49,12 @@ def test_a_long_row_among_short_ones_has_a_pass_of_its_own() -> None:
 
 def test_a_long_shared_prompt_is_not_computed_twice_to_save_little_padding() -> None:
     assert passes([5, 30, 5, 5], ["a", "a", "a", "a"], {"a": 500}, 48) == [[0, 2, 3, 1]]
+
+
+@pytest.mark.parametrize(("parameters", "float32", "count"), [(135e6, True, 1), (7e9, True, 4)])
+def test_a_gpu_splits_a_batch_only_where_computing_its_padding_takes_longer_than_starting_another_pass(
+    parameters: float, float32: bool, count: int
+) -> None:
+    lengths = [16] * 16 + [32] * 16 + [64] * 16 + [128] * 16
+    found = passes(lengths, ["a"] * 64, {"a": 10}, gpu_overhead(int(parameters), float32=float32))
+    assert len(found) == count

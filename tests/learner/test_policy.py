@@ -21,7 +21,7 @@ TERMINATOR = 13
 
 
 def make_policy(
-    allowed: tuple[int, ...] | None = (3, 4, 5, TERMINATOR), min_len: int = 0, max_len: int = 4
+    allowed: tuple[int, ...] | None = (3, 4, 5, TERMINATOR), min_len: int = 0, max_len: int = 4, device: str = "cpu"
 ) -> LoraPolicy:
     from peft import LoraConfig, get_peft_model
 
@@ -30,7 +30,7 @@ def make_policy(
     space = ActionSpace(
         vocab_size=len(VOCABULARY), terminator_id=TERMINATOR, allowed_ids=allowed, min_len=min_len, max_len=max_len
     )
-    return LoraPolicy(model, space, torch.device("cpu"))
+    return LoraPolicy(model, space, torch.device(device))
 
 
 def plain_log_q(policy: LoraPolicy, context: list[int], t: int) -> Tensor:
@@ -140,3 +140,18 @@ def test_a_query_may_have_one_prompt_token_only() -> None:
     query = Query(task="rng", prompt_ids=[7])
     space = [list(z) for k in range(5) for z in itertools.product((3, 4, 5), repeat=k)]
     assert np.exp(policy.log_prob(query, space)).sum() == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("allowed", [(3, 4, 5, TERMINATOR), None])
+def test_a_gpu_gives_the_cpus_log_probs_and_gradients(allowed: tuple[int, ...] | None) -> None:
+    batch = [Actions.plain(make_query(14, 15, 3), [3, 4]), Actions.plain(make_query(7), [5, 5, 3])]
+    totals, gradients = [], []
+    for device in ("cpu", "cuda"):
+        policy = make_policy(allowed, min_len=1, device=device)
+        total = policy.log_probs(batch).total()
+        total.sum().backward()  # type: ignore[no-untyped-call]
+        totals.append(total.detach().cpu())
+        gradients.append([p.grad.cpu() for p in policy.trainable().values() if p.grad is not None])
+    torch.testing.assert_close(totals[1], totals[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-4, rtol=1e-3)
