@@ -313,7 +313,7 @@ class LearnerSection(Section):
     dtype: Dtype = Field("auto", description="auto: float32")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
     threads: int | None = Field(
-        None, ge=1, description="CPU threads; without it the cores that the actors leave, with sft all of them"
+        None, ge=1, description="CPU threads; without it the cores that the actors leave, in an M step all"
     )
     reward: RewardSection = RewardSection()
 

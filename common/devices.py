@@ -43,9 +43,8 @@ def torch_dtype(name: str) -> Any:
 
 def learner_threads(config: RunConfig) -> int:
     """CPU threads of a learner on this machine: those wanted, or the cores that the actors leave."""
-    # Actors on a cluster have cores of their own; those of sft wait once its seeds are scored.
-    idle = config.ray.address is not None or config.learner.objective == "sft"
-    taken = 0 if idle else int(config.actor.least_count * config.actor.num_cpus)
+    # Actors on a cluster have cores of their own.
+    taken = 0 if config.ray.address else int(config.actor.least_count * config.actor.num_cpus)
     return config.learner.threads or max(1, available_cores() - taken)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from common.config import RunConfig
 from common.config_loading import save_resolved
+from common.devices import available_cores
 from deploy.inference import FinishedRun
 from deploy.launcher import DRAWN, Launcher
 from deploy.report import read_json
@@ -70,7 +71,14 @@ def _m_step(config: RunConfig, iteration: int, model: Path | None, drawn: Path) 
     """Maximum likelihood of (Z, Y), Z drawn ∝ R among what the E step sampled: the posterior on that support."""
     em = config.em
     learner = config.learner.model_copy(
-        update={"objective": "sft", "sft_prompt": "reference", "steps": em.m_steps, "lr": em.m_lr}
+        update={
+            "objective": "sft",
+            "sft_prompt": "reference",
+            "steps": em.m_steps,
+            "lr": em.m_lr,
+            # With `min_size` as below actors have scored all that there is before the first step, and then wait.
+            "threads": config.learner.threads or available_cores(),
+        }
     )
     buffer = config.buffer.model_copy(
         update={

@@ -136,16 +136,6 @@ def test_actors_on_a_cluster_leave_the_learner_all_cores(monkeypatch: pytest.Mon
     assert learner_threads(RunConfig.model_validate(settings)) == 6
 
 
-@pytest.mark.parametrize(("learner", "threads"), [({}, 8), ({"threads": 3}, 3)])
-def test_a_learner_of_supervised_fine_tuning_takes_the_cores_of_actors_that_wait(
-    learner: dict[str, int], threads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(common.devices, "available_cores", lambda: 8)
-    settings = {"task": {"name": "rng"}, "actor": {"count": 3}, "seeds": {"data": True}}
-    config = RunConfig.model_validate({**settings, "learner": {"objective": "sft", **learner}})
-    assert learner_threads(config) == threads
-
-
 @pytest.mark.parametrize(
     ("limit", "cores"),
     [
