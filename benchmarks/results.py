@@ -256,7 +256,7 @@ def _time(measured: Sequence[Mapping[str, Any]]) -> str:
 def _whole_time(tables: Mapping[str, Mapping[str, Any]]) -> str:
     shares = [share for name in MATRIX if name in tables for share in _shares(tables[name]["measured"]).values()]
     cells, hours = sum(share.cells for share in shares), sum(share.seconds for share in shares) / 3600
-    return f"The {cells} cells of {', '.join(MATRIX)} took {hours:.1f} h of the machine in all.\n"
+    return f"The {cells} cells of {', '.join(MATRIX)} took {hours:.2f} h of the machine in all.\n"
 
 
 def _budget(name: str) -> str:
