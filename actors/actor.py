@@ -14,9 +14,9 @@ from functools import partial
 
 from actors.adapters import AdapterFollower
 from actors.beam import BeamSearch
-from actors.engine import Scored, make_engines
+from actors.engines import make_engines
 from actors.sampler import TrajectorySampler
-from actors.scoring import ScoreText
+from actors.scoring import Scored, ScoreText
 from buffer.adapters import AdapterRegistry
 from buffer.connection import Keys, connect
 from buffer.control import FULL, STARTING, Control
@@ -69,7 +69,8 @@ class Actor:
         log.info("metrics on %s", self.metrics_address)
         self._beat(STARTING)
         space = self.task.action_space
-        engine, reference = make_engines(config, space, seed)
+        compiling = f"{STARTING}, compiling the model: a minute or two the first time"
+        engine, reference = make_engines(config, space, seed, on_compiling=lambda: self._beat(compiling))
         self.engine = engine
         self.sampler = TrajectorySampler(
             self.task,

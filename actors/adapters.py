@@ -8,8 +8,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from actors.engine import Engine, LoadedAdapter, Scored
-from actors.scoring import ScoreText
+from actors.engine import Engine, LoadedAdapter
+from actors.scoring import Scored, ScoreText
 from buffer.adapters import AdapterError, AdapterRegistry
 from common.adapter_files import changes_something
 from common.errors import RunFault

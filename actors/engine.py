@@ -1,16 +1,17 @@
-"""The one file that touches vLLM: sampling under a mask and an adapter, and scoring, in one continuous batch.
+"""vLLM from outside: sampling under a mask and an adapter, and scoring, in one continuous batch.
 
-Token ids go in and come out; nothing is ever decoded and tokenised again. vLLM is imported when an engine is made.
+Token ids go in and come out; nothing is ever decoded and tokenised again. vLLM is imported when an engine is made. What
+amortis adds inside its workers, the mask above all, is in `actors/worker_extension.py`.
 
 Scoring needs, at every position of a text, the log-probability of the token that stands there and of ⊤. vLLM's newer
-model runner offers that (`prompt_logprob_token_ids`). The other one, which CPUs use, returns the actual token and the
+model runner offers that (`prompt_logprob_token_ids`). The older one, which CPUs use, returns the actual token and the
 most likely ones: there the gathering step is replaced, so that a request for one extra column gets ⊤'s.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,19 +19,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.cpu_lora import expand, expand_slice, shrink
-from actors.scoring import ScoreText, TokenScores
+from actors.compilation import note_compiled, starts_eager
+from actors.scoring import Scored, ScoreText, TokenScores
 from common.action_space import ActionSpace
 from common.adapter_files import files_sha256
-from common.config import ActorSection, LoraSection, RunConfig
-from common.errors import UserError
+from common.config import ActorSection, LoraSection
+from common.errors import EngineDisturbed, EngineFault, UserError
 
 CPU_BLOCK_TOKENS = 32
 """Smallest KV block of the CPU attention kernel: the finest grain at which prompts share their cache."""
 ADAPTERS_IN_FLIGHT = 2
 """Versions that can run in one batch: the newest, and the one that requests in flight finish under."""
-_TAKEN = "amortis_taken"
-"""Name of the actions that were taken before a request, among vLLM's extra arguments of it."""
 REFERENCE_ADAPTER_ID = 2**31 - 1
 """vLLM's number for the reference's own adapter; the policy's have their versions'."""
 ADAPTER_SLOTS = ADAPTERS_IN_FLIGHT + 1
@@ -60,14 +59,6 @@ class Sampled:
     """Log-probability of ⊤ after them; None where something else ended the request: its length, or a tool's trigger."""
 
 
-@dataclass(frozen=True)
-class Scored:
-    """A scored text."""
-
-    request_id: str
-    scores: TokenScores
-
-
 class Engine:
     """One vLLM engine in this process."""
 
@@ -80,15 +71,13 @@ class Engine:
         lora: LoraSection | None,
         seed: int,
         reference_adapter: Path | None = None,
+        on_compiling: Callable[[], None] = lambda: None,
     ) -> None:
         """Load the model; `lora` None makes an engine without the policy's adapters.
 
         Scoring goes through `reference_adapter`, if there is one. Raises UserError if vLLM refuses.
         """
         _set_environment(section)
-        from vllm import EngineArgs, LLMEngine
-
-        on_cpu = not section.num_gpus
         arguments: dict[str, Any] = {
             "model": model_path,
             "dtype": dtype,
@@ -96,19 +85,16 @@ class Engine:
             "skip_tokenizer_init": True,
             "max_model_len": section.max_model_len,
             "max_num_seqs": section.max_in_flight,
-            "enforce_eager": section.enforce_eager,
             "enable_prefix_caching": True,
             "gpu_memory_utilization": section.gpu_memory_utilization,
             "logprobs_mode": "processed_logprobs",
             # Sampling asks for the sampled token's alone, scoring for the text's token and ⊤.
             "max_logprobs": 2,
             "disable_log_stats": True,
+            "worker_extension_cls": "actors.worker_extension.WorkerExtension",
         }
-        if space.grammar is not None:
-            arguments["logits_processors"] = [_grammar_processor(space)]
-        if on_cpu:
+        if not section.num_gpus:
             arguments["block_size"] = CPU_BLOCK_TOKENS
-            _use_grouped_lora()
         if lora is not None:
             slots = ADAPTER_SLOTS + (reference_adapter is not None)
             arguments.update(
@@ -119,18 +105,15 @@ class Engine:
                 # Given, so that the output layer is not wrapped: scoring fails on a wrapped one.
                 lora_target_modules=list(lora.target_modules),
             )
-        try:
-            self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
-        except ValueError as error:
-            raise UserError(
-                "model.name", model_path, f"vLLM can't serve it: {error}", "see actor.* settings"
-            ) from error
-        self._space = space
+        arguments["enforce_eager"] = starts_eager(section, arguments)
+        if not arguments["enforce_eager"]:
+            on_compiling()
+        self._engine = _start(arguments, section)
+        if not arguments["enforce_eager"]:
+            note_compiled(arguments)
         self._scores_by_id = bool(self._engine.vllm_config.use_v2_model_runner)
-        if not self._scores_by_id:
-            self._engine.collective_rpc(
-                lambda worker: _gather_terminator(worker.model_runner.sampler, space.terminator_id)
-            )
+        self.use_action_space(space)
+        self._failure: str | None = None
         self._scoring: dict[str, tuple[ScoreText, LoadedAdapter | None]] = {}
         self._versions_in_flight: dict[str, int] = {}
         self._loaded: list[int] = []
@@ -146,6 +129,16 @@ class Engine:
         handle = LoRARequest(f"reference-{sha256[:12]}", REFERENCE_ADAPTER_ID, str(folder))
         self._engine.add_lora(handle)
         return LoadedAdapter(0, sha256, handle)
+
+    def use_action_space(self, space: ActionSpace) -> None:
+        """Sample under this mask from now on; nothing may be in flight."""
+        self._space = space
+        self._engine.collective_rpc("use_action_space", args=(space,))
+
+    @property
+    def runner(self) -> str:
+        """Which of vLLM's model runners serves: V2, the one of GPUs, or V1."""
+        return "V2" if self._scores_by_id else "V1"
 
     @property
     def busy(self) -> bool:
@@ -193,37 +186,9 @@ class Engine:
     ) -> None:
         """Sample under the action space up to ⊤, a tool's trigger or max_len, `taken` actions having been taken.
 
-        Without an adapter from the base model. With triggers the request ends at min_len too, as vLLM's own min_tokens
-        would forbid the triggers before it.
+        Without an adapter from the base model.
         """
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        space = self._space
-        allowed = None if space.allowed_ids is None else list(space.allowed_ids)
-        most, least = space.max_len - len(taken), max(0, space.min_len - len(taken))
-        if space.trigger_ids and least:
-            allowed, most, least = space.without_terminator, least, 0
-        extra: dict[str, Any] = {}
-        if space.grammar is not None:
-            # Its mask is all of it.
-            allowed, least, extra = None, 0, {"extra_args": {_TAKEN: list(taken)}}
-        params = SamplingParams(
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            max_tokens=most,
-            min_tokens=least,
-            stop_token_ids=[space.terminator_id, *space.trigger_ids],
-            allowed_token_ids=allowed,
-            ignore_eos=True,
-            logprobs=0,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-            **extra,
-            # Made for this request alone: no need to copy a list of allowed tokens as long as the vocabulary.
-            skip_clone=True,
-        )
+        params = sampling_params(self._space, temperature, taken, top_p=top_p, top_k=top_k)
         self._add(request_id, prompt_ids, params, adapter)
 
     def submit_score(self, request_id: str, text: ScoreText, adapter: LoadedAdapter | None = None) -> None:
@@ -260,12 +225,27 @@ class Engine:
             prompt["cache_salt"] = f"v{adapter.version}-{adapter.sha256}"
             if adapter is not self._reference:
                 self._versions_in_flight[request_id] = adapter.version
+        self._check_health()
         self._engine.add_request(request_id, prompt, params, lora_request=None if adapter is None else adapter.handle)
 
     def step(self) -> list[Sampled | Scored]:
-        """Advance every request by one engine step; what finished."""
-        results = [self._result(output) for output in self._engine.step() if output.finished]
+        """Advance every request by one engine step; what finished.
+
+        Raises EngineFault where vLLM fails. What it holds is in no good state then: later calls raise the same, with
+        the first cause, and another engine must take its place.
+        """
+        self._check_health()
+        try:
+            outputs = self._engine.step()
+        except Exception as error:
+            self._failure = f"{type(error).__name__}: {error}"
+            raise EngineFault(f"vLLM failed in a step: {self._failure}") from error
+        results = [self._result(output) for output in outputs if output.finished]
         return [result for result in results if result is not None]
+
+    def _check_health(self) -> None:
+        if self._failure is not None:
+            raise EngineFault(f"the engine is of no more use, as vLLM failed in a step: {self._failure}")
 
     def _result(self, output: Any) -> Sampled | Scored | None:
         self._versions_in_flight.pop(output.request_id, None)
@@ -297,16 +277,61 @@ class Engine:
         return TokenScores(np.asarray(actual, np.float64), np.asarray(terminator, np.float64))
 
 
-def make_engines(config: RunConfig, space: ActionSpace, seed: int) -> tuple[Engine, Engine]:
-    """The policy's engine and the reference's: the same, unless the reward has a precision of its own."""
-    section, lora, adapter = config.actor, config.model.lora, config.reference.adapter
-    assert config.model.name is not None
-    if config.reference.dtype == section.dtype:
-        engine = Engine(config.model.name, section, section.dtype, space, lora, seed, adapter)
-        return engine, engine
-    engine = Engine(config.model.name, section, section.dtype, space, lora, seed)
-    own_lora = None if adapter is None else lora
-    return engine, Engine(config.model.name, section, config.reference.dtype, space, own_lora, seed, adapter)
+def sampling_params(
+    space: ActionSpace, temperature: float, taken: Sequence[int], *, top_p: float = 1.0, top_k: int = 0
+) -> Any:
+    """What vLLM is told of a sample: it ends at ⊤, a tool's trigger or max_len, `taken` actions having been taken.
+
+    The mask, min_len included, is the worker's: all that it needs of a request is where it stands.
+    """
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    from actors.worker_extension import TAKEN
+
+    return SamplingParams(
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        max_tokens=space.max_len - len(taken),
+        stop_token_ids=[space.terminator_id, *space.trigger_ids],
+        ignore_eos=True,
+        logprobs=0,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        extra_args={TAKEN: list(taken)},
+        skip_clone=True,
+    )
+
+
+def _start(arguments: dict[str, Any], section: ActorSection) -> Any:
+    """vLLM's engine. Raises UserError if vLLM refuses, EngineDisturbed if a process beside it was in the way."""
+    from vllm import EngineArgs, LLMEngine
+
+    try:
+        config = EngineArgs(**arguments).create_engine_config()
+        newer = config.use_v2_model_runner
+        config.model_config.logits_processors = [
+            f"actors.worker_extension:{'NewRunnersMask' if newer else 'OldRunnersMask'}"
+        ]
+        return LLMEngine.from_vllm_config(config, disable_log_stats=True)
+    except AssertionError as error:
+        if "memory profiling" in str(error):
+            raise EngineDisturbed(
+                "another process on the GPU gave memory back while vLLM measured what is free"
+            ) from error
+        raise
+    except ValueError as error:
+        if "Free memory on device" in str(error):
+            raise UserError(
+                "actor.gpu_memory_utilization",
+                section.gpu_memory_utilization,
+                f"is more than what is free on the GPU: {error}",
+                "lower it, or end what else runs there",
+            ) from error
+        raise UserError(
+            "model.name", arguments["model"], f"vLLM can't serve it: {error}", "see actor.* settings"
+        ) from error
 
 
 def _set_environment(section: ActorSection) -> None:
@@ -321,53 +346,3 @@ def _set_environment(section: ActorSection) -> None:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(section.kv_cache_gib))
         # Bound threads would fight the learner for the same cores.
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-
-
-def _grammar_processor(space: ActionSpace) -> Any:
-    """A class for vLLM that masks the logits of sampling requests by the action space's grammar."""
-    import torch
-    from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
-
-    columns = torch.as_tensor(space.allowed_array)
-
-    class GrammarProcessor(AdapterLogitsProcessor):  # type: ignore[misc]
-        def is_argmax_invariant(self) -> bool:
-            return False
-
-        def new_req_logits_processor(self, params: Any) -> Any:
-            taken = (params.extra_args or {}).get(_TAKEN)
-            return None if taken is None else lambda output_ids, logits: masked([*taken, *output_ids], logits)
-
-    def masked(actions: list[int], logits: Any) -> Any:
-        kept = columns[torch.from_numpy(space.mask(actions).copy())].to(logits.device)
-        out = torch.full_like(logits, -torch.inf)
-        out[kept] = logits[kept]
-        return out
-
-    return GrammarProcessor
-
-
-def _use_grouped_lora() -> None:
-    """Put our products in the place of vLLM's, wherever its CPU wrapper calls them."""
-    from vllm.lora.ops.torch_ops import lora_ops
-    from vllm.lora.punica_wrapper import punica_cpu
-
-    for name, own in {"shrink": shrink, "expand": expand, "expand_slice": expand_slice}.items():
-        # The sgmv_ ones, for prompts, call the bgmv_ ones of their own module.
-        for module in (lora_ops, punica_cpu):
-            setattr(module, f"bgmv_{name}", own)
-
-
-def _gather_terminator(sampler: Any, terminator_id: int) -> None:
-    """Make the V1 runner return the token itself, and ⊤ as the one extra column, instead of the most likely tokens."""
-    import torch
-    from vllm.v1.outputs import LogprobsTensors
-
-    def gather(logprobs: Any, num_logprobs: int, token_ids: Any) -> Any:
-        columns = token_ids.unsqueeze(-1)
-        if num_logprobs:
-            columns = torch.cat([columns, torch.full_like(columns, terminator_id)], dim=1)
-        ranks = torch.zeros_like(token_ids, dtype=torch.int32)
-        return LogprobsTensors(columns.to(torch.int32), logprobs.gather(-1, columns), ranks)
-
-    sampler.gather_logprobs = gather

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from actors.beam import BeamSearch
-from actors.engine import Engine, LoadedAdapter, Sampled, Scored
-from actors.scoring import RewardComponents, Rollout, TokenScores, reward_components, texts_to_score
+from actors.engine import Engine, LoadedAdapter, Sampled
+from actors.reference import ReferenceScorer
+from actors.scoring import RewardComponents, Rollout, Scored, TokenScores, reward_components, texts_to_score
 from common.errors import UserError
 from common.log import get_logger
 from common.metrics import ActorMetrics
@@ -95,7 +96,7 @@ class TrajectorySampler:
 
     task: Task[Any]
     policy: Engine
-    reference: Engine
+    reference: Engine | ReferenceScorer
     """The same engine as `policy`, unless the reward has a precision of its own."""
     metrics: ActorMetrics
     actor_id: str = ""
@@ -157,9 +158,10 @@ class TrajectorySampler:
 
     def step(self) -> list[Trajectory]:
         """Advance the engines once; trajectories whose scores are complete."""
-        results = self.policy.step() if self.policy.busy else []
-        if self.reference is not self.policy and self.reference.busy:
-            results += self.reference.step()
+        sampling, reference = self.policy.busy, self.reference
+        results: list[Sampled | Scored] = self.policy.step() if sampling else []
+        if isinstance(reference, ReferenceScorer) and reference.busy and (reference.worth_a_pass or not sampling):
+            results += reference.step()
         return self.accept(results)
 
     def accept(self, results: Sequence[Sampled | Scored]) -> list[Trajectory]:

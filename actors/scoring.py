@@ -31,6 +31,14 @@ class TokenScores:
 
 
 @dataclass(frozen=True)
+class Scored:
+    """A scored text."""
+
+    request_id: str
+    scores: TokenScores
+
+
+@dataclass(frozen=True)
 class Rollout:
     """A finished sample with its context, before it is scored."""
 

@@ -20,6 +20,8 @@ Objective = Literal["subtb", "tb", "vargrad", "db", "sft", "rloo", "grpo", "prom
 FORWARD_LOOKING: tuple[Objective, ...] = ("subtb", "db")
 """Objectives that need log R at every decision state, and not at the last alone."""
 Share = Annotated[float, Field(ge=0, le=1)]
+LONG_RUN_STEPS = 500
+"""Steps from which on a GPU's engine earns its compilation back, some 90 s the first time."""
 SERVED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """LoRA ranks that vLLM can be set up for (its `max_lora_rank`)."""
 
@@ -222,7 +224,11 @@ class ActorSection(Section):
     max_model_len: int = Field(512, ge=8, description="longest prompt + rationale + target, in tokens")
     kv_cache_gib: int = Field(1, ge=1, description="KV cache on a CPU; a GPU uses gpu_memory_utilization")
     gpu_memory_utilization: float = Field(0.45, gt=0, le=1, description="leaves room for a learner on the same GPU")
-    enforce_eager: bool = Field(False, description="no compilation: slower sampling, quicker start")
+    enforce_eager: bool | Literal["auto"] = Field(
+        "auto",
+        description="no compilation: slower sampling, quicker start. auto: compiles on a CPU; on a GPU in runs of "
+        f"{LONG_RUN_STEPS} steps or more, or where vLLM's cache holds the compiled model",
+    )
     score_cache: int = Field(100_000, ge=0, description="scored texts kept, as the reference never changes")
     push_every_s: float = Field(0.5, gt=0, description="longest time a scored trajectory waits for its batch")
 
@@ -249,7 +255,8 @@ class ReferenceSection(Section):
 
     dtype: Dtype = Field(
         "auto",
-        description="auto: as the actor's; another starts a second engine. bfloat16 moves log R by 0.2 nats a sequence",
+        description="auto: float32 wherever the model fits beside the sampling engine, else as the actor's. Another "
+        "than the actor's is scored outside of vLLM. bfloat16 moves log R by 0.2 nats a sequence",
     )
     adapter: Path | None = Field(
         None, description="PEFT adapter folder that the reward's model is scored through, e.g. an M step's"

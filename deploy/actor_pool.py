@@ -13,13 +13,15 @@ from typing import Any
 from buffer.control import STARTING, Control
 from common.config import RunConfig
 from common.devices import available_cores
-from common.errors import RunFault, UserError
+from common.errors import EngineDisturbed, RunFault, UserError
 from common.log import get_logger
 from common.tasks import SampleRequest, Split
 from deploy.cluster import own_gpu, room_for_actors
 
 log = get_logger("actors")
 RETRIES = 3
+DISTURBANCES = 10
+"""An engine's starts that others on its GPU may disturb; each takes seconds."""
 END_LIMIT_S = 15.0
 """Longest time that actors get at the end of a run to push what they have."""
 EVALUATION_LIMIT_S = 300.0
@@ -43,6 +45,10 @@ class _Member:
     started_at: float
     """Unix time."""
     failures: int = 0
+    disturbed: int = 0
+    """Times that its engine could not start as a process beside it was in the way."""
+    first_cause: str = ""
+    """Of the failures."""
     retiring: bool = False
     done: bool = False
     """Whether its loop has returned."""
@@ -169,22 +175,25 @@ class ActorPool:
             log.error("%s failed: %s", member.id, _last_line(error))
             if isinstance(cause, UserError | RunFault):
                 return str(cause)
-            member.failures += 1
-            if member.failures >= RETRIES:
-                return f"an actor failed {member.failures} times, last: {_last_line(error)}; see logs/actor-*.log"
-            if member.retiring:
-                return None
-            if isinstance(error, self._ray.exceptions.RayActorError):
-                # Dead for good, Ray's own restarts used up: another takes its place.
-                self._replace(member)
+            if isinstance(cause, EngineDisturbed) and member.disturbed < DISTURBANCES:
+                member.disturbed += 1
             else:
-                member.loop, member.done = member.handle.run.remote(), False
+                member.failures += 1
+                member.first_cause = member.first_cause or _last_line(error)
+            if member.failures >= RETRIES:
+                return (
+                    f"an actor failed {member.failures} times, first: {member.first_cause}; last: {_last_line(error)}; "
+                    "see logs/actor-*.log"
+                )
+            if not member.retiring:
+                self._replace(member)
             return None
 
     def _replace(self, member: _Member) -> None:
+        """Another process takes the place of an actor that failed: what its engine holds may be in no good state."""
         self._release(member)
         fresh = self._start(member.index)
-        fresh.failures = member.failures
+        fresh.failures, fresh.disturbed, fresh.first_cause = member.failures, member.disturbed, member.first_cause
         self._members[self._members.index(member)] = fresh
 
     def _remove(self, member: _Member) -> None:
@@ -260,7 +269,7 @@ class ActorPool:
 
 def _starts(member: _Member, word: Mapping[str, Any]) -> bool:
     """Whether an actor is still on its way: not heard of since its start, or silent while its engine starts."""
-    return float(word.get("at", 0.0)) < member.started_at or word.get("phase") == STARTING
+    return float(word.get("at", 0.0)) < member.started_at or str(word.get("phase")).startswith(STARTING)
 
 
 def _last_line(error: Exception) -> str:

@@ -39,13 +39,13 @@ def prepare(config: RunConfig) -> RunConfig:
     if config.learner.objective == "sft":
         # All of them are waited for, and nothing else.
         config = config.model_copy(update={"buffer": config.buffer.model_copy(update={"min_size": n_seeds})})
-    _check_target_modules(config)
+    n_parameters = _check_target_modules(config)
     lora = config.model.lora
     if lora.start_from is not None:
         check_adapter("model.lora.start_from", lora.start_from, lora, same_rank=True)
     if config.reference.adapter is not None:
         check_adapter("reference.adapter", config.reference.adapter, lora, same_rank=False)
-    return resolve_devices(config)
+    return resolve_devices(config, n_parameters)
 
 
 def find_model(name: str | None) -> str:
@@ -235,8 +235,11 @@ def _check_task(config: RunConfig) -> int:
     return max(1, len({(job.query_id, job.action_ids) for job in jobs}))
 
 
-def _check_target_modules(config: RunConfig) -> None:
-    """Look for the adapter's modules in the model without weights: a wrong name would show much later."""
+def _check_target_modules(config: RunConfig) -> int:
+    """Look for the adapter's modules in the model without weights: a wrong name would show much later.
+
+    Returns how many parameters the model has.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -250,6 +253,7 @@ def _check_target_modules(config: RunConfig) -> None:
             raise UserError(
                 "model.lora.target_modules", target, "is no linear layer of this model", f"choose among {known}"
             )
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _context_length(model: str) -> int | None:

@@ -63,6 +63,7 @@ results = []
 while engine.busy:
     results += engine.step()
 assert len(results) == 2, results
+print(f"vLLM's model runner {engine.runner} serves")
 """
 
 
@@ -116,18 +117,18 @@ def _version(package: str) -> str:
         return ""
 
 
-def _package(name: str, trial: Callable[[], str] | None) -> Finding:
+def _package(name: str, trial: Callable[[], tuple[bool, str]] | None) -> Finding:
     version = _version(name)
     if not version:
         return Finding(name, False, remark="run `make setup`")
-    problem = trial() if trial else ""
-    return Finding(name, True, version, None if trial is None else not problem, problem)
+    works, remark = trial() if trial else (None, "")
+    return Finding(name, True, version, works, remark)
 
 
-def _python(code: str, *arguments: str) -> Callable[[], str]:
-    """A trial in a process of its own: the last line of its complaint, empty if it worked."""
+def _python(code: str, *arguments: str) -> Callable[[], tuple[bool, str]]:
+    """A trial in a process of its own: whether it worked, and the last line of what it said or complained of."""
 
-    def trial() -> str:
+    def trial() -> tuple[bool, str]:
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
         try:
             result = subprocess.run(
@@ -139,14 +140,15 @@ def _python(code: str, *arguments: str) -> Callable[[], str]:
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            return f"no answer within {TRIAL_LIMIT_S:.0f} s"
-        lines = result.stderr.strip().splitlines() or [f"exit status {result.returncode}"]
-        return "" if result.returncode == 0 else lines[-1]
+            return False, f"no answer within {TRIAL_LIMIT_S:.0f} s"
+        if result.returncode == 0:
+            return True, (result.stdout.strip().splitlines() or [""])[-1]
+        return False, (result.stderr.strip().splitlines() or [f"exit status {result.returncode}"])[-1]
 
     return trial
 
 
-def _engine_trial() -> str:
+def _engine_trial() -> tuple[bool, str]:
     """Sample from and score with a random model of a few thousand weights, through a real engine."""
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.utils.logging import disable_progress_bar
@@ -188,5 +190,5 @@ def _default_model(quick: bool) -> Finding:
     problems = verify_default_model(path, deep=not quick)
     if problems:
         return Finding("default model", False, remark=f"{problems[0]}; run `make setup`")
-    problem = "" if quick else _python(_MODEL_TRIAL, str(path))()
-    return Finding("default model", True, path.name, None if quick else not problem, problem or str(path))
+    works, remark = (None, "") if quick else _python(_MODEL_TRIAL, str(path))()
+    return Finding("default model", True, path.name, works, remark or str(path))

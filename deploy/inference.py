@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from actors.beam import BeamSearch
-from actors.engine import LoadedAdapter, make_engines
+from actors.engine import LoadedAdapter
+from actors.engines import make_engines
 from actors.sampler import TrajectorySampler
 from common.adapter_files import files_sha256
 from common.config import RunConfig

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from actors.beam import BeamSearch
-from actors.engine import make_engines
+from actors.engines import make_engines
 from actors.sampler import TrajectorySampler
 from common.config import RunConfig
 from common.config_loading import save_resolved

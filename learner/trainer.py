@@ -14,7 +14,7 @@ from redis.exceptions import ResponseError
 
 from buffer.adapters import AdapterRegistry
 from buffer.connection import is_out_of_memory
-from buffer.control import FULL, Control
+from buffer.control import FULL, STARTING, Control
 from buffer.rate_limiter import RateLimiter
 from buffer.replay import ReplayBuffer
 from buffer.stats import BufferStats
@@ -53,6 +53,7 @@ class Progress:
     trained: int = 0
     versions_trained_on: set[int] = field(default_factory=set)
     gaps: list[float] = field(default_factory=list)
+    """Before this process: those that it finds are its monitor's."""
     elapsed_s: float = 0.0
 
 
@@ -180,8 +181,9 @@ class Trainer:
             what = f"the buffer is empty, {stats.expired} of {came} trajectories went stale"
         else:
             what = f"{came} pushed, each used {stats.trained / max(1, came):.1f} times"
-        full = [str(status["phase"]) for status in actors.values() if str(status.get("phase")).startswith(FULL)]
-        return ", ".join([what, f"{alive} actors alive", *full[:1]])
+        phases = [str(status.get("phase")) for status in actors.values()]
+        telling = [phase for phase in phases if phase.startswith((FULL, STARTING))]
+        return ", ".join([what, f"{alive} actors alive", *telling[:1]])
 
     def _draw(self) -> list[Trajectory]:
         seed = self.config.run.seed * 1_000_003 + self.progress.step
@@ -296,21 +298,21 @@ class Trainer:
         if gap is None:
             return
         self.last_gap = gap
-        self.progress.gaps.append(gap.mean)
         self.metrics.sampler_gap.set(gap.mean)
         limit = self.section.max_sampler_gap
-        if limit is not None and gap.mean > limit:
+        if limit is not None and gap.exceeds(limit):
             raise SamplerGapFault(
-                f"sampler and learner differ by {gap.mean:.4f} nats a token on {gap.tokens} tokens of adapter version "
-                f"{gap.version} (limit learner.max_sampler_gap = {limit:g}): the engine does not serve that adapter as "
-                "the learner published it; check model.lora against what the engine supports, and actor.dtype"
+                f"sampler and learner differ by {gap.mean:.4f} ± {gap.standard_error:.4f} nats a token on {gap.tokens} "
+                f"tokens up to adapter version {gap.version} (limit learner.max_sampler_gap = {limit:g}): the engine "
+                "does not serve adapters as the learner published them; check model.lora against what the engine "
+                "supports, and actor.dtype"
             )
 
     def _report(self, row: dict[str, float]) -> None:
         stats = self.buffer.stats()
         row.update(buffer_size=stats.size, trajectories_pushed=stats.pushed, elapsed_s=self.progress.elapsed_s)
         if self.last_gap is not None:
-            row["sampler_gap"] = self.last_gap.mean
+            row.update(sampler_gap=self.last_gap.mean, sampler_gap_tokens=self.last_gap.tokens)
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"time": time.time(), **row}) + "\n")
         for sink in self.sinks:
@@ -356,7 +358,7 @@ class Trainer:
             "version": progress.version,
             "trained": progress.trained,
             "versions_trained_on": sorted(progress.versions_trained_on),
-            "gaps": progress.gaps,
+            "gaps": [*progress.gaps, *self.gaps.means],
             "elapsed_s": progress.elapsed_s,
         }
         folder = self.folder / "checkpoints"
@@ -388,14 +390,15 @@ class Trainer:
     def _write_summary(self) -> None:
         """The learner's part of summary.json, which the launcher completes."""
         progress = self.progress
+        gaps = [*progress.gaps, *self.gaps.means]
         summary = {
             "steps": progress.step,
             "trajectories_trained": progress.trained,
             "adapter_versions_published": progress.version,
             "adapter_versions_trained_on": len(progress.versions_trained_on),
             "training_s": progress.elapsed_s,
-            "sampler_gap_mean": float(np.mean(progress.gaps)) if progress.gaps else None,
-            "sampler_gap_max": float(np.max(progress.gaps)) if progress.gaps else None,
+            "sampler_gap_mean": float(np.mean(gaps)) if gaps else None,
+            "sampler_gap_max": float(np.max(gaps)) if gaps else None,
             "stopped_because": self.stopped_because,
         }
         (self.folder / "learner_summary.json").write_text(json.dumps(summary))

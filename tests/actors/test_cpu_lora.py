@@ -39,8 +39,6 @@ def test_each_token_goes_through_its_own_adapter_and_through_none_without_one(in
 
 
 def test_they_take_the_arguments_of_the_ones_that_they_stand_in_for() -> None:
-    from actors.engine import _use_grouped_lora
-
     pytest.importorskip("vllm")
     from vllm.lora.ops.torch_ops import lora_ops
     from vllm.lora.punica_wrapper import punica_cpu
@@ -50,6 +48,8 @@ def test_they_take_the_arguments_of_the_ones_that_they_stand_in_for() -> None:
         theirs = getattr(lora_ops, f"bgmv_{name}")
         if theirs is not own:
             assert len(inspect.signature(own).parameters) == len(inspect.signature(theirs).parameters)
-    _use_grouped_lora()
+    # vLLM's workers import it before a model is loaded.
+    import actors.worker_extension  # noqa: F401
+
     assert lora_ops.bgmv_shrink is punica_cpu.bgmv_shrink is cpu_lora.shrink
     assert lora_ops.bgmv_expand_slice is punica_cpu.bgmv_expand_slice is cpu_lora.expand_slice

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from actors.engine import Engine, LoadedAdapter, Sampled, Scored
+from actors.engine import Engine, LoadedAdapter, Sampled
 from actors.sampler import TrajectorySampler
-from actors.scoring import ScoreText
+from actors.scoring import Scored, ScoreText
 from common.action_space import ActionSpace
 from common.config import ActorSection, LoraSection
+from common.errors import EngineFault
 from common.metrics import ActorMetrics, new_registry
 from common.reward import RewardWeights
 from common.tasks import SampleRequest, Split, Task, TaskConfig
@@ -268,3 +269,22 @@ def test_nucleus_and_top_k_sampling_leave_the_unlikely_out(engine: Engine) -> No
         seen[label] = {tuple(item.action_ids.tolist()) for item in drawn}
     assert len(seen["all"]) > 3 and seen["all"] <= everything
     assert len(seen["k"]) == 1 and seen["p"] == seen["k"]
+
+
+def test_an_engine_whose_step_failed_names_the_first_cause_from_then_on(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise ValueError("Too many allowed token IDs: 47116")
+
+    monkeypatch.setattr(engine, "_failure", None)
+    engine.submit_sample("refused", [14, 15], 1.0, None)
+    with monkeypatch.context() as broken:
+        broken.setattr(engine._engine, "step", refuse)
+        with pytest.raises(EngineFault, match="Too many allowed token IDs: 47116"):
+            engine.step()
+    for again in (engine.step, lambda: engine.submit_sample("next", [14, 15], 1.0, None)):
+        with pytest.raises(EngineFault, match="Too many allowed token IDs: 47116"):
+            again()
+    monkeypatch.undo()
+    finish(engine)

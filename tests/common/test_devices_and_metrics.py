@@ -12,8 +12,8 @@ import pytest
 
 import common.devices
 import common.metrics
-from common.config import MetricsSection, RunConfig
-from common.devices import learner_threads, resolve_devices
+from common.config import LONG_RUN_STEPS, MetricsSection, RunConfig
+from common.devices import gpu_memory_bytes, learner_threads, resolve_devices
 from common.errors import UserError
 from common.metrics import ActorMetrics, LauncherMetrics, LearnerMetrics, new_registry, own_address, serve, targets
 
@@ -36,10 +36,53 @@ def test_with_a_gpu_the_engine_is_bfloat16_and_the_learner_float32(monkeypatch: 
 
 def test_what_is_configured_is_never_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(common.devices, "has_gpu", lambda: True)
-    wanted = {"actor": {"dtype": "float32", "num_gpus": 0.5}, "learner": {"device": "cpu", "threads": 3}}
-    config = resolve_devices(RunConfig.model_validate({"task": {"name": "rng"}, **wanted}))
-    assert (config.actor.dtype, config.actor.num_gpus, config.reference.dtype) == ("float32", 0.5, "float32")
-    assert (config.learner.device, config.learner.threads, config.learner.max_sampler_gap) == ("cpu", 3, 0.01)
+    wanted = {
+        "actor": {"dtype": "float16", "num_gpus": 0.5, "enforce_eager": True},
+        "learner": {"device": "cpu", "threads": 3, "steps": 10_000},
+        "reference": {"dtype": "bfloat16"},
+    }
+    config = resolve_devices(RunConfig.model_validate({"task": {"name": "rng"}, **wanted}), n_parameters=1_000)
+    assert (config.actor.dtype, config.actor.num_gpus, config.reference.dtype) == ("float16", 0.5, "bfloat16")
+    assert (config.learner.device, config.learner.threads, config.learner.max_sampler_gap) == ("cpu", 3, 0.05)
+    assert config.actor.enforce_eager is True
+
+
+@pytest.mark.parametrize(
+    ("billions", "num_gpus", "dtype"), [(0.135, 1.0, "float32"), (5.0, 1.0, "float32"), (5.0, 0.5, "bfloat16")]
+)
+def test_on_a_gpu_the_reward_is_scored_in_float32_where_the_model_fits(
+    monkeypatch: pytest.MonkeyPatch, billions: float, num_gpus: float, dtype: str
+) -> None:
+    monkeypatch.setattr(common.devices, "has_gpu", lambda: True)
+    monkeypatch.setattr(common.devices, "gpu_memory_bytes", lambda: 80 * 2**30)
+    config = RunConfig.model_validate({"task": {"name": "rng"}, "actor": {"num_gpus": num_gpus}})
+    assert resolve_devices(config, int(billions * 1e9)).reference.dtype == dtype
+
+
+def test_an_adapter_in_float32_on_a_gpu_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(common.devices, "has_gpu", lambda: True)
+    config = RunConfig.model_validate({"task": {"name": "rng"}, "actor": {"dtype": "float32"}})
+    with pytest.raises(UserError, match=r"actor\.dtype = .float32.: .*reference\.dtype"):
+        resolve_devices(config)
+    on_cpu = config.model_copy(update={"actor": config.actor.model_copy(update={"num_gpus": 0.0})})
+    assert resolve_devices(on_cpu).actor.dtype == "float32"
+
+
+@pytest.mark.parametrize(("steps", "eager"), [(LONG_RUN_STEPS - 1, "auto"), (LONG_RUN_STEPS, False)])
+def test_a_long_run_compiles(monkeypatch: pytest.MonkeyPatch, steps: int, eager: object) -> None:
+    monkeypatch.setattr(common.devices, "has_gpu", lambda: True)
+    config = RunConfig.model_validate({"task": {"name": "rng"}, "learner": {"steps": steps}})
+    assert resolve_devices(config).actor.enforce_eager == eager
+
+
+def test_the_memory_of_the_smallest_gpu_is_the_drivers_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\nprintf '81559\\n40960\\n'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpu_memory_bytes() == 40_960 * 2**20
+    program.unlink()
+    assert gpu_memory_bytes() == 0
 
 
 def test_every_metric_follows_prometheus_conventions_and_exists_from_the_start() -> None:

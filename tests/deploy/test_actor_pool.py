@@ -12,7 +12,8 @@ from redis import Redis
 from buffer.connection import Keys
 from buffer.control import ALIVE_S, STARTING, Control
 from common.config import RunConfig
-from deploy.actor_pool import ActorPool, EvaluationStopped, _Member
+from common.errors import EngineDisturbed, EngineFault
+from deploy.actor_pool import DISTURBANCES, RETRIES, ActorPool, EvaluationStopped, _Member
 
 CONFIG = RunConfig.model_validate(
     {"task": {"name": "rng"}, "run": {"name": "test"}, "actor": {"count": 3}, "ray": {"address": "auto"}}
@@ -109,3 +110,63 @@ def test_the_end_of_a_run_waits_for_no_actor_that_was_never_heard(starting: tupl
     pool, loops = starting
     pool._wait_for_loops(30.0)
     assert loops.asked == 1 and not any(member.done for member in pool._members)
+
+
+class _FailedLoops:
+    """Ray where every actor's loop ends with an error, the next of these."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = list(errors)
+        self.killed: list[Any] = []
+
+    def wait(self, loops: list[Any], **_: Any) -> tuple[list[Any], list[Any]]:
+        return list(loops), []
+
+    def get(self, loop: Any) -> None:
+        raise self.errors.pop(0)
+
+    def kill(self, handle: Any) -> None:
+        self.killed.append(handle)
+
+
+def failing_pool(redis_client: Redis, keys: Keys, *errors: Exception) -> tuple[ActorPool, list[str]]:
+    """A pool of one actor, and the handles of those that were started."""
+    pool = ActorPool(CONFIG, "redis://unused", Control(redis_client, keys))
+    started: list[str] = []
+
+    def start(index: int) -> _Member:
+        started.append(f"process {len(started)}")
+        return _Member(index, handle=started[-1], group=None, loop=started[-1], started_at=time.time())
+
+    pool._start = start  # type: ignore[method-assign]
+    pool._ray = _FailedLoops(*errors)
+    pool._members = [start(0)]
+    return pool, started
+
+
+def test_a_process_whose_loop_failed_is_never_used_again_and_the_first_cause_is_named(
+    redis_client: Redis, keys: Keys
+) -> None:
+    errors = [EngineFault("Too many allowed token IDs: 47116"), KeyError("sample-7"), KeyError("sample-8")]
+    pool, started = failing_pool(redis_client, keys, *errors)
+    assert pool.look_after() is None and pool.look_after() is None
+    problem = pool.look_after()
+    assert problem is not None and "first: Too many allowed token IDs: 47116; last: 'sample-8'" in problem
+    assert started == ["process 0", "process 1", "process 2"]
+    assert pool._ray.killed == ["process 0", "process 1"]
+
+
+def test_an_engine_whose_start_was_disturbed_is_started_again_without_a_failure(
+    redis_client: Redis, keys: Keys
+) -> None:
+    pool, started = failing_pool(redis_client, keys, *[EngineDisturbed("memory") for _ in range(RETRIES + 2)])
+    for _ in range(RETRIES + 2):
+        assert pool.look_after() is None
+    assert len(started) == RETRIES + 3 and pool._members[0].failures == 0
+
+
+def test_an_engine_that_is_always_disturbed_ends_the_run(redis_client: Redis, keys: Keys) -> None:
+    n = DISTURBANCES + RETRIES
+    pool, _ = failing_pool(redis_client, keys, *[EngineDisturbed("memory") for _ in range(n)])
+    assert [pool.look_after() for _ in range(n - 1)] == [None] * (n - 1)
+    assert "first: memory" in (pool.look_after() or "")

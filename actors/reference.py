@@ -1,0 +1,121 @@
+"""The frozen reference in a precision of its own, beside a sampling engine in another: transformers, many texts a pass.
+
+It stands where the engine's own scoring would: texts go in by `submit_score`, and `step` gives what is finished.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from actors.scoring import Scored, ScoreText, TokenScores
+from common.devices import torch_dtype
+
+TOKENS_A_PASS = 16_384
+"""Padding included: what a pass computes at once."""
+LOGITS_A_PASS = 2**28
+"""Padding included: 1 GiB in float32."""
+WORTH_A_PASS = 16
+"""Texts that a pass doesn't wait for more of: on a GPU it costs nearly the same for one."""
+LONGEST_WAIT_S = 0.05
+"""A text waits no longer for others."""
+
+
+class ReferenceScorer:
+    """Scores texts by the base model, exact to rounding in its own dtype."""
+
+    def __init__(
+        self, model_path: str, dtype: str, terminator_id: int, device: torch.device, adapter: Path | None = None
+    ) -> None:
+        """Load the model, through `adapter` where the reward's model has one."""
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch_dtype(dtype))
+        if adapter is not None:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False)
+        self._model: Any = model.eval().requires_grad_(False).to(device)
+        self._terminator_id, self._device = terminator_id, device
+        self._vocab_size = int(model.get_input_embeddings().weight.shape[0])
+        self._waiting: dict[str, ScoreText] = {}
+        self._oldest = 0.0
+
+    @property
+    def busy(self) -> bool:
+        """Whether a text is not scored yet."""
+        return bool(self._waiting)
+
+    @property
+    def worth_a_pass(self) -> bool:
+        """Whether so many texts wait, or one for so long, that a pass should not wait for more."""
+        waited = time.monotonic() - self._oldest
+        return len(self._waiting) >= WORTH_A_PASS or (self.busy and waited > LONGEST_WAIT_S)
+
+    def submit_score(self, request_id: str, text: ScoreText) -> None:
+        """Have a text scored with the next passes."""
+        if not self._waiting:
+            self._oldest = time.monotonic()
+        self._waiting[request_id] = text
+
+    def step(self) -> list[Scored]:
+        """Score some of the waiting texts in one pass, those of like length together."""
+        ids = self._next_pass()
+        texts = [self._waiting.pop(request_id) for request_id in ids]
+        self._oldest = time.monotonic()
+        return [Scored(*pair) for pair in zip(ids, self._score(texts), strict=True)] if texts else []
+
+    def _next_pass(self) -> list[str]:
+        """The longest waiting texts first, as far as they fit."""
+        found: list[str] = []
+        longest = kept = 0
+        for request_id, text in sorted(self._waiting.items(), key=lambda item: -len(item[1].ids)):
+            longest, kept = max(longest, len(text.ids)), max(kept, len(text.ids) - text.first)
+            rows = len(found) + 1
+            if found and (rows * longest > TOKENS_A_PASS or rows * (kept + 1) * self._vocab_size > LOGITS_A_PASS):
+                break
+            found.append(request_id)
+        return found
+
+    @torch.no_grad()
+    def _score(self, texts: list[ScoreText]) -> list[TokenScores]:
+        longest = max(len(text.ids) for text in texts)
+        # Padded on the left, so that the wanted places end all rows.
+        ids = np.zeros((len(texts), longest), np.int64)
+        mask = np.zeros_like(ids)
+        for i, text in enumerate(texts):
+            ids[i, longest - len(text.ids) :], mask[i, longest - len(text.ids) :] = text.ids, 1
+        kept = max(len(text.ids) - text.first for text in texts)
+        tokens, attention = (torch.as_tensor(each, device=self._device) for each in (ids, mask))
+        with exact_products():
+            logits = self._model(
+                input_ids=tokens,
+                attention_mask=None if mask.all() else attention,
+                position_ids=(attention.cumsum(1) - 1).clamp_min(0),
+                use_cache=False,
+                logits_to_keep=kept + 1,
+            ).logits[:, :-1]
+        scores = logits.float()
+        norm = scores.logsumexp(-1)
+        actual = (scores.gather(2, tokens[:, -kept:, None])[..., 0] - norm).double().cpu().numpy()
+        terminator = (scores[..., self._terminator_id] - norm).double().cpu().numpy()
+        n_wanted = [len(text.ids) - text.first for text in texts]
+        return [TokenScores(actual[i, kept - n :], terminator[i, kept - n :]) for i, n in enumerate(n_wanted)]
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Float32 products in float32 and not in TF32, which a GPU's libraries may be set to by whoever shares the process:
+    TF32 keeps 10 bits of 23."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
