@@ -60,6 +60,9 @@ class BatchMask:
         return logits
 
     def _grammar_row(self, taken: Sequence[int]) -> Tensor:
+        if len(taken) and taken[-1] == self.space.terminator_id:
+            # A step may be on its way before it is known that the one before it ended the sample: nobody reads it.
+            return self._kinds[_FREE]
         mask = self.space.mask(taken)
         key = np.packbits(mask).tobytes()
         row = self._grammar_rows.get(key)

@@ -10,8 +10,11 @@ most likely ones: there the gathering step is replaced, so that a request for on
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,7 +111,8 @@ class Engine:
         arguments["enforce_eager"] = starts_eager(section, arguments)
         if not arguments["enforce_eager"]:
             on_compiling()
-        self._engine = _start(arguments, section)
+        with _one_at_a_time(section):
+            self._engine = _start(arguments, section)
         if not arguments["enforce_eager"]:
             note_compiled(arguments)
         self._scores_by_id = bool(self._engine.vllm_config.use_v2_model_runner)
@@ -304,8 +308,23 @@ def sampling_params(
     )
 
 
+_SIGNS_OF_OTHERS = ("Error in memory profiling", "Free memory on device", "No available memory for the cache blocks")
+"""In what vLLM says where a process on the same GPU takes or gives back memory while vLLM measures what is free."""
+
+
+@contextmanager
+def _one_at_a_time(section: ActorSection) -> Iterator[None]:
+    """Engines on a machine's GPUs start one after the other, as each measures the memory that it finds free."""
+    if not section.num_gpus:
+        yield
+        return
+    with (Path(tempfile.gettempdir()) / f"amortis-engine-{os.getuid()}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def _start(arguments: dict[str, Any], section: ActorSection) -> Any:
-    """vLLM's engine. Raises UserError if vLLM refuses, EngineDisturbed if a process beside it was in the way."""
+    """vLLM's engine. Raises UserError if vLLM refuses, EngineDisturbed if a process beside it may be in the way."""
     from vllm import EngineArgs, LLMEngine
 
     try:
@@ -315,20 +334,16 @@ def _start(arguments: dict[str, Any], section: ActorSection) -> Any:
             f"actors.worker_extension:{'NewRunnersMask' if newer else 'OldRunnersMask'}"
         ]
         return LLMEngine.from_vllm_config(config, disable_log_stats=True)
-    except AssertionError as error:
-        if "memory profiling" in str(error):
+    except (AssertionError, ValueError) as error:
+        if any(sign in str(error) for sign in _SIGNS_OF_OTHERS):
             raise EngineDisturbed(
-                "another process on the GPU gave memory back while vLLM measured what is free"
-            ) from error
-        raise
-    except ValueError as error:
-        if "Free memory on device" in str(error):
-            raise UserError(
                 "actor.gpu_memory_utilization",
                 section.gpu_memory_utilization,
-                f"is more than what is free on the GPU: {error}",
-                "lower it, or end what else runs there",
+                f"vLLM finds no such memory on the GPU ({error})",
+                "end what else runs there, or choose another share",
             ) from error
+        if isinstance(error, AssertionError):
+            raise
         raise UserError(
             "model.name", arguments["model"], f"vLLM can't serve it: {error}", "see actor.* settings"
         ) from error

@@ -30,15 +30,15 @@ class SamplerGapFault(RunFault):
     """Samplers and learner give the same actions under the same adapter log-probabilities that are too far apart."""
 
 
-class EngineFault(Exception):
+class EngineFault(RunFault):
     """vLLM failed in the middle of its work, and what it holds is in no good state; the message names the first cause.
 
     Another engine in another process may go on.
     """
 
 
-class EngineDisturbed(Exception):
-    """An engine could not start as a process beside it was in the way for a moment; a new try is worth it."""
+class EngineDisturbed(UserError):
+    """An engine could not start, maybe as a process beside it was in the way for a moment; a new try is worth it."""
 
 
 class StallError(Exception):

@@ -13,15 +13,15 @@ from typing import Any
 from buffer.control import STARTING, Control
 from common.config import RunConfig
 from common.devices import available_cores
-from common.errors import EngineDisturbed, RunFault, UserError
+from common.errors import EngineDisturbed, EngineFault, RunFault, UserError
 from common.log import get_logger
 from common.tasks import SampleRequest, Split
 from deploy.cluster import own_gpu, room_for_actors
 
 log = get_logger("actors")
 RETRIES = 3
-DISTURBANCES = 10
-"""An engine's starts that others on its GPU may disturb; each takes seconds."""
+DISTURBANCES = 3
+"""An engine's starts that others on its GPU may disturb, beyond the retries; each takes seconds."""
 END_LIMIT_S = 15.0
 """Longest time that actors get at the end of a run to push what they have."""
 EVALUATION_LIMIT_S = 300.0
@@ -173,7 +173,8 @@ class ActorPool:
         except Exception as error:
             cause = getattr(error, "cause", None) or error
             log.error("%s failed: %s", member.id, _last_line(error))
-            if isinstance(cause, UserError | RunFault):
+            ends_all = isinstance(cause, UserError | RunFault)
+            if ends_all and not isinstance(cause, EngineFault | EngineDisturbed):
                 return str(cause)
             if isinstance(cause, EngineDisturbed) and member.disturbed < DISTURBANCES:
                 member.disturbed += 1

@@ -60,6 +60,12 @@ def test_under_a_grammar_every_row_has_its_own_states_mask(rows: tuple[int, ...]
         assert kept(masked)[row] == expected
 
 
+def test_a_step_behind_the_end_of_a_sample_stops_nothing() -> None:
+    space = with_grammar("(ab)+")
+    masked = BatchMask(space, V, CPU).apply(torch.zeros(2, V), [0, 1], [[5, 7, STOP], [5]])
+    assert kept(masked) == [list(range(V)), [7]]
+
+
 def test_masks_of_a_grammar_stay_right_when_more_are_met_than_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("actors.batch_mask._ROWS_KEPT", 2)
     space = with_grammar("a?b?a?b?")

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from actors.engine import Engine, LoadedAdapter, Sampled
+from actors.engine import Engine, LoadedAdapter, Sampled, _start
 from actors.sampler import TrajectorySampler
 from actors.scoring import Scored, ScoreText
 from common.action_space import ActionSpace
 from common.config import ActorSection, LoraSection
-from common.errors import EngineFault
+from common.errors import EngineDisturbed, EngineFault, UserError
 from common.metrics import ActorMetrics, new_registry
 from common.reward import RewardWeights
 from common.tasks import SampleRequest, Split, Task, TaskConfig
@@ -288,3 +288,25 @@ def test_an_engine_whose_step_failed_names_the_first_cause_from_then_on(
             again()
     monkeypatch.undo()
     finish(engine)
+
+
+@pytest.mark.parametrize(
+    "words", ["Error in memory profiling. Initial free memory 1", "No available memory for the cache blocks. Try"]
+)
+def test_a_start_that_another_process_may_have_disturbed_can_be_told_from_a_model_that_is_refused(
+    digit_model: Path, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    import vllm
+
+    def start(error: Exception) -> None:
+        monkeypatch.setattr(vllm.EngineArgs, "create_engine_config", lambda self: (_ for _ in ()).throw(error))
+        _start({"model": str(digit_model)}, ActorSection(gpu_memory_utilization=0.3))
+
+    kind = AssertionError if "profiling" in words else ValueError
+    with pytest.raises(EngineDisturbed, match=r"actor\.gpu_memory_utilization = 0\.3"):
+        start(kind(words))
+    with pytest.raises(UserError, match=r"model\.name = .*no such architecture") as refused:
+        start(ValueError("no such architecture"))
+    assert not isinstance(refused.value, EngineDisturbed)
+    with pytest.raises(AssertionError, match="another"):
+        start(AssertionError("another"))

@@ -138,6 +138,9 @@ def test_under_a_grammar_rows_follow_the_tokens_that_were_sampled_on_the_device(
     for taken, following in expected.items():
         runner.write(slot, [*text, *taken])
         assert runner.step([resumed, slot]) == [[21], following]
+    # Its next step may already have been asked for.
+    runner.write(slot, [*text, 20, 21, 22, STOP])
+    assert runner.step([resumed, slot]) == [[21], list(range(V))]
 
 
 def test_the_extension_finds_the_mask_in_the_newer_runners_sampler() -> None:

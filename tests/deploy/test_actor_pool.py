@@ -12,7 +12,7 @@ from redis import Redis
 from buffer.connection import Keys
 from buffer.control import ALIVE_S, STARTING, Control
 from common.config import RunConfig
-from common.errors import EngineDisturbed, EngineFault
+from common.errors import EngineDisturbed, EngineFault, RunFault, UserError
 from deploy.actor_pool import DISTURBANCES, RETRIES, ActorPool, EvaluationStopped, _Member
 
 CONFIG = RunConfig.model_validate(
@@ -112,6 +112,9 @@ def test_the_end_of_a_run_waits_for_no_actor_that_was_never_heard(starting: tupl
     assert loops.asked == 1 and not any(member.done for member in pool._members)
 
 
+DISTURBED = EngineDisturbed("actor.gpu_memory_utilization", 0.9, "memory came and went", "try again")
+
+
 class _FailedLoops:
     """Ray where every actor's loop ends with an error, the next of these."""
 
@@ -159,14 +162,20 @@ def test_a_process_whose_loop_failed_is_never_used_again_and_the_first_cause_is_
 def test_an_engine_whose_start_was_disturbed_is_started_again_without_a_failure(
     redis_client: Redis, keys: Keys
 ) -> None:
-    pool, started = failing_pool(redis_client, keys, *[EngineDisturbed("memory") for _ in range(RETRIES + 2)])
-    for _ in range(RETRIES + 2):
+    pool, started = failing_pool(redis_client, keys, *[DISTURBED] * DISTURBANCES)
+    for _ in range(DISTURBANCES):
         assert pool.look_after() is None
-    assert len(started) == RETRIES + 3 and pool._members[0].failures == 0
+    assert len(started) == DISTURBANCES + 1 and pool._members[0].failures == 0
 
 
 def test_an_engine_that_is_always_disturbed_ends_the_run(redis_client: Redis, keys: Keys) -> None:
     n = DISTURBANCES + RETRIES
-    pool, _ = failing_pool(redis_client, keys, *[EngineDisturbed("memory") for _ in range(n)])
+    pool, _ = failing_pool(redis_client, keys, *[DISTURBED] * n)
     assert [pool.look_after() for _ in range(n - 1)] == [None] * (n - 1)
-    assert "first: memory" in (pool.look_after() or "")
+    assert "first: actor.gpu_memory_utilization = 0.9" in (pool.look_after() or "")
+
+
+def test_a_wrong_setting_and_a_fault_of_the_run_end_it_at_once(redis_client: Redis, keys: Keys) -> None:
+    for error in (UserError("model.name", "x", "is no model", "give one"), RunFault("an adapter changes nothing")):
+        pool, started = failing_pool(redis_client, keys, error)
+        assert pool.look_after() == str(error) and len(started) == 1
