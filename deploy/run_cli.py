@@ -199,7 +199,7 @@ def logs(options: argparse.Namespace, _: list[str], console: Console) -> int:
 
 
 def _read(path: Path) -> Iterator[dict[str, Any]]:
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         with contextlib.suppress(ValueError):
             yield dict(json.loads(text))
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from common.rows import Row, load, overlap
+from common.row import Row
+from common.rows import load, overlap
 
 FILES = {
     "a.jsonl": '{"text": "one"}\n\n{"text": "two"}\n',
