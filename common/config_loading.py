@@ -23,7 +23,7 @@ from pydantic_settings import (
 from common.config import RunConfig
 from common.errors import UserError
 from common.tasks import TASKS
-from common.text_files import UnreadableFile, read_text
+from common.text_files import UnreadableFile, has_half_pair, read_text
 
 ENV_PREFIX = "AMORTIS_"
 REDIS_URL_VARIABLE = "AMORTIS_RUN_REDIS_URL"
@@ -139,6 +139,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         text = read_text(path)
         _refuse_repeated_keys(path, text)
         data = yaml.safe_load(text)
+        _refuse_half_characters(data)
     except OSError as error:
         raise UserError("CONFIG", str(path), f"can't be read ({error.strerror})", "name a YAML file") from error
     except UnreadableFile as error:
@@ -148,7 +149,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise UserError("CONFIG", str(path), f"is not valid YAML{where}", "mend the file") from error
     except (ValueError, RecursionError) as error:
-        # A date that is none, an integer of thousands of digits, thousands of brackets.
+        # A date that is none, an integer of thousands of digits, thousands of brackets, a list that holds itself.
         raise UserError("CONFIG", str(path), f"holds a value that can't be read ({error})", "mend the file") from error
     if not isinstance(data, dict):
         raise UserError("CONFIG", str(path), f"holds a {type(data).__name__}", "write sections such as `task:`")
@@ -182,15 +183,17 @@ def _refuse_repeated_keys(path: Path, text: str) -> None:
                 lines[key.value] = line
 
 
-def _refuse_half_characters(values: Mapping[str, Any], prefix: str = "") -> None:
+def _refuse_half_characters(value: Any, name: str = "") -> None:
     """Such text, an escape of YAML or a byte on the command line that is no UTF-8, could not be written again."""
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            _refuse_half_characters(value, f"{prefix}{name}.")
-            continue
-        for text in map(str, value if isinstance(value, list | tuple) else [value]):
-            if any("\ud800" <= character <= "\udfff" for character in text):
-                raise UserError(f"{prefix}{name}", text, "holds half a character", "write it in UTF-8")
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _refuse_half_characters(str(key), "CONFIG")
+            _refuse_half_characters(item, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _refuse_half_characters(item, name)
+    elif isinstance(value, str | Path) and has_half_pair(str(value)):
+        raise UserError(name, str(value), "holds half a character", "write it in UTF-8")
 
 
 def _check_environment() -> None:

@@ -11,7 +11,7 @@ from decimal import Decimal
 from typing import Any, Literal
 
 from common.json_text import Unusable
-from common.text_files import why_no_text
+from common.text_files import has_half_pair, why_no_text
 
 
 class BadRow(ValueError):
@@ -75,9 +75,7 @@ def as_text(value: Any) -> str:
     if not isinstance(value, str | date | time | timedelta | Decimal):
         raise BadRow("holds no text")
     text = str(value)
-    problem = why_no_text(text)
-    if problem is None and not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-        problem = "holds half a surrogate pair, which is no character"
+    problem = "holds half a surrogate pair, which is no character" if has_half_pair(text) else why_no_text(text)
     if problem is not None:
         raise BadRow(problem)
     return text

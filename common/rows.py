@@ -86,11 +86,11 @@ def load(
         items.setdefault(key(item), item)
     if missing and len(missing) == len(rejected.problems) and not items:
         raise _no_such_column(setting, source, missing)
-    if rejected.problems and on_bad == "refuse":
-        raise UserError(setting, source, rejected.describe(), "mend them, or leave them out with task.on_bad_row: skip")
+    if rejected.problems and (on_bad == "refuse" or not items):
+        remedy = "mend them, or leave them out with task.on_bad_row: skip" if items else "mend them: no other is left"
+        raise UserError(setting, source, rejected.describe(), remedy)
     if not items:
-        what = rejected.describe() if rejected.problems else "holds no row"
-        raise UserError(setting, source, what, "give a file with at least one usable row")
+        raise UserError(setting, source, "holds no row", "give a file with at least one")
     return Loaded(list(items.values()), rejected, n - len(items), spanning)
 
 
@@ -211,7 +211,7 @@ def _parquet(path: Path) -> Iterator[Row]:
             if twice:
                 raise UnreadableFile(f"two columns are named {twice[0]!r}", "rename one")
             yield from _numbered(row for batch in file.iter_batches() for row in batch.to_pylist())
-    except (pyarrow.ArrowException, ValueError) as error:
+    except (pyarrow.ArrowException, ValueError, OSError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UnreadableFile(f"it is no whole Parquet file: {reason}", "write it anew") from error
 

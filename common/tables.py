@@ -17,9 +17,10 @@ from common.text_files import UnreadableFile, numbered_lines, why_no_text
 # A long field is a long row, which the model's length judges; the module's own limit is 131,072 characters.
 csv.field_size_limit(2**31 - 1)
 
+_NEVER = "a quote opens that is never closed"
 _WHY = {
-    "unexpected end of data": "a quote opens that is never closed",
-    "'\"'": "text follows a closing quote (write a quote within a field twice, and the field in quotes)",
+    "unexpected end of data": _NEVER,
+    "'\"'": "text follows a closing quote (one within a field is written twice)",
     "new-line": "a carriage return stands within a field without quotes",
 }
 """What the messages of Python's `csv` mean, by what they hold."""
@@ -35,6 +36,7 @@ class Record:
     problem: str | None = None
 
 
+Reader = Callable[[Path], Iterator[Record]]
 Fields = Sequence[str] | str
 """The fields of a row, or why it is none."""
 
@@ -59,6 +61,8 @@ def _under_header(rows: Iterator[tuple[int, int, Fields]]) -> Iterator[Record]:
         if not fields:
             continue
         problem = fields if isinstance(fields, str) else why_no_text("".join(fields))
+        if problem is not None and last > first:
+            problem = f"{problem}, in a row up to line {last}"
         if header is None:
             if problem is not None or isinstance(fields, str):
                 raise UnreadableFile(f"line {first}, the header: {problem}", "mend it")
@@ -92,24 +96,29 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, int, Fields]]:
         return line
 
     number = 1
+    width: int | None = None
     while True:
         taken.clear()
         fields: Fields | None
         try:
             fields = next(csv.reader(iter(take, None), strict=True), None)
         except csv.Error as error:
-            fields = _explained(error)
-            # Whatever it took of the lines after the first are rows of their own.
-            ahead.extendleft(reversed(taken[1:]))
-            del taken[1:]
+            fields = _explained(error, number, len(taken))
         if fields is None:
             return
+        if width is None and not isinstance(fields, str):
+            width = len(fields) or None
+        if isinstance(fields, str) or len(fields) != width:
+            # Whatever it took of the lines after the first may be rows of their own.
+            ahead.extendleft(reversed(taken[1:]))
+            del taken[1:]
         yield number, number + len(taken) - 1, fields
         number += len(taken)
 
 
-def _explained(error: csv.Error) -> str:
-    return next((why for part, why in _WHY.items() if part in str(error)), str(error))
+def _explained(error: csv.Error, first: int, n_lines: int) -> str:
+    why = next((why for part, why in _WHY.items() if part in str(error)), str(error))
+    return f"a quote opens, and in line {first + n_lines - 1} {why}" if n_lines > 1 and why != _NEVER else why
 
 
 def _tsv_fields(line: str) -> Fields:
@@ -119,7 +128,4 @@ def _tsv_fields(line: str) -> Fields:
     except csv.Error:
         fields = line.split("\t")
     open_quote = any(field.startswith('"') and field.count('"') % 2 for field in fields)
-    return "a quote opens a field that is not closed in its line" if open_quote else fields
-
-
-Reader = Callable[[Path], Iterator[Record]]
+    return "a quote opens a field and is not closed in this line, where a row of TSV ends" if open_quote else fields

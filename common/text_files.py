@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _MARK = "\ufeff"
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
 _UNDECODED = re.compile("[\udc80-\udcff]")
 """What Python's `surrogateescape` makes of bytes that are no UTF-8."""
 _OTHERS = {
@@ -65,6 +66,11 @@ def why_no_text(text: str) -> str | None:
     if "\0" in text:
         return "holds a NUL character (if the file is UTF-16, save it as UTF-8)"
     return None
+
+
+def has_half_pair(text: str) -> bool:
+    """Whether half of a surrogate pair stands alone, as an escape of JSON or YAML can say it: no UTF-8 can."""
+    return _HALF_PAIR.search(text) is not None
 
 
 def read_text(path: Path) -> str:

@@ -420,4 +420,6 @@ def _with_data(file: ComparisonFile, data: Path) -> ComparisonFile:
 def _within(data: Path, value: Any) -> Any:
     if isinstance(value, list):
         return [_within(data, item) for item in value]
-    return value if str(value).startswith(HUB) else str(data.expanduser().resolve() / Path(str(value)).expanduser())
+    if not isinstance(value, str) or value.startswith(HUB):
+        return value
+    return str(data.expanduser().resolve() / Path(value).expanduser())
