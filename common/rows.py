@@ -216,14 +216,14 @@ def _parquet(path: Path) -> Iterator[Row]:
         raise UnreadableFile(f"it is no whole Parquet file: {reason}", "write it anew") from error
 
 
-def _hub(setting: str, source: str) -> Iterable[Mapping[str, Any]]:
+def _hub(setting: str, source: str) -> Iterator[Mapping[str, Any]]:
     from datasets import load_dataset
 
     name, _, split = source.removeprefix(HUB).partition(":")
     owner, _, rest = name.partition("/")
     repository, _, configuration = rest.partition("/")
     try:
-        return load_dataset(f"{owner}/{repository}", configuration or None, split=split or "train")
+        yield from load_dataset(f"{owner}/{repository}", configuration or None, split=split or "train")
     except Exception as error:
         raise UserError(
             setting, source, f"can't be loaded ({type(error).__name__})", "write hf://owner/name:split, or use a file"

@@ -199,7 +199,7 @@ class TemplateTask(TextTask[TemplateConfigT]):
                 # A file named like a figure must not take that figure's place, and of no samples there are no figures.
                 part = {key: groups[key] for key in ids}
                 if part:
-                    found[f"{name} (file)" if name in found else name] = self.figures(part, weights)
+                    found[f"{name} (file)" if name in (*found, "samplers") else name] = self.figures(part, weights)
         return found
 
     def figures(self, groups: Groups, weights: RewardWeights) -> dict[str, float]:

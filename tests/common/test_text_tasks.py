@@ -360,11 +360,13 @@ def test_test_files_of_one_name_are_told_apart_by_their_folder_or_ending(
 
 
 def test_a_test_file_named_like_a_figure_takes_no_figures_place(codec: HuggingFaceCodec, tmp_path: Path) -> None:
-    paths = [write(tmp_path / f"{name}.jsonl", REVIEWS[i : i + 1]) for i, name in enumerate(("accuracy", "other"))]
+    paths = [write(tmp_path / f"{name}.jsonl", REVIEWS[i : i + 1]) for i, name in enumerate(("accuracy", "samplers"))]
     train = write(tmp_path / "train.jsonl", REVIEWS[3:])
     found = figures_of(codec, task_of(codec, "subjectivity", train_path=train, test_path=list(map(str, paths))))
     assert (
-        found["accuracy"] == 1.0 and found["accuracy (file)"]["accuracy"] == 1.0 and found["other"]["accuracy"] == 1.0
+        found["accuracy"] == 1.0
+        and found["accuracy (file)"]["accuracy"] == 1.0
+        and found["samplers (file)"]["accuracy"] == 1.0
     )
 
 
