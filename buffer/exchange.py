@@ -22,6 +22,8 @@ from pydantic import ValidationError
 
 from buffer.replay import ReplayBuffer
 from common.errors import UserError
+from common.json_text import NoJson, loads
+from common.text_files import UnreadableFile, numbered_lines, why_no_text
 from common.trajectory import Behaviour, MalformedTrajectory, Query, ToolEvent, Trajectory
 
 FORMAT = 2
@@ -53,8 +55,8 @@ class ImportReport:
 
 
 def format_of(path: Path) -> ExportFormat:
-    """By the file's name: `.jsonl` is JSON Lines, anything else binary."""
-    return "jsonl" if path.suffix in (".jsonl", ".json") else "binary"
+    """By the file's name: `.jsonl`, in any case, is JSON Lines, anything else binary."""
+    return "jsonl" if path.suffix.lower() in (".jsonl", ".json") else "binary"
 
 
 def export_buffer(buffer: ReplayBuffer, path: Path, decode: Callable[[Any], str] | None = None) -> int:
@@ -178,19 +180,20 @@ def import_buffer(
 def _read_json_lines(path: Path) -> Iterator[tuple[str, Record | str]]:
     """Where, and the record or why it is none."""
     try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield f"line {number}", _read_line(line, path, first=number == 1)
-    except (OSError, UnicodeDecodeError) as error:
-        raise _unreadable(path, str(error)) from error
+        for number, line in numbered_lines(path):
+            if line.strip():
+                yield f"line {number}", why_no_text(line) or _read_line(line, path, first=number == 1)
+    except UnreadableFile as error:
+        raise _unreadable(path, error.problem) from error
+    except OSError as error:
+        raise _unreadable(path, error.strerror or str(error)) from error
 
 
 def _read_line(line: str, path: Path, *, first: bool) -> Record | str:
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        return f"no JSON ({error.msg})"
+        row = loads(line)
+    except NoJson as error:
+        return str(error)
     if not isinstance(row, dict):
         return "no JSON object"
     if row.get("format") != FORMAT:
@@ -210,7 +213,7 @@ def _read_line(line: str, path: Path, *, first: bool) -> Record | str:
 
 
 def _record(row: Mapping[str, Any]) -> Record:
-    info = json.loads(row["query_info"])
+    info = loads(row["query_info"])
     query = Query(
         task=row["task"],
         prompt_ids=row["prompt_ids"],
@@ -241,6 +244,10 @@ def _record(row: Mapping[str, Any]) -> Record:
         raise ValueError("query_id is not that of task, prompt_ids and target_ids")
     if row["id"] != item.id:
         raise ValueError("id is not that of query and action_ids")
+    if not math.isfinite(item.created_at):
+        raise ValueError("created_at is not finite")
+    # What JSON can say and the buffer can't store, such as half a surrogate pair, shows here and not halfway through.
+    query.to_bytes(), item.to_bytes()
     return query, item
 
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_serializer, 
 from common.reward import RewardWeights, TemperatureSchedule
 from common.tasks import TASKS, AnyTaskConfig
 from common.tasks.base import SamplingTemperature
+from common.templates import places
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Objective = Literal["subtb", "tb", "vargrad", "db", "sft", "rloo", "grpo", "prompting"]
@@ -187,14 +188,15 @@ class SeedSection(Section):
     hint: str | None = Field(
         None,
         description="prompt that reveals the answer, under which the base model writes rationales; {prompt}, {target} "
-        "and what the task says of a row (subjectivity: {label}, arithmetic: {answer}) are filled in",
+        "and what the task says of a row (subjectivity: {label}, arithmetic: {answer}) are filled in; {{ and }} "
+        "stand for braces",
     )
     samples_per_query: int = Field(20, ge=1, description="rationales drawn under the hint for each query")
     data: bool = Field(False, description="use the rationales that the task's training rows hold")
 
     @model_validator(mode="after")
     def _hint_has_the_prompt(self) -> Self:
-        if self.hint is not None and "{prompt}" not in self.hint:
+        if self.hint is not None and "prompt" not in places(self.hint):
             raise ValueError("hint holds no {prompt}, so it would be the same for every query")
         return self
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
@@ -23,6 +23,7 @@ from pydantic_settings import (
 from common.config import RunConfig
 from common.errors import UserError
 from common.tasks import TASKS
+from common.text_files import UnreadableFile, has_half_pair, read_text
 
 ENV_PREFIX = "AMORTIS_"
 REDIS_URL_VARIABLE = "AMORTIS_RUN_REDIS_URL"
@@ -39,7 +40,12 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     class Settings(BaseSettings, RunConfig):
         model_config = SettingsConfigDict(
-            extra="forbid", env_prefix=ENV_PREFIX, env_nested_delimiter="__", yaml_file=path, validate_default=True
+            extra="forbid",
+            env_prefix=ENV_PREFIX,
+            env_nested_delimiter="__",
+            yaml_file=path,
+            validate_default=True,
+            yaml_file_encoding="utf-8-sig",
         )
 
         @classmethod
@@ -61,8 +67,10 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         settings = Settings()  # type: ignore[call-arg]
     except ValidationError as error:
         raise _explain(error) from error
+    values = _dump(settings)
+    _refuse_half_characters(values)
     # A plain RunConfig: the sources must not be consulted again by whoever copies it.
-    return RunConfig.model_validate(_dump(settings))
+    return RunConfig.model_validate(values)
 
 
 def load_resolved(path: Path) -> RunConfig:
@@ -106,6 +114,9 @@ def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator
                     yield from known_keys(inner, f"{dotted}.")
 
 
+_MERGE = "tag:yaml.org,2002:merge"
+
+
 class _Parser(argparse.ArgumentParser):
     """Turns argparse's exit into an error that names the nearest setting."""
 
@@ -125,16 +136,64 @@ class _Parser(argparse.ArgumentParser):
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file's sections; raises UserError naming CONFIG."""
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = read_text(path)
+        _refuse_repeated_keys(path, text)
+        data = yaml.safe_load(text)
+        _refuse_half_characters(data)
     except OSError as error:
         raise UserError("CONFIG", str(path), f"can't be read ({error.strerror})", "name a YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnreadableFile as error:
+        raise UserError("CONFIG", str(path), f"can't be read ({error.problem})", error.remedy) from error
+    except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise UserError("CONFIG", str(path), f"is not valid YAML{where}", "mend the file") from error
+    except (ValueError, RecursionError) as error:
+        # A date that is none, an integer of thousands of digits, thousands of brackets, a list that holds itself.
+        raise UserError("CONFIG", str(path), f"holds a value that can't be read ({error})", "mend the file") from error
     if not isinstance(data, dict):
         raise UserError("CONFIG", str(path), f"holds a {type(data).__name__}", "write sections such as `task:`")
+    for key in data:
+        if not isinstance(key, str):
+            raise UserError("CONFIG", str(path), f"has a section {key!r}", "write sections such as `task:`")
     return data
+
+
+def _refuse_repeated_keys(path: Path, text: str) -> None:
+    """YAML takes the last of two values in silence, so that a whole section would go unread."""
+    waiting, seen = [yaml.compose(text, Loader=yaml.SafeLoader)], set[int]()
+    while waiting:
+        node = waiting.pop()
+        # What an alias stands for comes more than once, and may hold itself.
+        if node is None or id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+        elif isinstance(node, yaml.MappingNode):
+            lines: dict[str, int] = {}
+            for key, value in node.value:
+                waiting.append(value)
+                if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGE:
+                    continue
+                line = key.start_mark.line + 1
+                if key.value in lines:
+                    problem = f"{key.value!r} stands twice, in line {lines[key.value]} and in line {line}"
+                    raise UserError("CONFIG", str(path), problem, "bring the two together")
+                lines[key.value] = line
+
+
+def _refuse_half_characters(value: Any, name: str = "") -> None:
+    """Such text, an escape of YAML or a byte on the command line that is no UTF-8, could not be written again."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _refuse_half_characters(str(key), "CONFIG")
+            _refuse_half_characters(item, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _refuse_half_characters(item, name)
+    elif isinstance(value, str | Path) and has_half_pair(str(value)):
+        raise UserError(name, str(value), "holds half a character", "write it in UTF-8")
 
 
 def _check_environment() -> None:

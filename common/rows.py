@@ -5,14 +5,17 @@ What can't be used is counted with its line, before any model is loaded.
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from common.errors import UserError
+from common.json_text import NoJson, Unusable, loads
+from common.row import BadRow, NoColumn, Row
+from common.tables import Reader, read_csv, read_tsv
+from common.templates import LITERAL_BRACES
+from common.text_files import UnreadableFile, check_start, numbered_lines, read_text, why_no_text
 
 HUB = "hf://"
 """hf://owner/name, hf://owner/name:split or hf://owner/name/configuration:split."""
@@ -22,45 +25,28 @@ _SHOWN = 5
 ItemT = TypeVar("ItemT")
 
 
-class BadRow(ValueError):
-    """Why a row can't be used."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row and where it stands: a line number, or the number of the record where a file has no lines."""
-
-    number: int
-    values: Mapping[str, Any] = field(default_factory=dict)
-    problem: str | None = None
-    """Why it could not be read."""
-
-    def text(self, column: str) -> str:
-        """A column as text, white space at the ends left out; raises BadRow if it is missing or empty."""
-        if column not in self.values or self.values[column] is None:
-            known = ", ".join(map(repr, list(self.values)[:8]))
-            raise BadRow(f"no column {column!r} (it has {known})")
-        value = self.values[column]
-        if isinstance(value, dict | list):
-            raise BadRow(f"column {column!r} holds no text")
-        text = str(value).strip()
-        if not text:
-            raise BadRow(f"column {column!r} is empty")
-        return text
-
-
 @dataclass
 class Rejected:
     """Rows of one source that can't be used."""
 
     source: str
     problems: list[tuple[int, str]] = field(default_factory=list)
+    unit: str = "line"
 
     def describe(self) -> str:
-        """The first few with their lines."""
-        shown = "; ".join(f"line {number}: {why}" for number, why in self.problems[:_SHOWN])
-        more = f"; and {len(self.problems) - _SHOWN} more" if len(self.problems) > _SHOWN else ""
+        """The first few reasons with the lines that they are of."""
+        lines: dict[str, list[int]] = {}
+        for number, why in self.problems:
+            lines.setdefault(why, []).append(number)
+        shown = "; ".join(f"{self._where(numbers)}: {why}" for why, numbers in list(lines.items())[:_SHOWN])
+        rest = sum(len(numbers) for numbers in list(lines.values())[_SHOWN:])
+        more = f"; and {rest} more" if rest else ""
         return f"{len(self.problems)} bad rows: {shown}{more}"
+
+    def _where(self, numbers: Sequence[int]) -> str:
+        shown = ", ".join(map(str, numbers[:_SHOWN]))
+        more = f" and {len(numbers) - _SHOWN} more" if len(numbers) > _SHOWN else ""
+        return f"{self.unit}{'s' if len(numbers) > 1 else ''} {shown}{more}"
 
 
 @dataclass(frozen=True)
@@ -71,6 +57,8 @@ class Loaded(Generic[ItemT]):
     rejected: Rejected
     repeated: int
     """Rows that stood there before, taken once."""
+    spanning: list[tuple[int, int]] = field(default_factory=list)
+    """First and last line of rows that stand on several: right, or the work of two stray quotes."""
 
 
 def load(
@@ -80,22 +68,46 @@ def load(
     or, with `on_bad` refuse, where anything is bad."""
     items: dict[Hashable, ItemT] = {}
     rejected, n = Rejected(source), 0
+    missing: list[NoColumn] = []
+    spanning: list[tuple[int, int]] = []
     for row in read(setting, source):
+        if row.last is not None:
+            spanning.append((row.number, row.last))
         try:
             if row.problem is not None:
                 raise BadRow(row.problem)
             item = convert(row)
         except BadRow as error:
+            rejected.unit = row.unit
             rejected.problems.append((row.number, str(error)))
+            missing += [error] if isinstance(error, NoColumn) else []
             continue
         n += 1
         items.setdefault(key(item), item)
-    if rejected.problems and on_bad == "refuse":
-        raise UserError(setting, source, rejected.describe(), "mend them, or leave them out with task.on_bad_row: skip")
+    if missing and len(missing) == len(rejected.problems) and not items:
+        raise _no_such_column(setting, source, missing)
+    if rejected.problems and (on_bad == "refuse" or not items):
+        remedy = "mend them, or leave them out with task.on_bad_row: skip" if items else "mend them: no other is left"
+        raise UserError(setting, source, rejected.describe(), remedy)
     if not items:
-        what = rejected.describe() if rejected.problems else "holds no row"
-        raise UserError(setting, source, what, "give a file with at least one usable row")
-    return Loaded(list(items.values()), rejected, n - len(items))
+        raise UserError(setting, source, "holds no row", "give a file with at least one")
+    return Loaded(list(items.values()), rejected, n - len(items), spanning)
+
+
+def _no_such_column(setting: str, source: str, missing: Sequence[NoColumn]) -> UserError:
+    """Of a file whose rows all lack what the settings ask for: it is not the rows that are to be mended."""
+    first = missing[0]
+    rows = "its one row has" if len(missing) == 1 else f"none of its {len(missing)} rows has"
+    lacking = f"{rows}{' no' if len(missing) == 1 else ' a'} column {first.column!r}"
+    # What is no usual name of a column may be meant as it stands, such as {"x": 1}.
+    braces = "" if first.column.isidentifier() else f", or {LITERAL_BRACES}"
+    asked = "the task's settings" if first.setting is None else first.setting
+    return UserError(
+        setting,
+        source,
+        f"{lacking}, which {asked} names: the first has {first.known}",
+        f"name one of these in {asked}{braces}",
+    )
 
 
 def read(setting: str, source: str) -> Iterator[Row]:
@@ -108,11 +120,23 @@ def read(setting: str, source: str) -> Iterator[Row]:
     if reader is None:
         known = ", ".join(_READERS)
         raise UserError(setting, source, f"has no known ending ({known})", "name a file of one of them, or hf://…")
+    yield from _reported(setting, path, reader)
+
+
+def read_json_lines(setting: str, path: Path) -> Iterator[Row]:
+    """The rows of a JSON Lines file, whatever its ending."""
+    return _reported(setting, path, _json_lines)
+
+
+def _reported(setting: str, path: Path, reader: Callable[[Path], Iterator[Row]]) -> Iterator[Row]:
     try:
         yield from reader(path)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(setting, source, f"can't be read ({reason})", "name a UTF-8 file") from error
+    except UnreadableFile as error:
+        raise UserError(setting, str(path), f"can't be read ({error.problem})", error.remedy) from error
+    except OSError as error:
+        raise UserError(
+            setting, str(path), f"can't be read ({error.strerror or error})", "name a UTF-8 file"
+        ) from error
 
 
 def overlap(train: Iterable[Hashable], test: Sequence[Hashable]) -> list[int]:
@@ -122,58 +146,84 @@ def overlap(train: Iterable[Hashable], test: Sequence[Hashable]) -> list[int]:
 
 
 def _json_lines(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield _row(number, json.loads(line))
-            except json.JSONDecodeError as error:
-                yield Row(number, problem=f"no JSON ({error.msg})")
+    for number, line in numbered_lines(path):
+        if not line.strip():
+            continue
+        problem = why_no_text(line)
+        if problem is not None:
+            yield Row(number, problem=problem)
+            continue
+        try:
+            yield _row(number, loads(line), "line")
+        except NoJson as error:
+            yield Row(number, problem=str(error))
 
 
 def _json(path: Path) -> Iterator[Row]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        yield Row(error.lineno, problem=f"no JSON ({error.msg})")
+    text = read_text(path)
+    if not text.strip():
         return
+    problem = why_no_text(text)
+    if problem is not None:
+        raise UnreadableFile(f"it {problem}", "mend it")
+    try:
+        found = loads(text)
+    except NoJson as error:
+        lines = "; if it has an object a line, name it .jsonl" if "Extra data" in str(error) else ""
+        yield Row(error.line, problem=f"{error}{lines}")
+        return
+    if isinstance(found, Mapping):
+        lists = [name for name, value in found.items() if isinstance(value, list) and _are_rows(value)]
+        if lists:
+            yield Row(1, problem=f"one object, whose {lists[0]!r} is a list of rows: give that list alone", unit="row")
+            return
     yield from _numbered(found if isinstance(found, list) else [found])
 
 
-def _table(delimiter: str) -> Callable[[Path], Iterator[Row]]:
+def _are_rows(values: Sequence[Any]) -> bool:
+    return bool(values) and all(isinstance(value, Mapping) for value in values)
+
+
+def _table(reader: Reader) -> Callable[[Path], Iterator[Row]]:
     def read_table(path: Path) -> Iterator[Row]:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, delimiter=delimiter)
-            for values in reader:
-                problem = "more fields than columns" if None in values else None
-                yield Row(reader.line_num, values, problem)
+        for record in reader(path):
+            last = record.last if record.last > record.first else None
+            yield Row(record.first, record.values, record.problem, last=last)
 
     return read_table
 
 
 def _lines(path: Path) -> Iterator[Row]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in numbered_lines(path):
         if line.strip():
-            yield Row(number, {"text": line})
+            yield Row(number, {"text": line}, why_no_text(line))
 
 
 def _parquet(path: Path) -> Iterator[Row]:
-    from datasets import Dataset
+    import pyarrow
+    from pyarrow import parquet
 
-    if not path.is_file():
-        raise FileNotFoundError(2, "No such file or directory")
-    yield from _numbered(Dataset.from_parquet(str(path)))
+    check_start(path)
+    try:
+        with parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            twice = [name for i, name in enumerate(names) if name in names[:i]]
+            if twice:
+                raise UnreadableFile(f"two columns are named {twice[0]!r}", "rename one")
+            yield from _numbered(row for batch in file.iter_batches() for row in batch.to_pylist())
+    except (pyarrow.ArrowException, ValueError, OSError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UnreadableFile(f"it is no whole Parquet file: {reason}", "write it anew") from error
 
 
-def _hub(setting: str, source: str) -> Iterable[Mapping[str, Any]]:
+def _hub(setting: str, source: str) -> Iterator[Mapping[str, Any]]:
     from datasets import load_dataset
 
     name, _, split = source.removeprefix(HUB).partition(":")
     owner, _, rest = name.partition("/")
     repository, _, configuration = rest.partition("/")
     try:
-        return load_dataset(f"{owner}/{repository}", configuration or None, split=split or "train")
+        yield from load_dataset(f"{owner}/{repository}", configuration or None, split=split or "train")
     except Exception as error:
         raise UserError(
             setting, source, f"can't be loaded ({type(error).__name__})", "write hf://owner/name:split, or use a file"
@@ -182,18 +232,21 @@ def _hub(setting: str, source: str) -> Iterable[Mapping[str, Any]]:
 
 def _numbered(records: Iterable[Any]) -> Iterator[Row]:
     for number, values in enumerate(records, start=1):
-        yield _row(number, values)
+        yield _row(number, values, "row")
 
 
-def _row(number: int, values: Any) -> Row:
-    return Row(number, values) if isinstance(values, Mapping) else Row(number, problem="no JSON object")
+def _row(number: int, values: Any, unit: Literal["line", "row"]) -> Row:
+    if not isinstance(values, Mapping):
+        return Row(number, problem="no JSON object", unit=unit)
+    unusable = [f"{name!r} {value.why}" for name, value in values.items() if isinstance(value, Unusable)]
+    return Row(number, values, unusable[0] if unusable else None, unit)
 
 
 _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".jsonl": _json_lines,
     ".json": _json,
-    ".csv": _table(","),
-    ".tsv": _table("\t"),
+    ".csv": _table(read_csv),
+    ".tsv": _table(read_tsv),
     ".txt": _lines,
     ".parquet": _parquet,
 }

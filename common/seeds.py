@@ -14,8 +14,11 @@ import numpy as np
 from common.action_space import ActionSpace
 from common.config import SeedSection
 from common.errors import UserError
+from common.row import BadRow, Row, as_text
+from common.rows import read_json_lines
 from common.tasks import Task
 from common.tasks.base import TokenCodec
+from common.templates import LITERAL_BRACES, fill
 from common.trajectory import Query
 
 _SHOWN = 3
@@ -64,32 +67,28 @@ def _hinted(section: SeedSection, query: Query, codec: TokenCodec) -> SeedJob:
     assert section.hint is not None
     known = {name: value for name, value in query.info.items() if isinstance(value, str)}
     texts = {**known, "prompt": codec.decode(query.prompt_ids), "target": codec.decode(query.target_ids)}
-    try:
-        text = section.hint.format(**texts)
-    except (KeyError, IndexError, ValueError) as error:
-        raise UserError(
-            "seeds.hint", section.hint, f"can't be filled in ({error})", f"use {{{'}, {'.join(texts)}}} only"
-        ) from error
+
+    def place(name: str) -> str:
+        if name not in texts:
+            remedy = f"use {{{'}, {'.join(texts)}}} only, or {LITERAL_BRACES}"
+            raise UserError("seeds.hint", section.hint, f"can't be filled in ({name!r} is none of its places)", remedy)
+        return texts[name]
+
+    text = fill(section.hint, place)
     return SeedJob(query.id, hint_ids=tuple(codec.encode(text)), n=section.samples_per_query)
 
 
 def _given(path: Path, queries: Sequence[Query], space: ActionSpace, codec: TokenCodec) -> list[SeedJob]:
-    try:
-        lines = path.expanduser().read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError("seeds.file", str(path), f"can't be read ({error})", "give a JSON Lines file") from error
     by_prompt: dict[tuple[int, ...], list[Query]] = {}
     for query in queries:
         by_prompt.setdefault(tuple(query.prompt_ids.tolist()), []).append(query)
     jobs: list[SeedJob] = []
     problems: list[str] = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            found = _read_line(line, by_prompt, space, codec)
-            if isinstance(found, str):
-                problems.append(f"line {number}: {found}")
-            else:
-                jobs.append(found)
+    for row in read_json_lines("seeds.file", path.expanduser()):
+        try:
+            jobs.append(_read_row(row, by_prompt, space, codec))
+        except BadRow as error:
+            problems.append(f"line {row.number}: {error}")
     if problems or not jobs:
         shown = "; ".join(problems[:_SHOWN]) or "no line holds a seed"
         more = f" and {len(problems) - _SHOWN} lines more" if len(problems) > _SHOWN else ""
@@ -102,30 +101,41 @@ def _given(path: Path, queries: Sequence[Query], space: ActionSpace, codec: Toke
     return jobs
 
 
-def _read_line(
-    line: str, by_prompt: Mapping[tuple[int, ...], Sequence[Query]], space: ActionSpace, codec: TokenCodec
-) -> SeedJob | str:
-    """A job, or why the line is none."""
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        return f"no JSON ({error.msg})"
-    if not isinstance(row, dict):
-        return "no JSON object"
-    ids = row.get("rationale_ids")
-    if ids is None and not isinstance(row.get("rationale"), str):
-        return 'no "rationale" text'
-    if ids is not None and not (isinstance(ids, list) and all(type(token) is int for token in ids)):
-        return '"rationale_ids" is no list of token ids'
-    matching = _matching(row, by_prompt, codec)
+def _read_row(
+    row: Row, by_prompt: Mapping[tuple[int, ...], Sequence[Query]], space: ActionSpace, codec: TokenCodec
+) -> SeedJob:
+    """A line's job; raises BadRow if it is none."""
+    if row.problem is not None:
+        raise BadRow(row.problem)
+    values = row.values
+    ids = values.get("rationale_ids")
+    if ids is None and not isinstance(values.get("rationale"), str):
+        raise BadRow('no "rationale" text')
+    if ids is not None and not (isinstance(ids, list) and all(_is_token(token) for token in ids)):
+        raise BadRow('"rationale_ids" is no list of token ids')
+    matching = _matching(values, by_prompt, codec)
     if len(matching) != 1:
         what = "names no training query" if not matching else f"names {len(matching)} queries"
-        return f'"prompt" {what}'
-    actions = ids if ids is not None else codec.encode(row["rationale"])
+        raise BadRow(f'"prompt" {what}')
+    actions = list(ids) if ids is not None else codec.encode(_text(values, "rationale"))
     if actions and actions[-1] == space.terminator_id:
         actions.pop()
     reason = space.why_invalid(np.asarray(actions, np.int32))
-    return reason or SeedJob(matching[0].id, action_ids=tuple(actions))
+    if reason is not None:
+        raise BadRow(reason)
+    return SeedJob(matching[0].id, action_ids=tuple(actions))
+
+
+def _is_token(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**31
+
+
+def _text(values: Mapping[str, Any], name: str) -> str:
+    """A value as it stands, white space included; raises BadRow."""
+    try:
+        return as_text(values[name])
+    except BadRow as error:
+        raise BadRow(f'"{name}" {error}') from error
 
 
 def _matching(
@@ -135,10 +145,10 @@ def _matching(
     if "query_id" in row:
         return [query for queries in by_prompt.values() for query in queries if query.id == row["query_id"]]
     if "prompt" in row:
-        found = list(by_prompt.get(tuple(codec.encode(str(row["prompt"]))), []))
+        found = list(by_prompt.get(tuple(codec.encode(_text(row, "prompt"))), []))
     else:
         found = list(chain.from_iterable(by_prompt.values()))
     if "target" in row:
-        target = codec.encode(str(row["target"]))
+        target = codec.encode(_text(row, "target"))
         found = [query for query in found if query.target_ids.tolist() == target]
     return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from buffer.replay import BufferFull, ReplayBuffer
 from common.config import RunConfig
 from common.config_loading import load_run
 from common.errors import RunFault, UserError
+from common.json_text import dumps
 from common.trajectory import MalformedTrajectory, Trajectory
 from deploy.display import print_figures
 
@@ -98,7 +98,7 @@ def buffer_command(options: argparse.Namespace, _: list[str], console: Console) 
         except RedisError as error:
             raise RunFault(f"Redis was lost: {error}") from error
     if options.json:
-        print(json.dumps(result))
+        print(dumps(result))
     return status
 
 

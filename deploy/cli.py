@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from common.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_USER, RunFault, UserError
+from common.json_text import dumps
 
 Command = Callable[[argparse.Namespace, list[str], Console], int]
 
@@ -120,7 +121,7 @@ def train(options: argparse.Namespace, overrides: list[str], console: Console) -
         with LiveDisplay(console) as display:
             summary = Launcher(config, display.watch).run()
     if options.json:
-        print(json.dumps(summary))
+        print(dumps(summary))
     print_figures(console, f"{config.run_folder}", summary)
     from deploy.run_cli import OPERATOR_STOP
 
@@ -153,9 +154,9 @@ def evaluate(options: argparse.Namespace, _: list[str], console: Console) -> int
 
     run = FinishedRun(options.run)
     figures = run.figures()
-    (options.run / "evaluation.json").write_text(json.dumps(figures, indent=2))
+    (options.run / "evaluation.json").write_text(dumps(figures, indent=2))
     if options.json:
-        print(json.dumps(figures))
+        print(dumps(figures))
     else:
         print_figures(console, f"{options.run}", figures)
         for label, row in figures.get("samplers", {}).items():
@@ -198,7 +199,7 @@ def sample(options: argparse.Namespace, _: list[str], console: Console) -> int:
         for item in drawn
     ]
     if options.json:
-        print(json.dumps(rows))
+        print(dumps(rows))
         return 0
     console.print(run.codec.decode(query.prompt_ids), markup=False, highlight=False)
     table = Table()

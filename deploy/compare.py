@@ -27,6 +27,7 @@ from common.config import RunConfig
 from common.config_loading import load_config, read_yaml
 from common.devices import available_cores
 from common.errors import EXIT_INTERRUPTED, UserError
+from common.json_text import dumps
 from common.processes import die_with_parent
 from common.rows import HUB
 from common.tasks import TASKS
@@ -304,7 +305,7 @@ def _end(folder: Path, begun: _Begun, parallel: int) -> str | None:
         "parallel": parallel,
         **({"summary": summary} if done else {}),
     }
-    _mark(folder, name).write_text(json.dumps(result))
+    _mark(folder, name).write_text(dumps(result))
     return None if done else f"status {status}; see {folder}/cells/{name}.log"
 
 
@@ -419,4 +420,6 @@ def _with_data(file: ComparisonFile, data: Path) -> ComparisonFile:
 def _within(data: Path, value: Any) -> Any:
     if isinstance(value, list):
         return [_within(data, item) for item in value]
-    return value if str(value).startswith(HUB) else str(data.expanduser().resolve() / str(value))
+    if not isinstance(value, str) or value.startswith(HUB):
+        return value
+    return str(data.expanduser().resolve() / Path(value).expanduser())

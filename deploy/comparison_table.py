@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from common.json_text import dumps
+
 
 class PlotSection(BaseModel):
     """Bars of the table's figures, or one figure against another."""
@@ -129,7 +131,7 @@ class Table:
             "seconds": sum(seconds for *_, seconds in cells),
             "longest_cell_s": max((seconds for *_, seconds in cells), default=0.0),
         }
-        return json.dumps(done, indent=1)
+        return dumps(done, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Self:

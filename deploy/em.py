@@ -7,7 +7,6 @@ training goes on with the step it was at.
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from typing import Any
 from common.config import RunConfig
 from common.config_loading import save_resolved
 from common.devices import available_cores
+from common.json_text import dumps
 from deploy.inference import FinishedRun
 from deploy.launcher import DRAWN, Launcher
 from deploy.report import read_json
@@ -58,7 +58,7 @@ def run_em(config: RunConfig, say: Callable[[str], None] = lambda text: None) ->
         "stopped_because": stopped_because,
         "fault": None,
     }
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2))
+    (folder / "summary.json").write_text(dumps(summary, indent=2))
     return summary
 
 

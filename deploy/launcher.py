@@ -32,6 +32,7 @@ from buffer.stats import BufferStats
 from common.config import RunConfig
 from common.config_loading import REDIS_URL_VARIABLE, save_resolved
 from common.errors import RunFault
+from common.json_text import dumps
 from common.log import get_logger, set_up_logging
 from common.metrics import LauncherMetrics, new_registry, serve, targets
 from common.processes import die_with_parent
@@ -262,7 +263,7 @@ class Launcher:
             for label, groups in encoded.items()
         }
         found = task.evaluate_samples(samples, self.config.reward_weights)
-        (folder / "evaluation_samples.json").write_text(json.dumps(found, indent=2))
+        (folder / "evaluation_samples.json").write_text(dumps(found, indent=2))
 
     def _keep_samples(self, actors: ActorPool, folder: Path) -> None:
         """Distinct rationales of the training queries from the trained sampler, as a file of seeds."""

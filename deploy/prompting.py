@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from functools import partial
@@ -15,6 +14,7 @@ from actors.engines import make_engines
 from actors.sampler import TrajectorySampler
 from common.config import RunConfig
 from common.config_loading import save_resolved
+from common.json_text import dumps
 from common.metrics import ActorMetrics, new_registry
 from common.tasks import make_task
 from common.tokens import load_codec
@@ -37,7 +37,7 @@ def run_prompting(config: RunConfig) -> dict[str, Any]:
     policy = LoraPolicy.load(config.model.name, lora, space, dtype=section.dtype, device=device)
     exact = {"metrics": task.evaluate_policy(policy), "distribution": task.distribution(policy)}
     for when in ("before", "after"):
-        (folder / f"evaluation_{when}.json").write_text(json.dumps(exact))
+        (folder / f"evaluation_{when}.json").write_text(dumps(exact))
     del policy
     requests = [request for request in task.sample_requests() if not request.adapter]
     if requests:
@@ -55,5 +55,5 @@ def run_prompting(config: RunConfig) -> dict[str, Any]:
         queries = task.queries("test")
         samples = {request.label: sampler.collect(queries, request, None, actor.max_in_flight) for request in requests}
         found = task.evaluate_samples(samples, config.reward_weights)
-        (folder / "evaluation_samples.json").write_text(json.dumps(found, indent=2))
+        (folder / "evaluation_samples.json").write_text(dumps(found, indent=2))
     return write_summary(config, folder, 0, time.monotonic() - started, None, interrupted=False)

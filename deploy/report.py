@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from common.config import RunConfig
+from common.json_text import dumps
 from common.tasks import SampleRequest, Task, make_task
 from common.tokens import load_codec
 
@@ -48,7 +49,7 @@ def write_summary(
         "fault": fault,
     }
     summary["plots"] = [path.name for path in draw_plots(config, folder)] if after else []
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2))
+    (folder / "summary.json").write_text(dumps(summary, indent=2))
     return summary
 
 

@@ -25,6 +25,7 @@ from buffer.replay import ReplayBuffer
 from common.config import RedisSection, RunConfig
 from common.config_loading import load_run
 from common.errors import RunFault, UserError
+from common.json_text import dumps
 from deploy.buffer_cli import URL_VARIABLE
 from deploy.status import Status, status_table
 
@@ -125,7 +126,7 @@ def status(options: argparse.Namespace, _: list[str], console: Console) -> int:
         time.sleep(1.0)
         found = Status.read(opened.keys.run, opened.config, opened.control, buffer, first)
         if options.json:
-            print(json.dumps(found.as_dict()))
+            print(dumps(found.as_dict()))
         elif options.once or not console.is_terminal:
             console.print(status_table(found))
         else:
@@ -199,7 +200,7 @@ def logs(options: argparse.Namespace, _: list[str], console: Console) -> int:
 
 
 def _read(path: Path) -> Iterator[dict[str, Any]]:
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         with contextlib.suppress(ValueError):
             yield dict(json.loads(text))
 

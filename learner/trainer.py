@@ -20,6 +20,7 @@ from buffer.replay import ReplayBuffer
 from buffer.stats import BufferStats
 from common.config import FORWARD_LOOKING, RunConfig
 from common.errors import RunFault, SamplerGapFault, StallError
+from common.json_text import dumps
 from common.log import add_log_context, get_logger
 from common.metrics import LearnerMetrics
 from common.tasks import Task
@@ -314,7 +315,7 @@ class Trainer:
         if self.last_gap is not None:
             row.update(sampler_gap=self.last_gap.mean, sampler_gap_tokens=self.last_gap.tokens)
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": time.time(), **row}) + "\n")
+            file.write(dumps({"time": time.time(), **row}) + "\n")
         for sink in self.sinks:
             sink.write(int(row["step"]), numbers(row))
         metrics = self.metrics
@@ -344,7 +345,7 @@ class Trainer:
             "metrics": self.task.evaluate_policy(self.policy),
             "distribution": self.task.distribution(self.policy),
         }
-        path.write_text(json.dumps(found))
+        path.write_text(dumps(found))
 
     def _checkpoint(self) -> None:
         progress = self.progress
@@ -401,7 +402,7 @@ class Trainer:
             "sampler_gap_max": float(np.max(gaps)) if gaps else None,
             "stopped_because": self.stopped_because,
         }
-        (self.folder / "learner_summary.json").write_text(json.dumps(summary))
+        (self.folder / "learner_summary.json").write_text(dumps(summary))
 
 
 def learning_rate_factor(step: int, warmup_steps: int, steps: int, linear: bool) -> float:

@@ -6,14 +6,15 @@ import re
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from common.reward import RewardWeights
-from common.rows import Row
+from common.row import Row
 from common.tasks.base import SamplingTemperature
 from common.tasks.figures import majority
 from common.tasks.template import Groups, TemplateConfig, TemplateTask
-from common.tasks.text import fill
+from common.tasks.text import fill_row
+from common.templates import check_template
 from common.tools import ToolSection
 from common.trajectory import Trajectory
 
@@ -39,6 +40,11 @@ class ArithmeticConfig(TemplateConfig):
     )
     evaluation_temperature: SamplingTemperature = Field(0.1, description="the paper's, for the majority of 10 samples")
 
+    @field_validator("answer")
+    @classmethod
+    def _answer_is_a_template(cls, value: str) -> str:
+        return check_template(value)
+
 
 class ArithmeticTask(TemplateTask[ArithmeticConfig]):
     """log R = log p(Z⊤|shots, X) + log p(Y|shots, XZ⊤); what the calculator writes is context."""
@@ -48,7 +54,7 @@ class ArithmeticTask(TemplateTask[ArithmeticConfig]):
     main_figures = ("accuracy", "sample_accuracy")
 
     def info(self, row: Row) -> dict[str, Any]:
-        return {"answer": fill(self.config.answer, row)}
+        return {"answer": fill_row(self.config.answer, row, "task.answer")}
 
     def figures(self, groups: Groups, weights: RewardWeights) -> dict[str, float]:
         found = super().figures(groups, weights)

@@ -19,6 +19,7 @@ from common.grammar import Grammar, regex_of_schema
 from common.reward import FloatArray, RewardWeights
 from common.tasks.base import TokenCodec
 from common.tasks.template import Groups, TemplateConfig, TemplateTask
+from common.text_files import UnreadableFile, read_text
 from common.trajectory import Query
 
 _SCORES_KEPT = 100_000
@@ -103,8 +104,8 @@ class ConstrainedTask(TemplateTask[ConstrainedConfig]):
         if isinstance(given, dict):
             return given
         try:
-            return dict(json.loads(Path(str(given)).expanduser().read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+            return dict(json.loads(read_text(Path(str(given)).expanduser())))
+        except (OSError, UnreadableFile, ValueError, TypeError, RecursionError) as error:
             raise UserError("task.json_schema", given, f"can't be read ({error})", "give a JSON file") from error
 
     def log_constraint(self, query: Query, action_ids: NDArray[np.int32]) -> FloatArray:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from common.reward import RewardWeights
-from common.rows import Row
+from common.row import Row
 from common.tasks.base import SampleRequest, SampleSets, SamplingTemperature
 from common.tasks.embeddings import semantic_diversity
 from common.tasks.figures import on_hull, summarise
@@ -56,7 +56,7 @@ class ContinuationTask(TextTask[ContinuationConfig]):
     main_figures = ("max_log_reward", "diversity")
 
     def example(self, row: Row) -> Example:
-        ids = self.encode_some(row.text(self.config.column), "the prompt")
+        ids = self.encode_some(row.text(self.config.column, "task.column"), "the prompt")
         return Example(Query(task=self.name, prompt_ids=ids[-self.config.max_prompt_tokens :]))
 
     def sample_requests(self) -> list[SampleRequest]:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from common.action_space import ActionSpace
 from common.errors import UserError
@@ -17,6 +17,7 @@ from common.reward import FloatArray, RewardWeights
 from common.tasks.base import SampleRequest, SampleSets, Split, Task, TaskConfig, base_and_trained
 from common.tasks.figures import majority, summarise
 from common.tasks.text import character_space
+from common.templates import check_template, fill, places
 from common.trajectory import Query
 
 _EXECUTES = re.compile(r"\b(eval|exec|compile|parse_expr|sympify|parse_latex|pickle|subprocess|__import__)\s*[.(]")
@@ -33,7 +34,9 @@ class ReasoningGymConfig(TaskConfig):
     size: int = Field(50, ge=1, description="training questions")
     test_size: int = Field(20, ge=1, description="test questions, none of which is a training question")
     seed: int = Field(0, ge=0, description="of the generator")
-    template: str = Field("Question: {question}\nAnswer:", description="X")
+    template: str = Field(
+        "Question: {question}\nAnswer:", description="X; {question} is filled in, {{ and }} stand for braces"
+    )
     marker: str | None = Field(
         None, description="the verifier reads what follows the last of this text, e.g. '= '; the whole without it"
     )
@@ -47,6 +50,13 @@ class ReasoningGymConfig(TaskConfig):
     min_len: int = Field(1, ge=0, description="tokens before the answer may end")
     max_len: int = Field(12, ge=1, description="tokens at which the answer is ended")
     evaluation_samples: int = Field(10, ge=1, description="answers a test question for the evaluation")
+
+    @field_validator("template")
+    @classmethod
+    def _holds_the_question(cls, value: str) -> str:
+        if not places(check_template(value, ("question",))):
+            raise ValueError("holds no {question}, so all prompts would be the same")
+        return value
 
 
 class ReasoningGymTask(Task[ReasoningGymConfig]):
@@ -99,7 +109,8 @@ class ReasoningGymTask(Task[ReasoningGymConfig]):
         wanted = self.config.size + self.config.test_size
         found: dict[str, Query] = {}
         for index in range(4 * wanted):
-            text = self.config.template.replace("{question}", str(self._entry(index)["question"]))
+            question = str(self._entry(index)["question"])
+            text = fill(self.config.template, {"question": question}.__getitem__)
             query = Query(task=self.name, prompt_ids=self.codec.encode(text), info={"index": index})
             if self.max_model_len is None or query.tokens_needed(self.config.max_len) <= self.max_model_len:
                 found.setdefault(query.id, query)

@@ -9,12 +9,13 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from common.action_space import ActionSpace
 from common.errors import UserError
 from common.reward import FloatArray, RewardWeights
 from common.tasks.base import PolicyScorer, SampleRequest, SampleSets, Split, Task, TaskConfig, one_token
+from common.templates import check_template, fill
 from common.trajectory import Query
 
 
@@ -26,7 +27,7 @@ class RngConfig(TaskConfig):
     high: int = Field(100, ge=0, le=99_999, description="largest integer, included; all are enumerated to evaluate")
     prompt: str = Field(
         "The following is a random integer drawn uniformly between {low} and {high}: ",
-        description="X; {low} and {high} are filled in",
+        description="X; {low} and {high} are filled in, {{ and }} stand for braces",
     )
     terminator: str = Field(".", description="the text, one token, that ends the number")
     penalty: float = Field(
@@ -36,6 +37,11 @@ class RngConfig(TaskConfig):
         "space: with 10, the 1,010 invalid strings of up to 3 digits hold 0.05% of the posterior",
     )
     evaluation_samples: int = Field(256, ge=0, description="samples drawn to check the sampler itself; 0 for none")
+
+    @field_validator("prompt")
+    @classmethod
+    def _prompt_is_a_template(cls, value: str) -> str:
+        return check_template(value, ("low", "high"))
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -72,7 +78,8 @@ class RngTask(Task[RngConfig]):
         )
 
     def queries(self, split: Split) -> list[Query]:
-        text = self.config.prompt.format(low=self.config.low, high=self.config.high)
+        numbers = {"low": str(self.config.low), "high": str(self.config.high)}
+        text = fill(self.config.prompt, numbers.__getitem__)
         return [Query(task=self.name, prompt_ids=self.codec.encode(text))]
 
     @cached_property

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from common.rows import Row
+from common.row import Row
 from common.tasks.template import TemplateConfig, TemplateTask
-from common.tasks.text import fill
+from common.tasks.text import fill_row
+from common.templates import check_template
 
 
 class SubjectivityConfig(TemplateConfig):
@@ -26,6 +27,11 @@ class SubjectivityConfig(TemplateConfig):
     max_len: int = Field(5, ge=1, description="the paper's")
     misleading_penalty: float = Field(50.0, ge=0, description="the paper's")
 
+    @field_validator("label")
+    @classmethod
+    def _label_is_a_template(cls, value: str) -> str:
+        return check_template(value)
+
 
 class SubjectivityTask(TemplateTask[SubjectivityConfig]):
     """log R = log p(Z⊤|X) + log p(Y|XZ⊤), minus the penalty where Z makes the other label likelier."""
@@ -36,4 +42,4 @@ class SubjectivityTask(TemplateTask[SubjectivityConfig]):
 
     def info(self, row: Row) -> dict[str, Any]:
         """The label, for hints that reveal it."""
-        return {"label": fill(self.config.label, row)}
+        return {"label": fill_row(self.config.label, row, "task.label")}

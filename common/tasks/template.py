@@ -9,14 +9,16 @@ from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from common.errors import UserError
 from common.reward import RewardWeights
-from common.rows import BadRow, Row, read
+from common.row import BadRow, Row
+from common.rows import read
 from common.tasks.base import PolicyScorer, SampleRequest, SampleSets, SamplingTemperature, TokenCodec, base_and_trained
 from common.tasks.figures import accuracy, summarise
-from common.tasks.text import Example, TextConfig, TextTask, fill
+from common.tasks.text import Example, TextConfig, TextTask, fill_row
+from common.templates import check_template
 from common.tools import ToolError, ToolSection
 from common.trajectory import Query, Trajectory
 
@@ -25,7 +27,7 @@ Groups = Mapping[str, Sequence[Trajectory]]
 
 
 class TemplateConfig(TextConfig):
-    """Settings of all tasks from a template; {column} is replaced by the row's text."""
+    """Settings of all tasks from a template; {column} is replaced by the row's text, {{ and }} stand for braces."""
 
     prompt: str = Field(description="X, what the policy continues")
     reference_prompt: str | None = Field(
@@ -51,6 +53,11 @@ class TemplateConfig(TextConfig):
     evaluation_samples: int = Field(10, ge=1, description="rationales a test row for the evaluation")
     evaluation_temperature: SamplingTemperature = Field(1.0, description="at which they are sampled")
 
+    @field_validator("prompt", "reference_prompt", "target", "rationale")
+    @classmethod
+    def _is_a_template(cls, value: str | None) -> str | None:
+        return value if value is None else check_template(value)
+
 
 TemplateConfigT = TypeVar("TemplateConfigT", bound=TemplateConfig)
 
@@ -73,11 +80,11 @@ class TemplateTask(TextTask[TemplateConfigT]):
     def example(self, row: Row) -> Example:
         config = self.config
         prompt, reference = self.prompt(row), self.reference_prompt(row)
-        target = None if config.target is None else fill(config.target, row)
+        target = None if config.target is None else fill_row(config.target, row, "task.target")
         others = [choice for choice in config.choices if choice != target] if target is not None else []
         if target is not None and config.choices and target not in config.choices:
             raise BadRow(f"target {target!r} is none of task.choices")
-        rationale = None if config.rationale is None else self._rationale(config.rationale, row)
+        rationale, no_rationale = self._rationale(row)
         query = Query(
             task=self.config.name,
             prompt_ids=self.encode_some(prompt, "the prompt"),
@@ -86,16 +93,21 @@ class TemplateTask(TextTask[TemplateConfigT]):
             alternatives=tuple(self.encode_some(choice, "a choice") for choice in others),
             info={**self.info(row), "rationale": rationale or ""},
         )
-        return Example(query, rationale)
+        return Example(query, rationale, no_rationale)
 
     def prompt(self, row: Row) -> str:
         """What the policy reads; raises BadRow."""
-        return self._shots("policy_shots", self.config.policy_shots) + fill(self.config.prompt, row)
+        return self._shots("policy_shots", self.config.policy_shots) + fill_row(self.config.prompt, row, "task.prompt")
 
     def reference_prompt(self, row: Row) -> str:
         """What the reference reads; raises BadRow."""
-        text = fill(self.config.reference_prompt or self.config.prompt, row)
-        return self._shots("reference_shots", self.config.reference_shots) + text
+        return self._shots("reference_shots", self.config.reference_shots) + self._own_reference_prompt(row)
+
+    def _own_reference_prompt(self, row: Row) -> str:
+        """Without the shots before it."""
+        if self.config.reference_prompt is None:
+            return fill_row(self.config.prompt, row, "task.prompt")
+        return fill_row(self.config.reference_prompt, row, "task.reference_prompt")
 
     def _shots(self, setting: str, n: int) -> str:
         """Training rows worked out, a line each; raises UserError if there are too few."""
@@ -113,12 +125,15 @@ class TemplateTask(TextTask[TemplateConfigT]):
         config = self.config
         found = []
         for row in read("task.train_path", config.train_path):
+            if row.problem is not None:
+                continue
             with contextlib.suppress(BadRow):
-                text = fill(config.reference_prompt or config.prompt, row)
+                text = self._own_reference_prompt(row)
                 if config.rationale is not None:
-                    text += self._with_results(fill(config.rationale, row).removesuffix(config.terminator))
+                    rationale = fill_row(config.rationale, row, "task.rationale")
+                    text += self._with_results(rationale.removesuffix(config.terminator))
                     text += config.terminator if config.terminator_in_text else ""
-                found.append(text + ("" if config.target is None else fill(config.target, row)))
+                found.append(text + ("" if config.target is None else fill_row(config.target, row, "task.target")))
         found = found[: config.limit]
         if config.shots_seed is not None:
             random.Random(config.shots_seed).shuffle(found)
@@ -138,13 +153,14 @@ class TemplateTask(TextTask[TemplateConfigT]):
             text += part
         return text
 
-    @staticmethod
-    def _rationale(template: str, row: Row) -> str | None:
-        """Rows without a rationale are queries all the same."""
+    def _rationale(self, row: Row) -> tuple[str | None, str | None]:
+        """The row's rationale, or why it has none: such rows are queries all the same."""
+        if self.config.rationale is None:
+            return None, None
         try:
-            return fill(template, row)
-        except BadRow:
-            return None
+            return fill_row(self.config.rationale, row, "task.rationale"), None
+        except BadRow as error:
+            return None, f"{row.unit} {row.number}: {error}"
 
     def info(self, row: Row) -> dict[str, Any]:
         """What the task's evaluation needs to know of a row."""
@@ -180,8 +196,10 @@ class TemplateTask(TextTask[TemplateConfigT]):
         names = self.test_names()
         if len(names) > 1:
             for name, ids in names.items():
+                # A file named like a figure must not take that figure's place, and of no samples there are no figures.
                 part = {key: groups[key] for key in ids}
-                found[name] = self.figures(part, weights)
+                if part:
+                    found[f"{name} (file)" if name in (*found, "samplers") else name] = self.figures(part, weights)
         return found
 
     def figures(self, groups: Groups, weights: RewardWeights) -> dict[str, float]:

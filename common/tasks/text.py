@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,12 +15,12 @@ from pydantic import Field, field_validator
 
 from common.action_space import ActionSpace
 from common.errors import UserError
-from common.rows import BadRow, Loaded, OnBadRow, OnOverlap, Row, load, overlap
+from common.row import BadRow, Row
+from common.rows import HUB, Loaded, OnBadRow, OnOverlap, load, overlap
 from common.tasks.base import Split, Task, TaskConfig, TokenCodec, one_token
+from common.templates import fill
 from common.tools import ToolBox, ToolSection
 from common.trajectory import Query
-
-_PLACE = re.compile(r"\{([^{}]+)\}")
 
 
 class TextConfig(TaskConfig):
@@ -52,6 +52,13 @@ class TextConfig(TaskConfig):
     def _path_as_text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path) else value
 
+    @field_validator("test_path")
+    @classmethod
+    def _names_files(cls, value: str | list[str] | None) -> str | list[str] | None:
+        if value == []:
+            raise ValueError("names no file: leave it out to hold out rows of train_path, or name one")
+        return value
+
     @field_validator("allowed_characters")
     @classmethod
     def _compiles(cls, value: str | None) -> str | None:
@@ -68,6 +75,8 @@ class Example:
 
     query: Query
     rationale: str | None = None
+    no_rationale: str | None = None
+    """Why there is none, where the task asks for one."""
 
 
 TextConfigT = TypeVar("TextConfigT", bound=TextConfig)
@@ -131,8 +140,8 @@ class TextTask(Task[TextConfigT]):
 
     @cached_property
     def _given_test(self) -> list[Example]:
-        """All test examples of the files, before any is removed."""
-        return [example for loaded in self._test for example in loaded.items]
+        """All test examples of the files, each once, before any is removed."""
+        return list({example.query.id: example for loaded in self._test for example in loaded.items}.values())
 
     @cached_property
     def _seen(self) -> list[int]:
@@ -153,11 +162,12 @@ class TextTask(Task[TextConfigT]):
         return len(self._overlap(*self.examples))
 
     def test_names(self) -> dict[str, list[str]]:
-        """Ids of the test queries by the name of their file."""
+        """Ids of the test queries by the name of their file, or by so much of its path as tells the files apart."""
         kept = {example.query.id for example in self.examples[1]}
+        names = distinct_names([loaded.rejected.source for loaded in self._test])
         return {
-            Path(loaded.rejected.source).stem: [item.query.id for item in loaded.items if item.query.id in kept]
-            for loaded in self._test
+            name: [item.query.id for item in loaded.items if item.query.id in kept]
+            for name, loaded in zip(names, self._test, strict=True)
         }
 
     @cached_property
@@ -166,13 +176,16 @@ class TextTask(Task[TextConfigT]):
 
     @cached_property
     def _test(self) -> list[Loaded[Example]]:
-        paths = self.config.test_path or []
-        limit = self.config.test_size
-        return [self._load("task.test_path", path, limit) for path in ([paths] if isinstance(paths, str) else paths)]
+        given, limit = self.config.test_path or [], self.config.test_size
+        paths = [given] if isinstance(given, str) else given
+        places = [path if path.startswith(HUB) else Path(path).resolve() for path in paths]
+        if len(set(places)) < len(places):
+            raise UserError("task.test_path", given, "names a file twice", "name each once")
+        return [self._load("task.test_path", path, limit) for path in paths]
 
     def _load(self, setting: str, path: str, limit: int | None) -> Loaded[Example]:
         found = load(setting, path, self._checked_example, lambda example: example.query.id, self.config.on_bad_row)
-        return Loaded(found.items[:limit], found.rejected, found.repeated)
+        return replace(found, items=found.items[:limit])
 
     def _checked_example(self, row: Row) -> Example:
         example = self.example(row)
@@ -189,12 +202,21 @@ class TextTask(Task[TextConfigT]):
                 notes.append(f"{loaded.rejected.source}: skipped {loaded.rejected.describe()}")
             if loaded.repeated:
                 notes.append(f"{loaded.rejected.source}: {loaded.repeated} repeated rows are used once")
+            if loaded.spanning:
+                first, last = loaded.spanning[0]
+                notes.append(
+                    f"{loaded.rejected.source}: {len(loaded.spanning)} rows stand on several lines, as a field in "
+                    f"quotes may (the first: lines {first} to {last})"
+                )
         if self._seen:
             done = "removed from the test" if self.config.on_overlap == "remove" else "kept in the test"
             counts = f"{len(self._seen)} of {len(self._given_test)} test rows"
             notes.append(f"{counts} stand among the training rows: {done} (task.on_overlap)")
         if train is test:
             notes.append("too few rows to hold any out: the evaluation is on the training rows")
+        without = [example.no_rationale for example in train if example.no_rationale is not None]
+        if without:
+            notes.append(f"{len(without)} of {len(train)} training rows hold no rationale (the first: {without[0]})")
         unusable = self._rationales[1]
         if unusable:
             notes.append(f"{unusable} rationales are outside the policy's mask or lengths: no seeds")
@@ -272,6 +294,21 @@ def character_space(
     )
 
 
-def fill(template: str, row: Row) -> str:
-    """A template with {column} replaced by the row's text; raises BadRow for a missing or empty column."""
-    return _PLACE.sub(lambda match: row.text(match[1]), template)
+def fill_row(template: str, row: Row, setting: str) -> str:
+    """A template, which `setting` holds, with {column} replaced by the row's text; raises BadRow for a missing or empty
+    column."""
+    return fill(template, lambda column: row.text(column, setting))
+
+
+def distinct_names(sources: Sequence[str]) -> list[str]:
+    """A short name of each: its file's, without its ending, or as much of its path as makes them differ."""
+    paths = [PurePath(source) for source in sources]
+    for depth in range(1, max((len(path.parts) for path in paths), default=0) + 1):
+        for ending in (False, True):
+            names = [
+                "/".join((path if ending or source.startswith(HUB) else path.with_suffix("")).parts[-depth:])
+                for source, path in zip(sources, paths, strict=True)
+            ]
+            if len(set(names)) == len(names):
+                return names
+    return list(sources)

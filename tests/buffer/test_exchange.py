@@ -129,6 +129,63 @@ def test_lines_that_are_no_json_are_rejected(full: ReplayBuffer, redis_client: R
     assert [where for where, _ in report.rejected] == ["line 8", "line 9"]
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "A.JSONL"])
+def test_marks_and_other_line_ends_are_read(full: ReplayBuffer, redis_client: Redis, tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    export_buffer(full, path, decode=lambda ids: "a\u2028b\x85c")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    report = import_buffer(make_buffer(redis_client, "other"), path)
+    assert (report.added, report.rejected) == (7, [])
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"\xff", "byte 0xff is no UTF-8"),
+        (b"[" * 9_000, "no JSON (it is nested too deep)"),
+        (b'{"format": ' + b"9" * 5_000 + b"}", "format"),
+    ],
+)
+def test_a_line_that_python_stumbles_over_costs_no_other(
+    full: ReplayBuffer, redis_client: Redis, tmp_path: Path, line: bytes, reason: str
+) -> None:
+    path = tmp_path / "a.jsonl"
+    export_buffer(full, path)
+    path.write_bytes(path.read_bytes() + line + b"\n")
+    report = import_buffer(make_buffer(redis_client, "other"), path)
+    assert report.added == 7
+    ((where, why),) = report.rejected
+    assert where == "line 8" and reason in why
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"actor_id": "\ud83d"}, "surrogates"),
+        ({"query_info": '{"label": "\\ud83d"}'}, "surrogates"),
+        ({"query_info": json.dumps({"label": 2**70})}, "Integer value out of range"),
+        ({"created_at": float("nan")}, "created_at is not finite"),
+    ],
+)
+def test_what_the_buffer_cannot_store_is_rejected_before_anything_is_inserted(
+    full: ReplayBuffer, redis_client: Redis, tmp_path: Path, changes: dict[str, Any], reason: str
+) -> None:
+    path = tmp_path / "a.jsonl"
+    export_buffer(full, path)
+    edited(path, 3, **changes)
+    report = import_buffer(make_buffer(redis_client, "other"), path)
+    assert report.added == 6
+    ((where, why),) = report.rejected
+    assert where == "line 3" and reason in why
+
+
+def test_files_of_another_encoding_are_one_line(redis_client: Redis, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes('{"format": 2}'.encode("utf-16"))
+    with pytest.raises(UserError, match=r"FILE.*can't be read \(it is UTF-16"):
+        import_buffer(make_buffer(redis_client, "other"), path)
+
+
 def test_a_damaged_or_cut_binary_file_gives_what_is_whole(
     full: ReplayBuffer, redis_client: Redis, tmp_path: Path
 ) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -127,3 +130,64 @@ def test_every_setting_has_a_description() -> None:
 def test_known_keys_hold_nested_and_task_settings() -> None:
     keys = set(known_keys())
     assert {"learner.reward.temperature.end", "task.train_path", "task.high", "model.lora.rank"} <= keys
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("task: {name: rng}\ntask: {name: rng, high: 7}\n", "'task' stands twice, in line 1 and in line 2"),
+        ("learner:\n  lr: 1\n  steps: 2\n  lr: 2\n", "'lr' stands twice, in line 2 and in line 4; bring the two"),
+        ("task: {name: rng}\n1: x\n", "has a section 1; write sections"),
+        ("task: {name: rng}\nlearner: {1: 2}\n", "learner.1"),
+        (f"task: {{name: rng, high: {'9' * 5_000}}}\n", "holds a value that can't be read"),
+        ("task: {name: rng, prompt: 2020-13-45}\n", "holds a value that can't be read .month must be"),
+        (f"task: {'[' * 5_000}\n", "holds a value that can't be read"),
+        ('task: {name: rng, prompt: "\\ud83d {low}"}\n', "task.prompt = .*: holds half a character; write it in UTF-8"),
+        ('task: {name: reasoning_gym, options: {a: ["\\ud83d"]}}\n', "task.options.a = .*: holds half a character"),
+        ('task: {name: rng}\n"\\ud83d": {}\n', "CONFIG = .*: holds half a character"),
+        ("task: &a [*a]\n", "holds a value that can't be read"),
+        ("task: {name: rng}\n".encode("utf-16"), "can't be read .it is UTF-16.; save it as UTF-8"),
+        (
+            b"task: {name: rng}\nrun: {name: caf\xe9}\n",
+            "line 2: byte 0xe9 is no UTF-8.; save it as UTF-8",
+        ),
+        ("task: {name: rng, prompt: 'number {'}\n", "task.prompt = 'number {': a lone { at character 8"),
+        (
+            "task: {name: rng, prompt: '{\"x\": 1}'}\n",
+            "task.prompt = .*stands for nothing.*itself twice: {{ or }}",
+        ),
+        ("task: {name: rng}\nseeds: {hint: '{prompt} {'}\n", "seeds.*a lone { at character 10"),
+        ("task: {name: rng}\nseeds: {hint: '{{prompt}}'}\n", "seeds.*holds no {prompt}"),
+        ("task: {name: jsonl, train_path: a.txt, prompt: '{text}', test_path: []}\n", "task.test_path.*names no file"),
+    ],
+)
+def test_a_file_that_says_one_thing_twice_or_what_is_no_text_is_refused(
+    tmp_path: Path, content: str | bytes, message: str
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=message) as found:
+        load_config(path)
+    assert "\n" not in str(found.value)
+
+
+def test_a_file_is_utf_8_whatever_the_machine_s_own_encoding_and_may_have_a_mark(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_bytes("\ufefftask: {name: rng, prompt: 'é {low}\u2028–'}\n".encode())
+    code = (
+        "import sys; from pathlib import Path; from common.config_loading import load_config; "
+        "sys.stdout.buffer.write(load_config(Path(sys.argv[1])).task.prompt.encode())"
+    )
+    # The C locale with UTF-8 mode off stands for every other encoding.
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    found = subprocess.run([sys.executable, "-c", code, str(path)], env=environment, capture_output=True, check=True)
+    assert found.stdout.decode() == "é {low}\u2028–"
+
+
+def test_aliases_and_merged_sections_say_nothing_twice(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "task: &t {name: rng, high: 7}\nlearner: {<<: &l {steps: 3}, lr: 1.0e-4}\nbuffer: {<<: {}, <<: {}}\n"
+    )
+    config = load_config(path)
+    assert config.learner.steps == 3 and config.task.model_dump()["high"] == 7

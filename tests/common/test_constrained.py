@@ -148,3 +148,23 @@ def test_a_json_schema_masks_to_texts_that_fit(tmp_path: Path) -> None:
             break
         actions.append(token)
     assert isinstance(json.loads(codec.decode(np.asarray(actions)))["age"], int)
+
+
+def test_a_schema_s_file_is_utf_8_with_or_without_a_mark(digit_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.txt").write_text("number\n")
+    path = tmp_path / "schema.json"
+
+    def why_invalid(text: str) -> str | None:
+        settings = {"train_path": str(tmp_path / "rows.txt"), "prompt": "{text}", "json_schema": str(path)}
+        codec = load_codec(str(digit_model))
+        space = ConstrainedTask(ConstrainedConfig.model_validate(settings), codec).action_space
+        return space.why_invalid(np.asarray(codec.encode(text), np.int32))
+
+    for mark in (b"", b"\xef\xbb\xbf"):
+        path.write_bytes(mark + b'{"enum": [1, 23]}')
+        assert why_invalid("23") is None and why_invalid("13") is not None
+    for content in ('{"enum": [1]}'.encode("utf-16"), b'{"enum": ["caf\xe9"]}', b"[" * 9_000, b"7", b""):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"task\.json_schema.*can't be read") as found:
+            why_invalid("1")
+        assert "\n" not in str(found.value)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from common.config import SeedSection
 from common.default_model import default_model_path
@@ -240,6 +241,160 @@ def test_a_target_that_tokenises_to_nothing_is_a_bad_row(codec: HuggingFaceCodec
         task_of(codec, "jsonl", train_path=path, prompt="{q}", target="").queries("train")
 
 
+def test_braces_of_rows_stand_as_they_are_and_those_of_templates_are_doubled(
+    codec: HuggingFaceCodec, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "q.jsonl", [{"q": '{"q": {{1}}}', "a": "{q}"}])
+    task = task_of(codec, "jsonl", train_path=path, prompt='{{"x": 1}} {q}:', target=" {{{a}}}")
+    (query,) = task.queries("train")
+    assert codec.decode(query.prompt_ids) == '{"x": 1} {"q": {{1}}}:' and codec.decode(query.target_ids) == " {{q}}"
+    (job,) = make_seed_jobs(SeedSection(hint='{prompt} {{"hint": {target}}}'), task)
+    assert codec.decode(job.hint_ids or ()) == '{"x": 1} {"q": {{1}}}: {"hint":  {{q}}}'
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "template"),
+    [
+        ("jsonl", "prompt", "{q} {"),
+        ("jsonl", "reference_prompt", "{q} }"),
+        ("jsonl", "target", "{}"),
+        ("jsonl", "rationale", "{q}}"),
+        ("subjectivity", "label", "{"),
+        ("arithmetic", "answer", "}"),
+        ("reasoning_gym", "template", "{question} {"),
+        ("rng", "prompt", "{low} {"),
+    ],
+)
+def test_a_lone_brace_in_a_template_is_refused_by_its_setting(name: str, setting: str, template: str) -> None:
+    settings = {"train_path": "rows.jsonl", "prompt": "{q}", setting: template}
+    if name in ("rng", "reasoning_gym"):
+        settings = {setting: template}
+    with pytest.raises(ValidationError, match=rf"(?s){setting}.*a lone ") as found:
+        TASKS[name].Config.model_validate({"name": name, **settings})
+    assert [error["loc"] for error in found.value.errors()] == [(setting,)]
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "template", "message"),
+    [
+        (
+            "rng",
+            "prompt",
+            'Write {"x": 1}',
+            r'\{"x": 1\} stands for nothing here, \{low\} and \{high\} is what there is',
+        ),
+        ("reasoning_gym", "template", "{q}", r"\{q\} stands for nothing here, \{question\} is what there is"),
+        ("reasoning_gym", "template", "{{question}}", r"holds no \{question\}"),
+    ],
+)
+def test_a_place_that_the_task_does_not_have_is_refused(name: str, setting: str, template: str, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        TASKS[name].Config.model_validate({"name": name, setting: template})
+
+
+def test_a_column_that_a_template_names_and_no_row_has_is_an_error_of_that_template(
+    codec: HuggingFaceCodec, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "r.jsonl", REVIEWS)
+
+    def refused(**settings: str) -> str:
+        with pytest.raises(UserError) as found:
+            task_of(codec, "subjectivity", train_path=path, on_bad_row="skip", **settings).queries("train")
+        return str(found.value)
+
+    assert "none of its 10 rows has a column 'txt', which task.prompt names: the first has 'text'" in refused(
+        prompt="{txt}"
+    )
+    assert "which task.reference_prompt names" in refused(reference_prompt="{txt}")
+    assert "which task.target names" in refused(target="{lbl}")
+    assert "which task.label names" in refused(label="{lbl}")
+    braces = refused(prompt='{text} {"x": 1}')
+    assert "'\"x\": 1', which task.prompt names" in braces and "write a brace that stands for itself twice" in braces
+
+
+def test_rows_without_a_rationale_are_noted_with_the_reason(codec: HuggingFaceCodec, tmp_path: Path) -> None:
+    path = write(tmp_path / "r.jsonl", [{"q": "a", "why": "it is."}, {"q": "b", "why": None}, {"q": "c"}])
+    notes = task_of(codec, "jsonl", train_path=path, prompt="{q}", rationale=" {why}").data_notes()
+    assert "2 of 3 training rows hold no rationale (the first: line 2: column 'why' is null)" in notes
+
+
+def test_bad_rows_are_no_shots(codec: HuggingFaceCodec, tmp_path: Path) -> None:
+    path = tmp_path / "r.csv"
+    path.write_text("q,a\none,1\ntwo,2,3\nthree,3\n")
+    task = task_of(
+        codec, "jsonl", train_path=path, prompt="Add:", target=" {a}", policy_shots=2, on_bad_row="skip", test_size=1
+    )
+    assert codec.decode(task.queries("train")[0].prompt_ids) == "Add: 1\nAdd: 3\nAdd:"
+
+
+def test_rows_on_several_lines_are_noted(codec: HuggingFaceCodec, tmp_path: Path) -> None:
+    path = tmp_path / "r.csv"
+    path.write_text('q,a\n"one\nand more",1\ntwo,2\n')
+    notes = " ".join(task_of(codec, "jsonl", train_path=path, prompt="{q}").data_notes())
+    assert "1 rows stand on several lines, as a field in quotes may (the first: lines 2 to 3)" in notes
+
+
+def figures_of(codec: HuggingFaceCodec, task: Task[Any]) -> dict[str, Any]:
+    groups = {query.id: [sample(codec, query, " fun", others=[-9.0])] for query in task.queries("test")}
+    return task.evaluate_samples({"base": groups, "trained": groups}, WEIGHTS)["samplers"]["trained"]
+
+
+def test_test_files_of_one_name_are_told_apart_by_their_folder_or_ending(
+    codec: HuggingFaceCodec, tmp_path: Path
+) -> None:
+    paths = []
+    for i, name in enumerate(("a/test.jsonl", "b/test.jsonl", "b/test.json")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        paths.append(str(write(tmp_path / name, REVIEWS[i : i + 1])))
+    train = write(tmp_path / "train.jsonl", REVIEWS[3:])
+
+    def files(test_path: list[str]) -> set[str]:
+        found = figures_of(codec, task_of(codec, "subjectivity", train_path=train, test_path=test_path))
+        return {name for name, value in found.items() if isinstance(value, dict)}
+
+    assert files(paths[:2]) == {"a/test", "b/test"}
+    assert files(paths[1:]) == {"test.jsonl", "test.json"}
+    assert files(paths) == {"a/test.jsonl", "b/test.jsonl", "b/test.json"}
+    with pytest.raises(UserError, match=r"task\.test_path.*names a file twice"):
+        files([paths[0], str(tmp_path / "a" / ".." / "a" / "test.jsonl")])
+
+
+def test_a_test_file_named_like_a_figure_takes_no_figures_place(codec: HuggingFaceCodec, tmp_path: Path) -> None:
+    paths = [write(tmp_path / f"{name}.jsonl", REVIEWS[i : i + 1]) for i, name in enumerate(("accuracy", "samplers"))]
+    train = write(tmp_path / "train.jsonl", REVIEWS[3:])
+    found = figures_of(codec, task_of(codec, "subjectivity", train_path=train, test_path=list(map(str, paths))))
+    assert (
+        found["accuracy"] == 1.0
+        and found["accuracy (file)"]["accuracy"] == 1.0
+        and found["samplers (file)"]["accuracy"] == 1.0
+    )
+
+
+def test_a_test_file_of_training_rows_alone_has_no_figures_and_none_is_nan(
+    codec: HuggingFaceCodec, tmp_path: Path
+) -> None:
+    paths = [write(tmp_path / f"{name}.jsonl", REVIEWS[i : i + 1]) for i, name in enumerate(("seen", "new"))]
+    train = write(tmp_path / "train.jsonl", [REVIEWS[0], *REVIEWS[3:]])
+    task = task_of(codec, "subjectivity", train_path=train, test_path=list(map(str, paths)), on_overlap="remove")
+    found = figures_of(codec, task)
+    assert "seen" not in found and found["new"]["accuracy"] == 1.0
+    json.dumps(found, allow_nan=False)
+
+
+def test_a_row_of_two_test_files_is_one_query(codec: HuggingFaceCodec, tmp_path: Path) -> None:
+    paths = [write(tmp_path / f"{name}.jsonl", REVIEWS[:2]) for name in ("a", "b")]
+    train = write(tmp_path / "train.jsonl", REVIEWS[3:])
+    task = task_of(codec, "subjectivity", train_path=train, test_path=list(map(str, paths)))
+    assert len(task.queries("test")) == 2 and set(figures_of(codec, task)) >= {"a", "b"}
+
+
+def test_an_empty_list_of_test_files_is_refused() -> None:
+    with pytest.raises(ValidationError, match="names no file: leave it out"):
+        TASKS["jsonl"].Config.model_validate(
+            {"name": "jsonl", "train_path": "a.txt", "prompt": "{text}", "test_path": []}
+        )
+
+
 def test_reasoning_gym_scores_with_the_generators_own_verifier(codec: HuggingFaceCodec) -> None:
     task = task_of(codec, "reasoning_gym", dataset="chain_sum", size=6, test_size=3, penalty=4.0, options={"seed": 1})
     queries = task.queries("train")
@@ -301,6 +456,24 @@ def test_a_hint_knows_the_label_of_its_row(codec: HuggingFaceCodec, tmp_path: Pa
         make_seed_jobs(SeedSection(hint="{prompt} {nothing}"), task)
 
 
+def test_a_file_of_seeds_is_read_as_other_rows_are(codec: HuggingFaceCodec, tmp_path: Path) -> None:
+    prompts = ["one\u2028still one", "two"]
+    task = task_of(codec, "continuation", train_path=write(tmp_path / "r.jsonl", [{"text": text} for text in prompts]))
+    path = tmp_path / "seeds"
+    rows = [json.dumps({"prompt": text, "rationale": " as told"}, ensure_ascii=False) for text in prompts]
+    path.write_bytes(("\ufeff" + "".join(f"{row}\r\n" for row in rows)).encode())
+    jobs = make_seed_jobs(SeedSection(file=path), task)
+    assert [job.query_id for job in jobs] == [query.id for query in task.queries("train")]
+    for content, message in (
+        (b'{"prompt": "two", "rationale": "caf\xe9"}', "line 1: byte 0xe9 is no UTF-8"),
+        (b'{"rationale": ' + b"[" * 9_000, "line 1: no JSON .*nested too deep"),
+        (b"\xff\xfe{\0", "it is UTF-16.; save it as UTF-8"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=rf"seeds\.file.*{message}"):
+            make_seed_jobs(SeedSection(file=path), task)
+
+
 def test_seeds_can_be_given_as_token_ids_of_a_querys_id(codec: HuggingFaceCodec, tmp_path: Path) -> None:
     task = task_of(codec, "subjectivity", train_path=write(tmp_path / "r.jsonl", REVIEWS))
     query, ids = task.queries("train")[3], codec.encode(" told as it is")
@@ -308,6 +481,12 @@ def test_seeds_can_be_given_as_token_ids_of_a_querys_id(codec: HuggingFaceCodec,
     (job,) = make_seed_jobs(SeedSection(file=path), task)
     assert job.query_id == query.id and list(job.action_ids or ()) == ids
     for row, message in (
+        ({"query_id": query.id, "rationale_ids": [2**40]}, "no list of token ids"),
+        ({"query_id": query.id, "rationale_ids": [-1]}, "no list of token ids"),
+        ({"query_id": query.id, "rationale": "\ud83d"}, '"rationale" holds half a surrogate pair'),
+        ({"prompt": "a\0b", "rationale": " x"}, '"prompt" holds a NUL'),
+        ({"prompt": float("nan"), "rationale": " x"}, '"prompt" is NaN'),
+        ({"target": None, "rationale": " x"}, '"target" is null'),
         ({"query_id": "0" * 32, "rationale_ids": ids}, "names no training query"),
         ({"query_id": query.id, "rationale_ids": ["x"]}, "no list of token ids"),
         ({"query_id": query.id}, 'no "rationale" text'),

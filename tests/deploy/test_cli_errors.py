@@ -52,6 +52,16 @@ def taken_port() -> Iterator[int]:
             [],
             ["task.forbidden", "'.'", "forbids the terminator"],
         ),
+        (
+            "task: {name: continuation, train_path: '{stray}'}\n",
+            [],
+            ["task.train_path", "stray.csv", "line 2: a quote opens that is never closed", "on_bad_row: skip"],
+        ),
+        (
+            "task: {name: jsonl, train_path: '{some}', prompt: '{text} {\"x\": 1}', on_bad_row: skip}\n",
+            [],
+            ["task.train_path", "no column", "which task.prompt names", "twice: {{ or }}"],
+        ),
         ("task: {name: rng, terminator: '5'}\n", [], ["task.terminator", "'5'", "is a digit"]),
         (RNG, ["--metrics.port", "{port}"], ["metrics.port", "Address already in use", "choose another"]),
         (RNG, ["--actor.max_model_len", "9"], ["actor.max_model_len", "9", "raise it to"]),
@@ -90,12 +100,14 @@ def test_a_mistake_is_one_line_with_field_value_and_remedy(
     (tmp_path / "empty").mkdir()
     (tmp_path / "prompts.txt").write_text("\n  \n")
     (tmp_path / "some.txt").write_text("number 1\n")
+    (tmp_path / "stray.csv").write_text('text,y\n"number,1\nnumber 2,2\n')
     seeds = ['{"rationale": "42 ."}', "{", '{"rationale": "number"}', '{"rationale": "12345"}', "[]"]
     (tmp_path / "seeds.jsonl").write_text("\n".join([*seeds, '{"rationale": "1", "prompt": "other"}']))
     names = {
         "{empty}": str(tmp_path / "empty"),
         "{prompts}": str(tmp_path / "prompts.txt"),
         "{some}": str(tmp_path / "some.txt"),
+        "{stray}": str(tmp_path / "stray.csv"),
         "{seeds}": str(tmp_path / "seeds.jsonl"),
         "{port}": str(taken_port),
     }

@@ -65,13 +65,24 @@ def test_run_configurations_are_methods_named_as_their_files(tmp_path: Path) -> 
 
 def test_relative_paths_of_data_are_within_the_given_folder(tmp_path: Path) -> None:
     content = {
-        "base": {"task": {"train_path": "x.json", "test_path": ["y.json", "hf://a/b:test"]}},
+        "base": {"task": {"train_path": "x.json", "test_path": ["y.json", "hf://a/b:test", "~/z.json", "/z.json"]}},
         "methods": {"m": {}},
     }
     (cell,) = load(tmp_path, content, seeds=[0], data=tmp_path / "data").cells(tmp_path)
     task = cell.settings["task"]
     assert task["train_path"] == str(tmp_path / "data" / "x.json")
-    assert task["test_path"] == [str(tmp_path / "data" / "y.json"), "hf://a/b:test"]
+    assert task["test_path"] == [
+        str(tmp_path / "data" / "y.json"),
+        "hf://a/b:test",
+        str(Path.home() / "z.json"),
+        "/z.json",
+    ]
+
+
+def test_paths_of_data_that_are_none_are_left_to_the_configuration_s_own_check(tmp_path: Path) -> None:
+    content = {"methods": {"m": {"task": {"name": "jsonl", "train_path": 5, "test_path": [], "prompt": "x"}}}}
+    (cell,) = load(tmp_path, content, seeds=[0], data=tmp_path).cells(tmp_path)
+    assert cell.settings["task"]["train_path"] == 5 and cell.settings["task"]["test_path"] == []
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from common.errors import EXIT_USER, RunFault, UserError
 from deploy import cli, launcher
 from deploy.checks import _check_folder
 from deploy.launcher import Launcher
+from deploy.report import write_summary
 
 
 def config_in(folder: Path, name: str, **run: object) -> RunConfig:
@@ -123,3 +124,26 @@ def test_no_part_of_a_password_is_shown(tmp_path: Path, password: str, capsys: p
     assert cli.main(["stop", str(tmp_path / "secret"), "--redis-url", url]) == EXIT_USER
     shown = capsys.readouterr().err
     assert "redis://127.0.0.1:1/0" in shown and "word" not in shown.replace("a password as", "")
+
+
+def test_log_lines_with_other_ends_of_lines_in_them_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = config_in(tmp_path, "over").run_folder
+    (folder / "logs").mkdir()
+    line = {"time": "t", "level": "INFO", "process": "learner", "message": "one\u2028two\x85three"}
+    (folder / "logs" / "learner.log").write_text(json.dumps(line, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert cli.main(["logs", str(folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.rstrip("\n")) == line
+
+
+def test_a_summary_is_valid_json_whatever_the_figures_are(tmp_path: Path) -> None:
+    config = config_in(tmp_path, "over")
+    (config.run_folder / "evaluation_samples.json").write_text('{"accuracy": NaN, "x": {"y": [Infinity, 1.5]}}')
+    write_summary(config, config.run_folder, 3, 1.5, None, interrupted=False)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    found = json.loads((config.run_folder / "summary.json").read_text(), parse_constant=refuse)
+    assert found["accuracy"] is None and found["x"] == {"y": [None, 1.5]} and found["trajectories_pushed"] == 3

@@ -1,0 +1,68 @@
+"""JSON as its standard has it: what Python reads and writes beyond that is no JSON for others, or breaks later."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+class NoJson(ValueError):
+    """Why a text is no JSON."""
+
+    def __init__(self, reason: str, line: int = 1) -> None:
+        self.line = line
+        """Of the text, from 1."""
+        super().__init__(f"no JSON ({reason})")
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """Stands in place of a value that can't be used."""
+
+    why: str
+
+
+def loads(text: str) -> Any:
+    """What a text holds; raises NoJson. In objects a name that stands twice, and an integer that Python can't hold,
+    become Unusable, so that they spoil no more than the row that they are in.
+
+    NaN and Infinity, which Python's own `json` writes, are read, as columns that nobody asks for may hold them.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_object, parse_int=_integer)
+    except json.JSONDecodeError as error:
+        raise NoJson(error.msg, error.lineno) from error
+    except RecursionError as error:
+        raise NoJson("it is nested too deep") from error
+
+
+def dumps(value: Any, indent: int | None = None) -> str:
+    """Valid JSON: a number that is not finite, of which JSON has none, becomes null."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        counts = Counter(name for name, _ in pairs)
+        found.update({name: Unusable("stands twice") for name, count in counts.items() if count > 1})
+    return found
+
+
+def _integer(text: str) -> int | Unusable:
+    try:
+        return int(text)
+    except ValueError:
+        return Unusable(f"is an integer of {len(text.removeprefix('-'))} digits")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

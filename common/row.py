@@ -1,0 +1,81 @@
+"""A row of a user's data, and a column of it as text."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import date, time, timedelta
+from decimal import Decimal
+from typing import Any, Literal
+
+from common.json_text import Unusable
+from common.text_files import has_half_pair, why_no_text
+
+
+class BadRow(ValueError):
+    """Why a row can't be used."""
+
+
+class NoColumn(BadRow):
+    """A column that a setting names and the row does not have."""
+
+    def __init__(self, column: str, known: Iterable[str], setting: str | None) -> None:
+        self.column, self.setting = column, setting
+        self.known = ", ".join(map(repr, list(known)[:8])) or "none"
+        asked = "" if setting is None else f", which {setting} names"
+        super().__init__(f"no column {column!r} (it has {self.known}){asked}")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row and where it stands: a line number, or the number of the record where a file has no lines."""
+
+    number: int
+    values: Mapping[str, Any] = field(default_factory=dict)
+    problem: str | None = None
+    """Why it could not be read."""
+    unit: Literal["line", "row"] = "line"
+    """What `number` counts."""
+    last: int | None = None
+    """Its last line, where it stands on several."""
+
+    def text(self, column: str, setting: str | None = None) -> str:
+        """A column as text, white space at the ends left out; raises BadRow if it is missing or empty.
+
+        `setting` is what names the column.
+        """
+        if column not in self.values:
+            raise NoColumn(column, self.values, setting)
+        try:
+            text = as_text(self.values[column]).strip()
+        except BadRow as error:
+            raise BadRow(f"column {column!r} {error}") from error
+        if not text:
+            raise BadRow(f"column {column!r} is empty")
+        return text
+
+
+def as_text(value: Any) -> str:
+    """A value as text, numbers and booleans as JSON writes them; raises BadRow where it is none."""
+    if value is None:
+        raise BadRow("is null")
+    if isinstance(value, Unusable):
+        raise BadRow(value.why)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise BadRow(f"is {json.dumps(value)}, which is no number")
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError as error:
+            raise BadRow("holds bytes that are no UTF-8") from error
+    if isinstance(value, bool | int | float):
+        return json.dumps(value)
+    if not isinstance(value, str | date | time | timedelta | Decimal):
+        raise BadRow("holds no text")
+    text = str(value)
+    problem = "holds half a surrogate pair, which is no character" if has_half_pair(text) else why_no_text(text)
+    if problem is not None:
+        raise BadRow(problem)
+    return text
