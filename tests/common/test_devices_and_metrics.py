@@ -24,14 +24,14 @@ def test_on_a_cpu_everything_is_float32(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(common.devices, "has_gpu", lambda: False)
     config = resolve_devices(RunConfig.model_validate({"task": {"name": "rng"}}))
     assert (config.actor.dtype, config.reference.dtype, config.learner.dtype) == ("float32",) * 3
-    assert (config.actor.num_gpus, config.learner.device, config.learner.max_sampler_gap) == (0.0, "cpu", 0.01)
+    assert (config.actor.num_gpus, config.learner.device, config.learner.max_sampler_gap) == (0.0, "cpu", 1e-3)
 
 
 def test_with_a_gpu_the_engine_is_bfloat16_and_the_learner_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(common.devices, "has_gpu", lambda: True)
     config = resolve_devices(RunConfig.model_validate({"task": {"name": "rng"}}))
     assert (config.actor.dtype, config.reference.dtype, config.learner.dtype) == ("bfloat16", "bfloat16", "float32")
-    assert (config.actor.num_gpus, config.learner.device, config.learner.max_sampler_gap) == (1.0, "cuda", 0.2)
+    assert (config.actor.num_gpus, config.learner.device, config.learner.max_sampler_gap) == (1.0, "cuda", 0.15)
 
 
 def test_what_is_configured_is_never_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +43,7 @@ def test_what_is_configured_is_never_replaced(monkeypatch: pytest.MonkeyPatch) -
     }
     config = resolve_devices(RunConfig.model_validate({"task": {"name": "rng"}, **wanted}), n_parameters=1_000)
     assert (config.actor.dtype, config.actor.num_gpus, config.reference.dtype) == ("float16", 0.5, "bfloat16")
-    assert (config.learner.device, config.learner.threads, config.learner.max_sampler_gap) == ("cpu", 3, 0.05)
+    assert (config.learner.device, config.learner.threads, config.learner.max_sampler_gap) == ("cpu", 3, 0.02)
     assert config.actor.enforce_eager is True
 
 
