@@ -94,4 +94,5 @@ def _made(kind: str, folder: Path) -> Any:
         backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     # EOS behind a text is what some tokenizers add too, and no prompt's.
     backend.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+    # And some tidy the spaces before marks of what they decode, which the codec must not.
+    return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=True, **special)

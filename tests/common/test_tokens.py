@@ -23,7 +23,21 @@ from common.tokens import HuggingFaceCodec, codec_of, load_codec
 from tests.tiny import save_digit_model
 from tests.vocabularies import KINDS, SENTENCEPIECE, codec_of_kind, pieces, save_sentencepiece
 
-TEXTS = [".", ", ", "the", " the cat", " 12", "12.", "\n", "\n\nQ: Why?", "  two  spaces ", " café €5", "漢龘🙂", "(x)"]
+TEXTS = [
+    ".",
+    ", ",
+    "the",
+    " the cat",
+    " 12",
+    "12.",
+    "\n",
+    "\n\nQ: Why?",
+    "  two  spaces ",
+    " café €5",
+    "so , .",
+    "漢龘🙂",
+    "(x)",
+]
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_sentencepiece = pytest.mark.parametrize("kind", SENTENCEPIECE)
 
