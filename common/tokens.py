@@ -48,7 +48,7 @@ class HuggingFaceCodec:
     @cached_property
     def special_ids(self) -> frozenset[int]:
         """Special tokens, and ids that stand for nothing, such as those beyond the tokenizer's vocabulary."""
-        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        backend = _backend(self._tokenizer)
         added = {} if backend is None else backend.get_added_tokens_decoder()
         special = [token for token, what in added.items() if what.special]
         silent = [token for token, text in enumerate(self._texts) if not text]
@@ -92,7 +92,7 @@ class HuggingFaceCodec:
         word = next((text for text in ordinary if text.isascii() and text.isalnum()), "a")
         plain, whole = self._from_start(word), list(self._tokenizer(word)["input_ids"])
         # Behind the text some tokenizers put EOS, which would end it.
-        opening = whole[: next(i for i in range(len(whole)) if whole[i : i + len(plain)] == plain)]
+        opening = whole[: next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), 0)]
         if add_bos_token is False:
             opening = []
         elif add_bos_token:
@@ -106,14 +106,22 @@ class HuggingFaceCodec:
 
     @cached_property
     def _texts(self) -> list[str]:
-        known = min(len(self._tokenizer), self._vocab_size)
+        known = self._vocab_size
+        if _backend(self._tokenizer) is None:
+            # It raises beyond its vocabulary, where the others give no text.
+            known = min(len(self._tokenizer), known)
         return [*(self._decode([token]) for token in range(known)), *[""] * (self._vocab_size - known)]
+
+
+def _backend(tokenizer: Any) -> Any:
+    """The tokenizers library's part of a tokenizer; None if it has none."""
+    return getattr(tokenizer, "backend_tokenizer", None)
 
 
 def _in_context(tokenizer: Any) -> tuple[Callable[[str], list[int]], Callable[[list[int]], str]]:
     """How a text behind other text is encoded, and how ids behind other ids are decoded."""
-    if getattr(tokenizer, "backend_tokenizer", None) is not None:
-        inner = _without_start(tokenizer.backend_tokenizer)
+    if _backend(tokenizer) is not None:
+        inner = _without_start(_backend(tokenizer))
         return (
             lambda text: list(inner.encode(text, add_special_tokens=False).ids),
             lambda ids: str(inner.decode(ids, skip_special_tokens=False)),
