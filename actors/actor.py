@@ -30,7 +30,7 @@ from common.errors import RunFault
 from common.log import get_logger, set_up_logging
 from common.metrics import ActorMetrics, new_registry, serve
 from common.tasks import SampleRequest, Split, make_task
-from common.tokens import load_codec
+from common.tokens import codec_of
 from common.trajectory import Query, Source, Trajectory
 
 log = get_logger("actor")
@@ -60,7 +60,7 @@ class Actor:
         self.control = Control(client, keys)
         self.buffer = ReplayBuffer.of(config, client, keys)
         self._seeds = SeedQueue(client, keys)
-        self.task = make_task(config.task, load_codec(config.model.name), config.actor.max_model_len)
+        self.task = make_task(config.task, codec_of(config.model), config.actor.max_model_len)
         self.queries = list(self.buffer.queries().values())
         registry = new_registry()
         self.metrics = ActorMetrics(registry)

@@ -245,7 +245,7 @@ class TrajectorySampler:
             return
         query = draft.origin.query
         try:
-            text = tool(self.task.codec.decode([*draft.origin.sampling_prompt, *draft.inputs]))
+            text = tool(self.task.codec.decode_prompt([*draft.origin.sampling_prompt, *draft.inputs]))
             inserted = [] if text is None else self.task.codec.encode(text)
             if len(inserted) > self._room(draft):
                 raise ToolError("too_long", f"{len(inserted)} tokens don't fit into actor.max_model_len")

@@ -80,6 +80,9 @@ class ModelSection(Section):
     name: str | None = Field(
         None, description="local folder or Hugging Face id; without it SmolLM2-135M-Instruct, made by `make setup`"
     )
+    add_bos_token: bool | None = Field(
+        None, description="whether BOS opens every prompt; without it as the model's tokenizer does by itself"
+    )
     lora: LoraSection = LoraSection()
 
 

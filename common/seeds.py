@@ -66,7 +66,7 @@ def make_seed_jobs(section: SeedSection, task: Task[Any]) -> list[SeedJob]:
 def _hinted(section: SeedSection, query: Query, codec: TokenCodec) -> SeedJob:
     assert section.hint is not None
     known = {name: value for name, value in query.info.items() if isinstance(value, str)}
-    texts = {**known, "prompt": codec.decode(query.prompt_ids), "target": codec.decode(query.target_ids)}
+    texts = {**known, "prompt": codec.decode_prompt(query.prompt_ids), "target": codec.decode(query.target_ids)}
 
     def place(name: str) -> str:
         if name not in texts:
@@ -75,7 +75,7 @@ def _hinted(section: SeedSection, query: Query, codec: TokenCodec) -> SeedJob:
         return texts[name]
 
     text = fill(section.hint, place)
-    return SeedJob(query.id, hint_ids=tuple(codec.encode(text)), n=section.samples_per_query)
+    return SeedJob(query.id, hint_ids=tuple(codec.encode_prompt(text)), n=section.samples_per_query)
 
 
 def _given(path: Path, queries: Sequence[Query], space: ActionSpace, codec: TokenCodec) -> list[SeedJob]:
@@ -145,7 +145,7 @@ def _matching(
     if "query_id" in row:
         return [query for queries in by_prompt.values() for query in queries if query.id == row["query_id"]]
     if "prompt" in row:
-        found = list(by_prompt.get(tuple(codec.encode(_text(row, "prompt"))), []))
+        found = list(by_prompt.get(tuple(codec.encode_prompt(_text(row, "prompt"))), []))
     else:
         found = list(chain.from_iterable(by_prompt.values()))
     if "target" in row:

@@ -206,10 +206,9 @@ def _actions(payload: bytes) -> list[int] | None:
 
 
 def _codec(config: RunConfig) -> Any:
-    from common.tokens import load_codec
+    from common.tokens import codec_of
 
-    assert config.model.name is not None
-    return load_codec(config.model.name)
+    return codec_of(config.model)
 
 
 def _show(options: argparse.Namespace, console: Console, what: Any) -> None:

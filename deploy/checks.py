@@ -19,7 +19,7 @@ from common.errors import UserError
 from common.rows import HUB
 from common.seeds import make_seed_jobs
 from common.tasks import make_task
-from common.tokens import load_codec
+from common.tokens import codec_of
 from learner.tracking import check_tracking
 
 HUB_LIMIT_S = 5.0
@@ -193,7 +193,7 @@ def _check_task(config: RunConfig) -> int:
     Returns how many distinct seeds there are.
     """
     assert config.model.name is not None
-    task = make_task(config.task, load_codec(config.model.name), config.actor.max_model_len)
+    task = make_task(config.task, codec_of(config.model), config.actor.max_model_len)
     space = task.action_space
     # Made here, so that a user's tool that can't be imported shows at once.
     _ = task.tool

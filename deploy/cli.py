@@ -182,7 +182,7 @@ def sample(options: argparse.Namespace, _: list[str], console: Console) -> int:
     run = FinishedRun(options.run)
     query = run.task.queries("test")[0]
     if options.prompt is not None:
-        ids = run.codec.encode(options.prompt)
+        ids = run.codec.encode_prompt(options.prompt)
         if not ids:
             raise UserError("--prompt", options.prompt, "is empty", "give some text")
         query = Query(task=run.task.name, prompt_ids=ids)
@@ -201,7 +201,7 @@ def sample(options: argparse.Namespace, _: list[str], console: Console) -> int:
     if options.json:
         print(dumps(rows))
         return 0
-    console.print(run.codec.decode(query.prompt_ids), markup=False, highlight=False)
+    console.print(run.codec.decode_prompt(query.prompt_ids), markup=False, highlight=False)
     table = Table()
     for column in ("log q", "log R", "Z"):
         table.add_column(column, justify="left" if column == "Z" else "right")

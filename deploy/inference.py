@@ -34,7 +34,7 @@ class FinishedRun:
             raise UserError("RUN", str(folder), "holds no adapter yet", "let the run finish, or stop it with Ctrl-C")
         self.config: RunConfig = resolve_devices(config)
         self.model = find_model(self.config.model.name)
-        self.codec: HuggingFaceCodec = load_codec(self.model)
+        self.codec: HuggingFaceCodec = load_codec(self.model, self.config.model.add_bos_token)
         self.task: Task[Any] = make_task(self.config.task, self.codec, self.config.actor.max_model_len)
 
     def policy(self) -> LoraPolicy:

@@ -38,7 +38,7 @@ from common.metrics import LauncherMetrics, new_registry, serve, targets
 from common.processes import die_with_parent
 from common.seeds import make_seed_jobs
 from common.tasks import SampleRequest, Task, make_task
-from common.tokens import load_codec
+from common.tokens import codec_of
 from common.trajectory import Trajectory
 from deploy.actor_pool import ActorPool, EvaluationStopped
 from deploy.cluster import own_gpu
@@ -118,8 +118,7 @@ class Launcher:
         self.control.reset()
         self.control.put_config(self.config)
         self.buffer.open()
-        assert self.config.model.name is not None
-        task = make_task(self.config.task, load_codec(self.config.model.name), self.config.actor.max_model_len)
+        task = make_task(self.config.task, codec_of(self.config.model), self.config.actor.max_model_len)
         self.buffer.put_queries([*task.queries("train")])
         if not self.config.run.resume:
             SeedQueue(client, keys).put(make_seed_jobs(self.config.seeds, task))

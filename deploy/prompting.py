@@ -17,7 +17,7 @@ from common.config_loading import save_resolved
 from common.json_text import dumps
 from common.metrics import ActorMetrics, new_registry
 from common.tasks import make_task
-from common.tokens import load_codec
+from common.tokens import codec_of
 from deploy.report import write_summary
 from learner.policy import LoraPolicy
 
@@ -30,7 +30,7 @@ def run_prompting(config: RunConfig) -> dict[str, Any]:
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     save_resolved(config, folder / "config.yaml")
-    task = make_task(config.task, load_codec(config.model.name), config.actor.max_model_len)
+    task = make_task(config.task, codec_of(config.model), config.actor.max_model_len)
     space, section = task.action_space, config.learner
     # A fresh adapter changes nothing.
     lora, device = config.model.lora, torch.device(section.device)

@@ -9,7 +9,7 @@ from typing import Any
 from common.config import RunConfig
 from common.json_text import dumps
 from common.tasks import SampleRequest, Task, make_task
-from common.tokens import load_codec
+from common.tokens import codec_of
 
 
 def wanted_requests(task: Task[Any], config: RunConfig) -> list[SampleRequest]:
@@ -57,6 +57,5 @@ def draw_plots(config: RunConfig, folder: Path) -> list[Path]:
     """The task's plots, from the evaluations in the run's folder."""
     before, after = read_json(folder / "evaluation_before.json"), read_json(folder / "evaluation_after.json")
     samples = read_json(folder / "evaluation_samples.json")
-    assert config.model.name is not None
-    task = make_task(config.task, load_codec(config.model.name), config.actor.max_model_len)
+    task = make_task(config.task, codec_of(config.model), config.actor.max_model_len)
     return task.plot(before.get("distribution", {}), {**after.get("distribution", {}), **samples}, folder)

@@ -26,7 +26,7 @@ from common.errors import RunFault, SamplerGapFault, StallError, UserError
 from common.log import get_logger, set_up_logging
 from common.metrics import LearnerMetrics, new_registry, serve
 from common.tasks import make_task
-from common.tokens import load_codec
+from common.tokens import codec_of
 from learner.policy import LoraPolicy
 from learner.tracking import open_sinks
 from learner.trainer import Trainer
@@ -43,7 +43,7 @@ def build_trainer(config: RunConfig, control: Control, keys: Keys) -> Trainer:
     torch.set_num_threads(learner_threads(config))
     torch.manual_seed(config.run.seed)
     assert config.model.name is not None
-    task = make_task(config.task, load_codec(config.model.name), config.actor.max_model_len)
+    task = make_task(config.task, codec_of(config.model), config.actor.max_model_len)
     policy = LoraPolicy.load(
         config.model.name,
         config.model.lora,

@@ -45,20 +45,29 @@ class TokenCodec(Protocol):
         """Tokens that stand for no text."""
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, nothing added."""
+        """Token ids of a text that stands behind other text, nothing added: a target, a rationale, a tool's result."""
 
     def decode(self, ids: Sequence[int] | NDArray[np.int32]) -> str:
-        """The text of token ids."""
+        """What token ids add to the text before them."""
 
     def token_text(self, token_id: int) -> str:
-        """The text of one token."""
+        """What one token adds to the text before it."""
+
+    def encode_prompt(self, text: str, last: int | None = None) -> list[int]:
+        """Token ids of a text with nothing before it, opened as the model expects; of a longer one the last so many
+        behind the same opening. None for no text."""
+
+    def decode_prompt(self, ids: Sequence[int] | NDArray[np.int32]) -> str:
+        """The text of ids that begin with a prompt's, without what opens it."""
 
 
 def one_token(codec: TokenCodec, text: str, field: str, remedy: str) -> int:
-    """The token that a text is; raises UserError naming `field` if it is none or several."""
+    """The token that a text is behind other text; raises UserError naming `field` if it is none or several."""
     ids = codec.encode(text)
     if len(ids) != 1:
         raise UserError(field, text, f"is {len(ids)} tokens", remedy)
+    if codec.decode(ids).strip() != text.strip():
+        raise UserError(field, text, f"is unknown to the tokenizer, which reads {codec.decode(ids)!r}", remedy)
     return ids[0]
 
 

@@ -22,7 +22,7 @@ class ContinuationConfig(TextConfig):
 
     name: Literal["continuation"] = "continuation"
     column: str = Field("text", description="the column that holds the prompt; a .txt file's lines are `text`")
-    max_prompt_tokens: int = Field(64, ge=1, description="a longer prompt keeps its last so many tokens")
+    max_prompt_tokens: int = Field(64, ge=1, description="a longer prompt keeps its last so many tokens, and BOS")
     evaluation_samples: int = Field(10, ge=2, description="samples a prompt for the evaluation")
     evaluation_temperatures: list[SamplingTemperature] = Field(
         [0.3, 0.5, 0.7, 0.85, 1.0], description="temperatures of the base model that the sampler is compared with"
@@ -56,8 +56,8 @@ class ContinuationTask(TextTask[ContinuationConfig]):
     main_figures = ("max_log_reward", "diversity")
 
     def example(self, row: Row) -> Example:
-        ids = self.encode_some(row.text(self.config.column, "task.column"), "the prompt")
-        return Example(Query(task=self.name, prompt_ids=ids[-self.config.max_prompt_tokens :]))
+        text, last = row.text(self.config.column, "task.column"), self.config.max_prompt_tokens
+        return Example(Query(task=self.name, prompt_ids=self.some(self.codec.encode_prompt(text, last), "the prompt")))
 
     def sample_requests(self) -> list[SampleRequest]:
         config, n = self.config, self.config.evaluation_samples

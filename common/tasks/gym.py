@@ -111,7 +111,7 @@ class ReasoningGymTask(Task[ReasoningGymConfig]):
         for index in range(4 * wanted):
             question = str(self._entry(index)["question"])
             text = fill(self.config.template, {"question": question}.__getitem__)
-            query = Query(task=self.name, prompt_ids=self.codec.encode(text), info={"index": index})
+            query = Query(task=self.name, prompt_ids=self.codec.encode_prompt(text), info={"index": index})
             if self.max_model_len is None or query.tokens_needed(self.config.max_len) <= self.max_model_len:
                 found.setdefault(query.id, query)
             if len(found) == wanted:

@@ -80,7 +80,7 @@ class RngTask(Task[RngConfig]):
     def queries(self, split: Split) -> list[Query]:
         numbers = {"low": str(self.config.low), "high": str(self.config.high)}
         text = fill(self.config.prompt, numbers.__getitem__)
-        return [Query(task=self.name, prompt_ids=self.codec.encode(text))]
+        return [Query(task=self.name, prompt_ids=self.codec.encode_prompt(text))]
 
     @cached_property
     def _digit_of(self) -> dict[int, str]:

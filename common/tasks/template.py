@@ -87,10 +87,12 @@ class TemplateTask(TextTask[TemplateConfigT]):
         rationale, no_rationale = self._rationale(row)
         query = Query(
             task=self.config.name,
-            prompt_ids=self.encode_some(prompt, "the prompt"),
-            target_ids=[] if target is None else self.encode_some(target, "the target"),
-            reference_ids=[] if reference == prompt else self.encode_some(reference, "the reference's prompt"),
-            alternatives=tuple(self.encode_some(choice, "a choice") for choice in others),
+            prompt_ids=self.some(self.codec.encode_prompt(prompt), "the prompt"),
+            target_ids=[] if target is None else self.some(self.codec.encode(target), "the target"),
+            reference_ids=[]
+            if reference == prompt
+            else self.some(self.codec.encode_prompt(reference), "the reference's prompt"),
+            alternatives=tuple(self.some(self.codec.encode(choice), "a choice") for choice in others),
             info={**self.info(row), "rationale": rationale or ""},
         )
         return Example(query, rationale, no_rationale)

@@ -240,9 +240,9 @@ class TextTask(Task[TextConfigT]):
                 unusable += 1
         return found, unusable
 
-    def encode_some(self, text: str, what: str) -> list[int]:
-        """Token ids of a text; raises BadRow where there are none."""
-        ids = self.codec.encode(text)
+    @staticmethod
+    def some(ids: list[int], what: str) -> list[int]:
+        """A text's token ids as they are; raises BadRow where there are none."""
         if not ids:
             raise BadRow(f"{what} tokenises to nothing")
         return ids

@@ -39,6 +39,13 @@ class WordCodec:
     def token_text(self, token_id: int) -> str:
         return TEXTS[token_id]
 
+    def encode_prompt(self, text: str, last: int | None = None) -> list[int]:
+        ids = self.encode(text)
+        return ids if last is None else ids[-last:]
+
+    def decode_prompt(self, ids: Sequence[int] | NDArray[np.int32]) -> str:
+        return self.decode(ids)
+
 
 class TablePolicy:
     """Given probabilities of digit strings."""
