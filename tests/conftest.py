@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """What tests measured, whichever worker they ran on."""
+    """What tests measured, whichever worker they ran on, and what each folder of tests took."""
+    took: Counter[str] = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                took["/".join(report.nodeid.split("::")[0].split("/")[:2])] += report.duration
+    terminalreporter.section("seconds of test a folder, its fixtures included")
+    for folder, seconds in took.most_common():
+        terminalreporter.write_line(f"{seconds:7.1f}  {folder}")
     reports = [report for outcome in ("passed", "failed") for report in terminalreporter.stats.get(outcome, [])]
     told = [(report.nodeid, text) for report in reports for name, text in report.user_properties if name == "told"]
     if told:
