@@ -8,11 +8,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from redis.exceptions import RedisError
+
 from actors.engine import Engine, LoadedAdapter
 from actors.scoring import Scored, ScoreText
-from buffer.adapters import AdapterError, AdapterRegistry
+from buffer.adapters import Adapter, AdapterRegistry
 from common.adapter_files import changes_something
-from common.errors import RunFault
+from common.errors import EngineFault, RunFault
 from common.log import add_log_context, get_logger
 from common.metrics import ActorMetrics
 
@@ -55,20 +57,29 @@ class AdapterFollower:
         return latest if latest > have and latest not in self._failed else None
 
     def update(self, version: int) -> None:
-        """Load a version, once `Engine.can_load`; one that can't be loaded leaves the old one serving and says so."""
+        """Load a version, once `Engine.can_load`; one that can't be loaded leaves the old one serving and says so.
+
+        Raises RunFault where there is no old one, and no newer one to hope for.
+        """
         try:
             adapter = self._registry.fetch(version)
-            folder = self._folder / f"v{version}"
-            folder.mkdir(exist_ok=True)
-            for name, data in adapter.files.items():
-                (folder / name).write_bytes(data)
-            loaded = self._engine.load_adapter(version, adapter.sha256, folder)
-        except (AdapterError, OSError, ValueError, RuntimeError) as error:
+            loaded = self._load(adapter)
+        except (RedisError, EngineFault):
+            # Says nothing of the version.
+            raise
+        # Whatever vLLM raises for an adapter that it can't serve.
+        except Exception as error:
             self._failed.add(version)
             self._metrics.adapter_loads_failed.inc()
             serving = self.current.version if self.current else 0
-            self.last_error = f"adapter version {version} can't be loaded, still serving {serving}: {error}"
+            reason = str(error) or type(error).__name__
+            self.last_error = f"adapter version {version} can't be loaded, still serving {serving}: {reason}"
             log.error("%s", self.last_error)
+            if self.current is None and self._registry.latest() == version:
+                raise RunFault(
+                    f"adapter version {version} can't be loaded, and there is no other to sample with: {reason}; check "
+                    "model.lora and, where the run starts from an adapter, that one"
+                ) from error
             return
         self.current, self._changes_something = loaded, changes_something(adapter.files)
         self._metrics.adapter_version.set(version)
@@ -76,6 +87,13 @@ class AdapterFollower:
         self._metrics.sync_latency.observe(max(0.0, time.time() - adapter.published_at))
         self._drop_old_folders()
         log.info("serving adapter version %d, sha256 %s", version, adapter.sha256)
+
+    def _load(self, adapter: Adapter) -> LoadedAdapter:
+        folder = self._folder / f"v{adapter.version}"
+        folder.mkdir(exist_ok=True)
+        for name, data in adapter.files.items():
+            (folder / name).write_bytes(data)
+        return self._engine.load_adapter(adapter.version, adapter.sha256, folder)
 
     def probe_texts(self) -> list[tuple[str, ScoreText, LoadedAdapter | None]]:
         """The two requests of a probe: with the present adapter, and without."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from common.action_space import ActionSpace
 from common.config import ActorSection
 from common.devices import torch_dtype
+from common.models import load_causal_lm
 from common.trajectory import Query
 
 
@@ -33,11 +34,8 @@ class BeamSearch:
     """The base model, loaded beside the engine, as beams need all log-probabilities at once."""
 
     def __init__(self, model_path: str, section: ActorSection, space: ActionSpace) -> None:
-        from transformers import AutoModelForCausalLM
-
         self._space, self._device = space, torch.device("cuda" if section.num_gpus else "cpu")
-        model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch_dtype(section.dtype))
-        self._model: Any = model.eval().to(self._device)
+        self._model: Any = load_causal_lm(model_path, torch_dtype(section.dtype)).to(self._device)
         self._allowed = torch.as_tensor(space.allowed_array, device=self._device)
 
     @torch.no_grad()

@@ -115,6 +115,7 @@ class Engine:
             self._engine = _start(arguments, section)
         if not arguments["enforce_eager"]:
             note_compiled(arguments)
+        self._engine.collective_rpc("restore_classes")
         self._scores_by_id = bool(self._engine.vllm_config.use_v2_model_runner)
         self.use_action_space(space)
         self._failure: str | None = None

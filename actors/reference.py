@@ -16,6 +16,7 @@ import torch
 
 from actors.scoring import Scored, ScoreText, TokenScores
 from common.devices import torch_dtype
+from common.models import load_causal_lm
 
 TOKENS_A_PASS = 16_384
 """Padding included: what a pass computes at once."""
@@ -34,9 +35,7 @@ class ReferenceScorer:
         self, model_path: str, dtype: str, terminator_id: int, device: torch.device, adapter: Path | None = None
     ) -> None:
         """Load the model, through `adapter` where the reward's model has one."""
-        from transformers import AutoModelForCausalLM
-
-        model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch_dtype(dtype))
+        model = load_causal_lm(model_path, torch_dtype(dtype))
         if adapter is not None:
             from peft import PeftModel
 

@@ -23,6 +23,7 @@ from common.log import get_logger
 from common.metrics import ActorMetrics
 from common.seeds import SeedJob
 from common.tasks import SampleRequest, Task
+from common.tasks.base import unreadable
 from common.tools import ToolError
 from common.trajectory import NO_SHA256, Behaviour, Query, Source, ToolEvent, Trajectory
 
@@ -247,6 +248,9 @@ class TrajectorySampler:
         try:
             text = tool(self.task.codec.decode_prompt([*draft.origin.sampling_prompt, *draft.inputs]))
             inserted = [] if text is None else self.task.codec.encode(text)
+            reason = unreadable(self.task.codec, inserted)
+            if reason is not None:
+                raise ToolError("unusable", reason)
             if len(inserted) > self._room(draft):
                 raise ToolError("too_long", f"{len(inserted)} tokens don't fit into actor.max_model_len")
         except ToolError as error:

@@ -19,6 +19,7 @@ from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor as OldRunnersProcessor
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as NewRunnersProcessor
 
+from actors import transformers_classes
 from actors.batch_mask import BatchMask
 from actors.cpu_lora import expand, expand_slice, shrink
 from common.action_space import ActionSpace
@@ -40,6 +41,10 @@ class WorkerExtension:
         self._mask_processor().mask = mask
         if not by_newer:
             _gather_terminator(runner.sampler, space.terminator_id)
+
+    def restore_classes(self) -> None:
+        """Leave transformers' classes as plain models beside the engine need them."""
+        transformers_classes.restore(self.model_runner.get_model())
 
     def _mask_processor(self) -> OldRunnersMask | NewRunnersMask:
         runner = self.model_runner

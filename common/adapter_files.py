@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 
 from common.config import LoraSection
 from common.errors import UserError
+
+_PREFIX = "base_model.model."
+"""What PEFT puts before a layer's name."""
+_DESCRIBING = {
+    *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+    *("inference_mode", "r", "lora_alpha", "lora_dropout", "target_modules", "loftq_config", "eva_config"),
+    *("corda_config", "lora_ga_config", "megatron_core", "qalora_group_size"),
+}
+"""Settings of an adapter that are checked for themselves, or say nothing of what it computes."""
 
 
 def files_sha256(files: Mapping[str, bytes]) -> str:
@@ -28,17 +37,104 @@ def changes_something(files: Mapping[str, bytes]) -> bool:
     return any(bool(values.any()) for found in tensors for name, values in found.items() if "lora_B" in name)
 
 
-def check_adapter(setting: str, folder: Path, lora: LoraSection, *, same_rank: bool) -> None:
-    """Raises UserError naming `setting` for a folder that holds no adapter such as `model.lora` describes."""
+def check_adapter(
+    setting: str,
+    folder: Path,
+    lora: LoraSection,
+    model: str,
+    linear_layers: Mapping[str, tuple[int, int]],
+    *,
+    same_rank: bool,
+) -> None:
+    """Hold a folder against what `model.lora` describes: a plain LoRA adapter of this model.
+
+    `linear_layers` are the model's, with their outputs and inputs. Raises UserError naming `setting`.
+    """
     try:
         found = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        rank, modules = int(found["r"]), set(found["target_modules"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        kind = found.get("peft_type", "LORA")
+        rank, modules = (0, "") if kind != "LORA" else (int(found["r"]), found["target_modules"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             setting, str(folder), f"holds no PEFT adapter ({type(error).__name__})", "give a folder such as RUN/adapter"
         ) from error
+    if kind != "LORA":
+        raise UserError(setting, str(folder), f"holds a {kind} adapter", "give a LoRA adapter")
+    for name, value in found.items():
+        if not _is_plain(name, value):
+            raise UserError(
+                setting,
+                str(folder),
+                f"its adapter_config.json has {name} = {json.dumps(value)}, which is no part of a plain LoRA adapter",
+                "give an adapter without it",
+            )
+    if isinstance(modules, str):
+        names = ", ".join(sorted({name.rpartition(".")[2] for name in linear_layers}))
+        raise UserError(
+            setting,
+            str(folder),
+            f"its target_modules are the pattern {modules!r}",
+            f"name the modules one by one in its adapter_config.json, of {names}",
+        )
     if rank > lora.served_rank or (same_rank and rank != lora.rank):
         raise UserError(setting, str(folder), f"has rank {rank}, model.lora.rank is {lora.rank}", "set that rank")
-    if not modules <= set(lora.target_modules) or (same_rank and modules != set(lora.target_modules)):
+    alpha = found.get("lora_alpha", lora.alpha)
+    if same_rank and alpha != lora.alpha:
+        raise UserError(
+            setting, str(folder), f"has alpha {alpha}, model.lora.alpha is {lora.alpha:g}", "set model.lora.alpha to it"
+        )
+    if not set(modules) <= set(lora.target_modules) or (same_rank and set(modules) != set(lora.target_modules)):
         shown = ", ".join(sorted(modules))
         raise UserError(setting, str(folder), f"adapts {shown}", "set model.lora.target_modules to these")
+    base = found.get("base_model_name_or_path")
+    if base and Path(base).name != Path(model).name:
+        raise UserError(
+            setting,
+            str(folder),
+            f"was trained on {base}, model.name is {model}",
+            "give that model; if it is the same one, write so into base_model_name_or_path of its adapter_config.json",
+        )
+    _check_weights(setting, folder, rank, set(modules), linear_layers)
+
+
+def _is_plain(name: str, value: object) -> bool:
+    """Whether a setting of an adapter leaves it what it is without the setting: B·A·alpha/rank on linear layers."""
+    if name == "init_lora_weights":
+        # Others put a part of the base model's weights into the adapter.
+        return isinstance(value, bool) or value in ("gaussian", "eva", "orthogonal")
+    return name in _DESCRIBING or value in (None, "none", [], {}) or value is False
+
+
+def _check_weights(
+    setting: str, folder: Path, rank: int, modules: Set[str], linear_layers: Mapping[str, tuple[int, int]]
+) -> None:
+    """Both factors of every such layer, in the layer's shape, and nothing else."""
+    from safetensors import SafetensorError, safe_open
+
+    path = folder / "adapter_model.safetensors"
+    try:
+        with safe_open(path, framework="numpy") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            setting, str(folder), f"its {path.name} can't be read ({type(error).__name__})", "give a whole adapter"
+        ) from error
+    expected = {}
+    for name, (outputs, inputs) in linear_layers.items():
+        if name.rpartition(".")[2] in modules:
+            expected[f"{_PREFIX}{name}.lora_A.weight"] = (rank, inputs)
+            expected[f"{_PREFIX}{name}.lora_B.weight"] = (outputs, rank)
+    wrong = sorted(name for name in shapes.keys() | expected.keys() if shapes.get(name) != expected.get(name))
+    if wrong:
+        first = wrong[0]
+        raise UserError(
+            setting,
+            str(folder),
+            f"does not fit this model: {first.removeprefix(_PREFIX)} is {_shown(shapes.get(first), 'missing')}, "
+            f"expected is {_shown(expected.get(first), 'none')}",
+            "give an adapter of this model",
+        )
+
+
+def _shown(shape: tuple[int, ...] | None, absent: str) -> str:
+    return absent if shape is None else " x ".join(map(str, shape))

@@ -17,7 +17,7 @@ from common.errors import UserError
 from common.row import BadRow, Row, as_text
 from common.rows import read_json_lines
 from common.tasks import Task
-from common.tasks.base import TokenCodec
+from common.tasks.base import TokenCodec, unreadable
 from common.templates import LITERAL_BRACES, fill
 from common.trajectory import Query
 
@@ -75,7 +75,11 @@ def _hinted(section: SeedSection, query: Query, codec: TokenCodec) -> SeedJob:
         return texts[name]
 
     text = fill(section.hint, place)
-    return SeedJob(query.id, hint_ids=tuple(codec.encode_prompt(text)), n=section.samples_per_query)
+    ids = codec.encode_prompt(text)
+    reason = unreadable(codec, ids)
+    if reason is not None:
+        raise UserError("seeds.hint", section.hint, reason, "leave it out of the hint")
+    return SeedJob(query.id, hint_ids=tuple(ids), n=section.samples_per_query)
 
 
 def _given(path: Path, queries: Sequence[Query], space: ActionSpace, codec: TokenCodec) -> list[SeedJob]:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import UserError
+from common.models import load_config, load_tokenizer, vocabulary_size
 
 if TYPE_CHECKING:
     from common.config import ModelSection
@@ -183,19 +184,8 @@ def load_codec(model_path: str, add_bos_token: bool | None = None) -> HuggingFac
     if Path(model_path).is_dir():
         # A hub look-up for a local folder can only fail or be slow.
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from transformers import AutoConfig, AutoTokenizer
-
-    try:
-        config = AutoConfig.from_pretrained(model_path)
-        tokenizer = AutoTokenizer.from_pretrained(model_path)
-    except Exception as error:
-        raise UserError(
-            "model.name",
-            model_path,
-            f"no model and tokenizer can be loaded from it ({type(error).__name__})",
-            "give a local folder with config.json, weights and tokenizer, or a Hugging Face id that can be reached",
-        ) from error
-    return HuggingFaceCodec(tokenizer, int(config.vocab_size), add_bos_token)
+    vocab_size = vocabulary_size(model_path, load_config(model_path))
+    return HuggingFaceCodec(load_tokenizer(model_path), vocab_size, add_bos_token)
 
 
 def codec_of(section: ModelSection) -> HuggingFaceCodec:

@@ -86,6 +86,16 @@ class Query(BaseModel):
         """The prompt that the reference reads."""
         return self.reference_ids if len(self.reference_ids) else self.prompt_ids
 
+    def texts(self) -> list[tuple[str, Ids]]:
+        """All that is read of the query, and what it is."""
+        others = [("a choice", ids) for ids in self.alternatives]
+        return [
+            ("the prompt", self.prompt_ids),
+            ("the target", self.target_ids),
+            ("the reference's prompt", self.reference_ids),
+            *others,
+        ]
+
     def tokens_needed(self, max_len: int, other_prompt: int = 0) -> int:
         """The longest text that is sampled or scored: prompt, rationale, ⊤, target, and the one token that a scoring
         request must generate. `other_prompt` is the length of a further prompt that is sampled under."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import socket
@@ -19,7 +18,9 @@ from common.errors import UserError
 from common.rows import HUB
 from common.seeds import make_seed_jobs
 from common.tasks import make_task
+from common.tasks.base import unreadable
 from common.tokens import codec_of
+from deploy.model_check import ModelCheck
 from learner.tracking import check_tracking
 
 HUB_LIMIT_S = 5.0
@@ -35,17 +36,20 @@ def prepare(config: RunConfig) -> RunConfig:
     config = config.model_copy(
         update={"model": config.model.model_copy(update={"name": find_model(config.model.name)})}
     )
-    n_seeds = _check_task(config)
+    assert config.model.name is not None
+    model = ModelCheck.of(config.model.name)
+    n_seeds = _check_task(config, model)
     if config.learner.objective == "sft":
         # All of them are waited for, and nothing else.
         config = config.model_copy(update={"buffer": config.buffer.model_copy(update={"min_size": n_seeds})})
-    n_parameters = _check_target_modules(config)
     lora = config.model.lora
+    model.check_target_modules(lora.target_modules)
     if lora.start_from is not None:
-        check_adapter("model.lora.start_from", lora.start_from, lora, same_rank=True)
+        check_adapter("model.lora.start_from", lora.start_from, lora, model.name, model.linear_layers, same_rank=True)
     if config.reference.adapter is not None:
-        check_adapter("reference.adapter", config.reference.adapter, lora, same_rank=False)
-    return resolve_devices(config, n_parameters)
+        given = config.reference.adapter
+        check_adapter("reference.adapter", given, lora, model.name, model.linear_layers, same_rank=False)
+    return resolve_devices(config, model.n_parameters)
 
 
 def find_model(name: str | None) -> str:
@@ -187,7 +191,7 @@ def _check_redis(config: RunConfig) -> None:
         raise UserError("redis.url", None, "no redis-server binary was found", "run `make setup`, or set redis.url")
 
 
-def _check_task(config: RunConfig) -> int:
+def _check_task(config: RunConfig, model: ModelCheck) -> int:
     """Make the task's queries, mask and seeds, and hold them against the model's and the engine's limits.
 
     Returns how many distinct seeds there are.
@@ -207,6 +211,11 @@ def _check_task(config: RunConfig) -> int:
             f"the longest prompt, rationale and target take {needed} tokens",
             f"raise it to {needed}",
         )
+    for query in (*task.queries("train"), *task.queries("test")):
+        for what, ids in query.texts():
+            reason = unreadable(task.codec, ids)
+            if reason is not None:
+                raise UserError("task.name", config.task.name, f"{what}: {reason}", "choose another text or model")
     learner = config.learner
     if space.min_len > 0 and learner.objective in ("subtb", "db") and learner.trajectories_per_query < 2:
         raise UserError(
@@ -224,7 +233,7 @@ def _check_task(config: RunConfig) -> int:
                 f"the longest hint and rationale take {len(job.hint_ids) + space.max_len + 2} tokens",
                 "raise it, or shorten seeds.hint",
             )
-    limit = _context_length(config.model.name)
+    limit = model.context_length
     if limit is not None and config.actor.max_model_len > limit:
         raise UserError(
             "actor.max_model_len",
@@ -233,32 +242,3 @@ def _check_task(config: RunConfig) -> int:
             f"lower it to {limit}",
         )
     return max(1, len({(job.query_id, job.action_ids) for job in jobs}))
-
-
-def _check_target_modules(config: RunConfig) -> int:
-    """Look for the adapter's modules in the model without weights: a wrong name would show much later.
-
-    Returns how many parameters the model has.
-    """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    assert config.model.name is not None
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(config.model.name))
-    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-    for target in config.model.lora.target_modules:
-        if not any(name == target or name.endswith(f".{target}") for name in linear):
-            known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
-            raise UserError(
-                "model.lora.target_modules", target, "is no linear layer of this model", f"choose among {known}"
-            )
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _context_length(model: str) -> int | None:
-    path = Path(model) / "config.json"
-    if not path.is_file():
-        return None
-    found = json.loads(path.read_text(encoding="utf-8")).get("max_position_embeddings")
-    return int(found) if found else None

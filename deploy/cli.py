@@ -171,7 +171,7 @@ def sample(options: argparse.Namespace, _: list[str], console: Console) -> int:
     from rich.table import Table
 
     from common.tasks import SampleRequest
-    from common.tasks.base import HIGHEST_TEMPERATURE
+    from common.tasks.base import HIGHEST_TEMPERATURE, unreadable
 
     if not 0 < options.temperature <= HIGHEST_TEMPERATURE:
         problem = f"is not above 0 and up to {HIGHEST_TEMPERATURE:g}"
@@ -185,6 +185,9 @@ def sample(options: argparse.Namespace, _: list[str], console: Console) -> int:
         ids = run.codec.encode_prompt(options.prompt)
         if not ids:
             raise UserError("--prompt", options.prompt, "is empty", "give some text")
+        reason = unreadable(run.codec, ids)
+        if reason is not None:
+            raise UserError("--prompt", options.prompt, reason, "leave it out")
         query = Query(task=run.task.name, prompt_ids=ids)
     sampler, adapter = run.sampler()
     request = SampleRequest("samples", not options.base, options.temperature, options.n)

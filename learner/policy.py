@@ -24,6 +24,7 @@ from common.action_space import ActionSpace
 from common.config import LoraSection
 from common.devices import torch_dtype
 from common.errors import UserError
+from common.models import load_causal_lm
 from common.trajectory import Query, Trajectory
 from learner.passes import CPU_OVERHEAD, gpu_overhead, passes
 
@@ -309,11 +310,4 @@ class LoraPolicy:
 
 def load_base_model(path: str, dtype: str) -> Any:
     """A causal language model for scoring, frozen; raises UserError naming `model.name`."""
-    from transformers import AutoModelForCausalLM
-
-    try:
-        return AutoModelForCausalLM.from_pretrained(path, dtype=torch_dtype(dtype)).eval().requires_grad_(False)
-    except Exception as error:
-        raise UserError(
-            "model.name", path, f"its weights can't be loaded ({type(error).__name__})", "give a complete model folder"
-        ) from error
+    return load_causal_lm(path, torch_dtype(dtype)).requires_grad_(False)

@@ -71,6 +71,14 @@ def one_token(codec: TokenCodec, text: str, field: str, remedy: str) -> int:
     return ids[0]
 
 
+def unreadable(codec: TokenCodec, ids: Sequence[int] | NDArray[np.int32]) -> str | None:
+    """Why the model can't read these ids, None if it can: a tokenizer may know more tokens than its model has rows."""
+    beyond = int(np.asarray(ids, np.int64).max(initial=0))
+    if beyond < codec.vocab_size:
+        return None
+    return f"token {beyond} ({codec.decode([beyond])!r}) is beyond the model's vocabulary of {codec.vocab_size}"
+
+
 class PolicyScorer(Protocol):
     """The policy's exact probabilities, as the learner computes them."""
 

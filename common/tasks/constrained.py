@@ -151,7 +151,7 @@ class _Classifier:
         from transformers import AutoConfig
 
         try:
-            labels = AutoConfig.from_pretrained(section.model).label2id
+            labels = AutoConfig.from_pretrained(section.model, trust_remote_code=False).label2id
         except Exception as error:
             raise UserError(
                 "task.classifier.model", section.model, f"can't be read ({type(error).__name__})", "give a model folder"
@@ -171,8 +171,8 @@ class _Classifier:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         name = self._section.model
-        model = AutoModelForSequenceClassification.from_pretrained(name, use_safetensors=True)
-        return model.eval(), AutoTokenizer.from_pretrained(name)
+        model = AutoModelForSequenceClassification.from_pretrained(name, use_safetensors=True, trust_remote_code=False)
+        return model.eval(), AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 
     def _log_prob(self, text: str) -> float:
         import torch

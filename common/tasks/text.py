@@ -17,7 +17,7 @@ from common.action_space import ActionSpace
 from common.errors import UserError
 from common.row import BadRow, Row
 from common.rows import HUB, Loaded, OnBadRow, OnOverlap, load, overlap
-from common.tasks.base import Split, Task, TaskConfig, TokenCodec, one_token
+from common.tasks.base import Split, Task, TaskConfig, TokenCodec, one_token, unreadable
 from common.templates import fill
 from common.tools import ToolBox, ToolSection
 from common.trajectory import Query
@@ -192,6 +192,10 @@ class TextTask(Task[TextConfigT]):
         needed = example.query.tokens_needed(self.config.max_len)
         if self.max_model_len is not None and needed > self.max_model_len:
             raise BadRow(f"prompt, rationale and target take {needed} tokens of {self.max_model_len}")
+        for what, ids in example.query.texts():
+            reason = unreadable(self.codec, ids)
+            if reason is not None:
+                raise BadRow(f"{what}: {reason}")
         return example
 
     def data_notes(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
@@ -122,6 +123,53 @@ def test_a_mistake_is_one_line_with_field_value_and_remedy(
     (line,) = errors.splitlines()
     assert all(part in line for part in expected), line
     assert not (tmp_path / "runs").exists(), "nothing may be left behind"
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (
+            {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]},
+            "is GPT2LMHeadModel, which vLLM can't serve with LoRA adapters; choose a causal language model",
+        ),
+        (
+            {"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"]},
+            "is Gemma3ForConditionalGeneration, which reads more than text",
+        ),
+        (
+            {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}},
+            "its model comes with code of its own (auto_map), which is never run here",
+        ),
+    ],
+)
+def test_a_model_that_cannot_be_used_is_refused_in_one_line_and_nobody_is_asked(
+    tmp_path: Path, config: dict[str, object], expected: str
+) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(config))
+    (model / "model.safetensors").touch()
+    (model / "own.py").write_text("raise SystemExit('ran')\n")
+    (tmp_path / "config.yaml").write_text(RNG)
+    status, errors = amortis("train", "config.yaml", "--model.name", str(model), cwd=tmp_path)
+    assert status == 2, errors
+    (line,) = errors.splitlines()
+    assert "model.name = " in line and expected in line
+
+
+def test_an_adapter_that_no_actor_could_load_is_refused_before_anything_starts(
+    tmp_path: Path, digit_model: Path
+) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    config = {"peft_type": "LORA", "r": 16, "target_modules": ["q_proj", "v_proj"], "use_dora": True}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    (tmp_path / "config.yaml").write_text("task: {name: rng}\nactor: {max_model_len: 64}\n")
+    start = ("--model.name", str(digit_model), "--model.lora.start_from", str(adapter))
+    status, errors = amortis("train", "config.yaml", *start, cwd=tmp_path)
+    assert status == 2, errors
+    (line,) = errors.splitlines()
+    assert "model.lora.start_from = " in line and "use_dora = true" in line
 
 
 def test_an_existing_run_is_never_overwritten_unasked(tmp_path: Path, digit_model: Path) -> None:

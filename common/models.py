@@ -1,0 +1,94 @@
+"""A model's configuration and weights, as every process reads them. No code that comes with a model is ever run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from common.errors import UserError
+
+_REMEDY = "give a local folder with config.json, weights and tokenizer, or a Hugging Face id that can be reached"
+
+
+def load_config(name: str) -> Any:
+    """The configuration of a local folder or Hugging Face id; raises UserError naming `model.name`."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:
+        raise _cant_load(name, "model", error) from error
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of a local folder or Hugging Face id; raises UserError naming `model.name`."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:
+        raise _cant_load(name, "tokenizer", error) from error
+
+
+def load_causal_lm(name: str, dtype: Any) -> Any:
+    """A causal language model with its weights, in evaluation mode; raises UserError naming `model.name`."""
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(name)
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            name,
+            config=config,
+            dtype=dtype,
+            attn_implementation=_attention(config),
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except Exception as error:
+        raise UserError(
+            "model.name", name, f"its weights can't be loaded ({type(error).__name__})", "give a complete model folder"
+        ) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        # transformers fills them with random numbers and goes on.
+        raise UserError(
+            "model.name",
+            name,
+            f"its weights lack {len(missing)} of the model's tensors, {missing[0]} among them",
+            "give a complete model folder",
+        )
+    return model.eval()
+
+
+def causal_lm_without_weights(config: Any) -> Any:
+    """The model's modules by name and shape, nothing stored in them."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
+def vocabulary_size(name: str, config: Any) -> int:
+    """Size of the output distribution, of the text part where there are others; raises UserError."""
+    size = getattr(config.get_text_config(decoder=True), "vocab_size", None)
+    if not size:
+        raise UserError(
+            "model.name", name, "is no language model: it has no vocabulary", "give a causal language model"
+        )
+    return int(size)
+
+
+def _attention(config: Any) -> str | None:
+    """transformers' own choice, but for soft-capped scores, as Gemma 2's: its fused attention leaves the cap out."""
+    return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else None
+
+
+def _cant_load(name: str, part: str, error: Exception) -> UserError:
+    if "trust_remote_code" in str(error):
+        return UserError(
+            "model.name",
+            name,
+            f"its {part} comes with code of its own (auto_map), which is never run here",
+            "give a model of an architecture that transformers itself has",
+        )
+    return UserError("model.name", name, f"no {part} can be loaded from it ({type(error).__name__})", _REMEDY)
