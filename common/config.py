@@ -321,8 +321,16 @@ class LearnerSection(Section):
     )
     dtype: Dtype = Field("auto", description="auto: float32")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
+    num_processes: int = Field(
+        1,
+        ge=1,
+        description="processes that share out the trajectories of a batch, on one machine, each with a GPU of its own "
+        "where the device is cuda; the loss is that of one process",
+    )
     threads: int | None = Field(
-        None, ge=1, description="CPU threads; without it the cores that the actors leave, in an M step all"
+        None,
+        ge=1,
+        description="CPU threads of all its processes; without it the cores that the actors leave, in an M step all",
     )
     reward: RewardSection = RewardSection()
 
@@ -332,6 +340,15 @@ class LearnerSection(Section):
             raise ValueError(
                 f"objective {self.objective} compares trajectories of one query: trajectories_per_query must be 2 or "
                 "more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _enough_to_share(self) -> Self:
+        batch = self.queries_per_step * self.trajectories_per_query
+        if self.num_processes > batch:
+            raise ValueError(
+                f"num_processes is above the {batch} trajectories of a batch: some would have nothing to do"
             )
         return self
 

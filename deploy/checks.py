@@ -45,7 +45,9 @@ def prepare(config: RunConfig) -> RunConfig:
         check_adapter("model.lora.start_from", lora.start_from, lora, same_rank=True)
     if config.reference.adapter is not None:
         check_adapter("reference.adapter", config.reference.adapter, lora, same_rank=False)
-    return resolve_devices(config, n_parameters)
+    config = resolve_devices(config, n_parameters)
+    _check_gpus(config)
+    return config
 
 
 def find_model(name: str | None) -> str:
@@ -254,6 +256,20 @@ def _check_target_modules(config: RunConfig) -> int:
                 "model.lora.target_modules", target, "is no linear layer of this model", f"choose among {known}"
             )
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _check_gpus(config: RunConfig) -> None:
+    """The GPUs of this machine against what the learner needs of them."""
+    n = config.learner.num_processes
+    if config.learner.device != "cuda" or n == 1:
+        return
+    import torch
+
+    found = torch.cuda.device_count()
+    if n > found:
+        raise UserError(
+            "learner.num_processes", n, f"each needs a GPU, and this machine has {found}", f"lower it to {found}"
+        )
 
 
 def _context_length(model: str) -> int | None:
