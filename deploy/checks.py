@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from buffer.connection import connect
 from buffer.embedded import find_redis_server, running_server
@@ -23,6 +24,8 @@ from common.tokens import load_codec
 from learner.tracking import check_tracking
 
 HUB_LIMIT_S = 5.0
+QUANTIZED = ("quantization_config", "compression_config", "quantization")
+"""Keys under which a model's config.json says how its weights were quantized: transformers', and MLX' last."""
 
 
 def prepare(config: RunConfig) -> RunConfig:
@@ -65,12 +68,59 @@ def find_model(name: str | None) -> str:
         for pattern in ("config.json", "*.safetensors"):
             if not any(path.glob(pattern)):
                 raise UserError("model.name", name, f"the folder has no {pattern}", "give a Hugging Face model folder")
+        _check_not_quantized(name, path)
         return str(path.resolve())
     looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1
     if looks_like_path:
         raise UserError("model.name", name, "no such folder", "give an existing folder or a Hugging Face id")
     _check_hub(name)
+    _check_not_quantized(name, None)
     return name
+
+
+def _check_not_quantized(name: str, folder: Path | None) -> None:
+    """Refuse weights of few bits: the reward would be another model's than the one they were made from."""
+    if folder is None:
+        from transformers import PretrainedConfig
+
+        found, _ = PretrainedConfig.get_config_dict(name)
+    else:
+        found = _read_config(folder / "config.json", name)
+        # What GPTQ and AWQ wrote before there was a place for it in config.json.
+        for old in ("quantize_config.json", "quant_config.json"):
+            if (folder / old).is_file():
+                found = {"quantization_config": {**_read_config(folder / old, name), "quant_method": old}, **found}
+    for part in (found, found.get("text_config") or {}):
+        settings = next((part[key] for key in QUANTIZED if part.get(key)), None)
+        if settings is not None:
+            raise UserError(
+                "model.name",
+                name,
+                f"its weights are quantized ({_quantization(settings)}), and so its probabilities, which the reward is "
+                "made of, are not those of the model it was made from",
+                "give the model that is not quantized; to save the learner's memory set learner.dtype: bfloat16",
+            )
+
+
+def _quantization(settings: Any) -> str:
+    """What a config says of its quantization, e.g. "bitsandbytes, 4 bits"."""
+    if not isinstance(settings, dict):
+        return "says its config.json"
+    bits = settings.get("bits") or settings.get("w_bit")
+    bits = bits or next((n for n in (4, 8) if settings.get(f"load_in_{n}bit")), None)
+    said = [str(settings.get("quant_method", "")), f"{bits} bits" if bits else ""]
+    return ", ".join(filter(None, said)) or "says its config.json"
+
+
+def _read_config(path: Path, name: str) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        remedy = "give a complete Hugging Face model folder"
+        raise UserError("model.name", name, f"its {path.name} can't be read ({error})", remedy) from error
+    if not isinstance(found, dict):
+        raise UserError("model.name", name, f"its {path.name} holds no object", "give a Hugging Face model folder")
+    return found
 
 
 def _check_hub(name: str) -> None:
