@@ -210,7 +210,15 @@ class ActorSection(Section):
         "nodes of the cluster, following it as it grows and shrinks",
     )
     num_cpus: float = Field(1, ge=0, description="cores that Ray reserves for an actor, and its threads")
-    num_gpus: float | None = Field(None, ge=0, description="GPUs an actor; without it 1 where there is one, else 0")
+    num_gpus: float | None = Field(
+        None, ge=0, description="GPUs an actor; without it tensor_parallel_size where there are any, else 0"
+    )
+    tensor_parallel_size: int = Field(
+        1,
+        ge=1,
+        description="GPUs, all on one node, that an actor's model is spread over; without GPUs, processes. For models "
+        "that one GPU can't hold: more actors sample faster than larger ones",
+    )
     dtype: Dtype = Field("auto", description="auto: float32 on a CPU, bfloat16 on a GPU")
     samples_per_query: int = Field(8, ge=1, description="samples of one query under one temperature, drawn together")
     max_in_flight: int = Field(64, ge=1, description="sampling and scoring requests in the engine at once")
@@ -238,6 +246,15 @@ class ActorSection(Section):
     def _countable(self) -> Self:
         if self.count == "auto" and not self.num_cpus and not self.num_gpus:
             raise ValueError("count: auto needs num_cpus or num_gpus above 0 to count by")
+        return self
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> Self:
+        size, gpus = self.tensor_parallel_size, self.num_gpus
+        if size > 1 and gpus and (gpus < size or gpus != int(gpus)):
+            raise ValueError(
+                f"num_gpus = {gpus:g} can't hold tensor_parallel_size = {size}: leave it out, or give {size}"
+            )
         return self
 
     @property

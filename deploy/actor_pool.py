@@ -98,6 +98,9 @@ class ActorPool:
                 f"no Ray cluster can be joined there ({_last_line(error)})",
                 "start Ray on this machine first, look at RAY_AUTH_TOKEN, or leave ray.address out",
             ) from error
+        if address is not None and not room_for_actors(ray.nodes(), section):
+            needs = f"{section.num_cpus:g} cores and {section.num_gpus or 0:g} GPUs"
+            log.warning("no node of the cluster has the %s that an actor needs; waiting for one that joins", needs)
         self.follow(None)
         return self
 

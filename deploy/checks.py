@@ -43,6 +43,7 @@ def prepare(config: RunConfig) -> RunConfig:
         # All of them are waited for, and nothing else.
         config = config.model_copy(update={"buffer": config.buffer.model_copy(update={"min_size": n_seeds})})
     n_parameters = _check_target_modules(config)
+    _check_tensor_parallel(config)
     lora = config.model.lora
     if lora.start_from is not None:
         check_adapter("model.lora.start_from", lora.start_from, lora, same_rank=True)
@@ -308,17 +309,57 @@ def _check_target_modules(config: RunConfig) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _check_gpus(config: RunConfig) -> None:
-    """The GPUs of this machine against what the learner needs of them."""
-    n = config.learner.num_processes
-    if config.learner.device != "cuda" or n == 1:
+def _check_tensor_parallel(config: RunConfig) -> None:
+    """Whether the model can be cut into so many parts."""
+    from transformers import AutoConfig
+
+    n = config.actor.tensor_parallel_size
+    if n == 1:
         return
+    assert config.model.name is not None
+    model = AutoConfig.from_pretrained(config.model.name).get_text_config()
+    heads = int(model.num_attention_heads)
+    sizes = {"attention heads": heads, "entries in the feed-forward layers": getattr(model, "intermediate_size", None)}
+    key_heads = int(getattr(model, "num_key_value_heads", None) or heads)
+    if key_heads >= n:
+        # Of fewer, each part has one, which several parts then share.
+        sizes["key-value heads"] = key_heads
+    for what, size in sizes.items():
+        if size and size % n:
+            good = [i for i in range(2, n) if not any(other and other % i for other in (*sizes.values(), key_heads))]
+            raise UserError(
+                "actor.tensor_parallel_size",
+                n,
+                f"does not divide the {size} {what} of this model",
+                f"give {' or '.join(map(str, good[::-1]))}" if good else "leave it at 1",
+            )
+    if n > key_heads and n % key_heads:
+        raise UserError(
+            "actor.tensor_parallel_size",
+            n,
+            f"is no multiple of the {key_heads} key-value heads of this model, nor their divisor",
+            f"give {key_heads}" if key_heads > 1 else "leave it at 1",
+        )
+
+
+def _check_gpus(config: RunConfig) -> None:
+    """The GPUs of this machine against what a learner and an actor need of them at once."""
     import torch
 
+    n, actor = config.learner.num_processes, config.actor
     found = torch.cuda.device_count()
-    if n > found:
+    if config.learner.device == "cuda" and n > max(1, found):
         raise UserError(
             "learner.num_processes", n, f"each needs a GPU, and this machine has {found}", f"lower it to {found}"
+        )
+    needed = actor.num_gpus or 0.0
+    if config.ray.address is None and needed > max(1, found):
+        name = "num_gpus" if actor.tensor_parallel_size == 1 else "tensor_parallel_size"
+        raise UserError(
+            f"actor.{name}",
+            getattr(actor, name),
+            f"an actor needs {needed:g} GPUs on one node, and this machine has {found}",
+            f"lower it to {found}, or set ray.address to a cluster that has such nodes",
         )
 
 

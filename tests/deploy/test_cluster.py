@@ -26,6 +26,8 @@ def node(alive: bool = True, **resources: float) -> dict[str, Any]:
         ([node(CPU=0), node(memory=1.0)], {"num_cpus": 1, "num_gpus": 0}, 0),
         # Thirds of a GPU: three fit, whatever the rounding of floats says.
         ([node(CPU=8, GPU=0.3)], {"num_cpus": 0, "num_gpus": 0.1}, 3),
+        # A model's parts are all on one node: of three and of one GPU none has room for a second actor.
+        ([node(CPU=16, GPU=3), node(CPU=16, GPU=1)], {"num_cpus": 1, "num_gpus": 2, "tensor_parallel_size": 2}, 1),
         ([], {"num_cpus": 1, "num_gpus": 0}, 0),
     ],
 )
