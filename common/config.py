@@ -217,7 +217,7 @@ class ActorSection(Section):
         1,
         ge=1,
         description="GPUs, all on one node, that an actor's model is spread over; without GPUs, processes. For models "
-        "that one GPU can't hold: more actors sample faster than larger ones",
+        "that one GPU can't hold",
     )
     dtype: Dtype = Field("auto", description="auto: float32 on a CPU, bfloat16 on a GPU")
     samples_per_query: int = Field(8, ge=1, description="samples of one query under one temperature, drawn together")
