@@ -13,6 +13,7 @@ on GPUs). Nothing is pickled.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -140,7 +141,8 @@ class Processes:
         try:
             yield
         except RuntimeError as error:
-            cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            # Its first sentence, without the place in PyTorch's source.
+            cause = re.sub(r"^\[\S+\] ", "", str(error).strip()).partition(". ")[0].partition("\n")[0]
             raise RunFault(
                 f"one of the learner's {self.size} processes has ended, or gave no answer within {ANSWER_LIMIT_S:g} s "
                 f"({cause}); see logs/learner*.log and logs/learner.err, and go on with --run.resume true"
