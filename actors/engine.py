@@ -63,7 +63,7 @@ class Sampled:
 
 
 class Engine:
-    """One vLLM engine in this process."""
+    """One vLLM engine, in this process; its workers are further ones where the model is spread over several."""
 
     def __init__(
         self,
@@ -96,6 +96,10 @@ class Engine:
             "disable_log_stats": True,
             "worker_extension_cls": "actors.worker_extension.WorkerExtension",
         }
+        if section.tensor_parallel_size > 1:
+            # Workers are processes of this node, which an actor's placement group has all GPUs on. Ray's own executor,
+            # vLLM's choice within a placement group, would ask for a bundle each beside that of the actor.
+            arguments.update(tensor_parallel_size=section.tensor_parallel_size, distributed_executor_backend="mp")
         if not section.num_gpus:
             arguments["block_size"] = CPU_BLOCK_TOKENS
         if lora is not None:

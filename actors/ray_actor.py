@@ -51,7 +51,8 @@ def start_actor(config: RunConfig, index: int, redis_url: str, generation: int) 
     """Ask Ray for an actor; its handle, and its placement group if it needs any resource.
 
     Nothing waits here. An actor starts by itself once a node has room for its group, and an autoscaler adds nodes for
-    groups that wait; when its node is lost, Ray places group and actor anew.
+    groups that wait; when its node is lost, Ray places group and actor anew. The group is one bundle, which never spans
+    two nodes, so that a model spread over several GPUs has them all on one.
     """
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -68,9 +69,9 @@ def start_actor(config: RunConfig, index: int, redis_url: str, generation: int) 
 
 
 def _limit_threads(config: RunConfig) -> None:
-    """An actor computes with as many threads as Ray reserved cores for it."""
+    """An actor computes with as many threads as Ray reserved cores for it, all of its processes together."""
     import torch
 
-    threads = max(1, int(config.actor.num_cpus))
+    threads = max(1, int(config.actor.num_cpus) // config.actor.tensor_parallel_size)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)

@@ -213,7 +213,15 @@ class ActorSection(Section):
         "nodes of the cluster, following it as it grows and shrinks",
     )
     num_cpus: float = Field(1, ge=0, description="cores that Ray reserves for an actor, and its threads")
-    num_gpus: float | None = Field(None, ge=0, description="GPUs an actor; without it 1 where there is one, else 0")
+    num_gpus: float | None = Field(
+        None, ge=0, description="GPUs an actor; without it tensor_parallel_size where there are any, else 0"
+    )
+    tensor_parallel_size: int = Field(
+        1,
+        ge=1,
+        description="GPUs, all on one node, that an actor's model is spread over; without GPUs, processes. For models "
+        "that one GPU can't hold",
+    )
     dtype: Dtype = Field("auto", description="auto: float32 on a CPU, bfloat16 on a GPU")
     samples_per_query: int = Field(8, ge=1, description="samples of one query under one temperature, drawn together")
     max_in_flight: int = Field(64, ge=1, description="sampling and scoring requests in the engine at once")
@@ -241,6 +249,15 @@ class ActorSection(Section):
     def _countable(self) -> Self:
         if self.count == "auto" and not self.num_cpus and not self.num_gpus:
             raise ValueError("count: auto needs num_cpus or num_gpus above 0 to count by")
+        return self
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> Self:
+        size, gpus = self.tensor_parallel_size, self.num_gpus
+        if size > 1 and gpus and (gpus < size or gpus != int(gpus)):
+            raise ValueError(
+                f"num_gpus = {gpus:g} can't hold tensor_parallel_size = {size}: leave it out, or give {size}"
+            )
         return self
 
     @property
@@ -324,8 +341,16 @@ class LearnerSection(Section):
     )
     dtype: Dtype = Field("auto", description="auto: float32")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
+    num_processes: int = Field(
+        1,
+        ge=1,
+        description="processes that share out the trajectories of a batch, on one machine, each with a GPU of its own "
+        "where the device is cuda; the loss is that of one process",
+    )
     threads: int | None = Field(
-        None, ge=1, description="CPU threads; without it the cores that the actors leave, in an M step all"
+        None,
+        ge=1,
+        description="CPU threads of all its processes; without it the cores that the actors leave, in an M step all",
     )
     reward: RewardSection = RewardSection()
 
@@ -335,6 +360,15 @@ class LearnerSection(Section):
             raise ValueError(
                 f"objective {self.objective} compares trajectories of one query: trajectories_per_query must be 2 or "
                 "more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _enough_to_share(self) -> Self:
+        batch = self.queries_per_step * self.trajectories_per_query
+        if self.num_processes > batch:
+            raise ValueError(
+                f"num_processes is above the {batch} trajectories of a batch: some would have nothing to do"
             )
         return self
 

@@ -76,10 +76,11 @@ def resolve_devices(config: RunConfig, n_parameters: int | None = None) -> RunCo
     a model of `n_parameters` fits beside the others. Raises UserError where an engine can't have the wanted precision.
     """
     gpu = has_gpu()
+    gpus = float(config.actor.tensor_parallel_size) if gpu else 0.0
     actor = config.actor.model_copy(
         update={
             "dtype": _chosen(config.actor.dtype, "bfloat16" if gpu else "float32"),
-            "num_gpus": (1.0 if gpu else 0.0) if config.actor.num_gpus is None else config.actor.num_gpus,
+            "num_gpus": gpus if config.actor.num_gpus is None else config.actor.num_gpus,
         }
     )
     learner = config.learner.model_copy(

@@ -132,6 +132,14 @@ class Grammar:
         row.flags.writeable = False
         return row
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is kept for speed: vLLM hands the mask on to its workers."""
+        return {name: value for name, value in self.__dict__.items() if name != "_rows"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._rows = lru_cache(maxsize=512)(self._row)
+
 
 def regex_of_schema(setting: str, schema: Mapping[str, Any]) -> str:
     """A regular expression for JSON texts that fit a schema; raises UserError naming `setting`."""

@@ -16,7 +16,7 @@ from common.devices import available_cores
 from common.errors import EngineDisturbed, EngineFault, RunFault, UserError
 from common.log import get_logger
 from common.tasks import SampleRequest, Split
-from deploy.cluster import own_gpu, room_for_actors
+from deploy.cluster import own_gpus, room_for_actors
 
 log = get_logger("actors")
 RETRIES = 3
@@ -82,9 +82,10 @@ class ActorPool:
             # Cores are shared with the learner: what Ray counts is not what the machine has.
             needed = int(section.least_count * section.num_cpus + 0.999)
             local = {"num_cpus": max(available_cores(), needed), "include_dashboard": False}
-            if own_gpu(self._config) is not None:
+            learners = own_gpus(self._config)
+            if learners:
                 # All but the last.
-                local["num_gpus"] = torch.cuda.device_count() - 1
+                local["num_gpus"] = torch.cuda.device_count() - len(learners)
         address = self._config.ray.address
         try:
             ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **local)
@@ -97,6 +98,9 @@ class ActorPool:
                 f"no Ray cluster can be joined there ({_last_line(error)})",
                 "start Ray on this machine first, look at RAY_AUTH_TOKEN, or leave ray.address out",
             ) from error
+        if address is not None and not room_for_actors(ray.nodes(), section):
+            needs = f"{section.num_cpus:g} cores and {section.num_gpus or 0:g} GPUs"
+            log.warning("no node of the cluster has the %s that an actor needs; waiting for one that joins", needs)
         self.follow(None)
         return self
 

@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from buffer.connection import connect
 from buffer.embedded import find_redis_server, running_server
@@ -24,6 +25,8 @@ from deploy.model_check import ModelCheck
 from learner.tracking import check_tracking
 
 HUB_LIMIT_S = 5.0
+QUANTIZED = ("quantization_config", "compression_config", "quantization")
+"""Keys under which a model's config.json says how its weights were quantized: transformers', and MLX' last."""
 
 
 def prepare(config: RunConfig) -> RunConfig:
@@ -44,12 +47,15 @@ def prepare(config: RunConfig) -> RunConfig:
         config = config.model_copy(update={"buffer": config.buffer.model_copy(update={"min_size": n_seeds})})
     lora = config.model.lora
     model.check_target_modules(lora.target_modules)
+    model.check_tensor_parallel(config.actor.tensor_parallel_size)
     if lora.start_from is not None:
         check_adapter("model.lora.start_from", lora.start_from, lora, model.name, model.linear_layers, same_rank=True)
     if config.reference.adapter is not None:
         given = config.reference.adapter
         check_adapter("reference.adapter", given, lora, model.name, model.linear_layers, same_rank=False)
-    return resolve_devices(config, model.n_parameters)
+    config = resolve_devices(config, model.n_parameters)
+    _check_gpus(config)
+    return config
 
 
 def find_model(name: str | None) -> str:
@@ -67,12 +73,59 @@ def find_model(name: str | None) -> str:
         for pattern in ("config.json", "*.safetensors"):
             if not any(path.glob(pattern)):
                 raise UserError("model.name", name, f"the folder has no {pattern}", "give a Hugging Face model folder")
+        _check_not_quantized(name, path)
         return str(path.resolve())
     looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1
     if looks_like_path:
         raise UserError("model.name", name, "no such folder", "give an existing folder or a Hugging Face id")
     _check_hub(name)
+    _check_not_quantized(name, None)
     return name
+
+
+def _check_not_quantized(name: str, folder: Path | None) -> None:
+    """Refuse weights of few bits: the reward would be another model's than the one they were made from."""
+    if folder is None:
+        from transformers import PretrainedConfig
+
+        found, _ = PretrainedConfig.get_config_dict(name)
+    else:
+        found = _read_config(folder / "config.json", name)
+        # What GPTQ and AWQ wrote before there was a place for it in config.json.
+        for old in ("quantize_config.json", "quant_config.json"):
+            if (folder / old).is_file():
+                found = {"quantization_config": {**_read_config(folder / old, name), "quant_method": old}, **found}
+    for part in (found, found.get("text_config") or {}):
+        settings = next((part[key] for key in QUANTIZED if part.get(key)), None)
+        if settings is not None:
+            raise UserError(
+                "model.name",
+                name,
+                f"its weights are quantized ({_quantization(settings)}), and so its probabilities, which the reward is "
+                "made of, are not those of the model it was made from",
+                "give the model that is not quantized; to save the learner's memory set learner.dtype: bfloat16",
+            )
+
+
+def _quantization(settings: Any) -> str:
+    """What a config says of its quantization, e.g. "bitsandbytes, 4 bits"."""
+    if not isinstance(settings, dict):
+        return "says its config.json"
+    bits = settings.get("bits") or settings.get("w_bit")
+    bits = bits or next((n for n in (4, 8) if settings.get(f"load_in_{n}bit")), None)
+    said = [str(settings.get("quant_method", "")), f"{bits} bits" if bits else ""]
+    return ", ".join(filter(None, said)) or "says its config.json"
+
+
+def _read_config(path: Path, name: str) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        remedy = "give a complete Hugging Face model folder"
+        raise UserError("model.name", name, f"its {path.name} can't be read ({error})", remedy) from error
+    if not isinstance(found, dict):
+        raise UserError("model.name", name, f"its {path.name} holds no object", "give a Hugging Face model folder")
+    return found
 
 
 def _check_hub(name: str) -> None:
@@ -242,3 +295,24 @@ def _check_task(config: RunConfig, model: ModelCheck) -> int:
             f"lower it to {limit}",
         )
     return max(1, len({(job.query_id, job.action_ids) for job in jobs}))
+
+
+def _check_gpus(config: RunConfig) -> None:
+    """The GPUs of this machine against what a learner and an actor need of them at once."""
+    import torch
+
+    n, actor = config.learner.num_processes, config.actor
+    found = torch.cuda.device_count()
+    if config.learner.device == "cuda" and n > max(1, found):
+        raise UserError(
+            "learner.num_processes", n, f"each needs a GPU, and this machine has {found}", f"lower it to {found}"
+        )
+    needed = actor.num_gpus or 0.0
+    if config.ray.address is None and needed > max(1, found):
+        name = "num_gpus" if actor.tensor_parallel_size == 1 else "tensor_parallel_size"
+        raise UserError(
+            f"actor.{name}",
+            getattr(actor, name),
+            f"an actor needs {needed:g} GPUs on one node, and this machine has {found}",
+            f"lower it to {found}, or set ray.address to a cluster that has such nodes",
+        )

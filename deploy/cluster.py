@@ -1,4 +1,4 @@
-"""What a Ray cluster has room for, and which of a machine's GPUs is the learner's."""
+"""What a Ray cluster has room for, and which of a machine's GPUs are the learner's."""
 
 from __future__ import annotations
 
@@ -20,22 +20,24 @@ def _room(resources: Mapping[str, float], section: ActorSection) -> int:
     return min(room, default=0)
 
 
-def own_gpu(config: RunConfig) -> str | None:
-    """`learner_gpu` of this machine, where one machine is all there is; None where the learner uses none."""
+def own_gpus(config: RunConfig) -> list[str]:
+    """`learner_gpus` of this machine, where one machine is all there is; none where the learner uses none."""
     if config.ray.address is not None or config.learner.device != "cuda":
-        return None
+        return []
     import torch
 
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     visible = given.split(",") if given else [str(i) for i in range(torch.cuda.device_count())]
-    section = config.actor
-    wanted = len(visible) - 1.0 if section.count == "auto" else section.count * (section.num_gpus or 0.0)
-    return learner_gpu(visible, wanted)
+    section, n = config.actor, config.learner.num_processes
+    each = section.num_gpus or 0.0
+    # As many actors as there is room for are one at least.
+    wanted = max(each, float(len(visible) - n)) if section.count == "auto" else section.count * each
+    return learner_gpus(visible, wanted, n)
 
 
-def learner_gpu(visible: Sequence[str], actor_gpus: float) -> str | None:
-    """The GPU that one machine's learner has for itself, the last, where the actors leave it one; else None.
+def learner_gpus(visible: Sequence[str], actor_gpus: float, n: int = 1) -> list[str]:
+    """The `n` GPUs that one machine's learner has for itself, the last, where the actors leave it so many; else none.
 
     `visible` are the machine's GPUs as in CUDA_VISIBLE_DEVICES; Ray gives actors the first ones.
     """
-    return visible[-1] if visible and actor_gpus <= len(visible) - 1 else None
+    return list(visible[-n:]) if len(visible) >= n and actor_gpus <= len(visible) - n else []

@@ -41,7 +41,7 @@ from common.tasks import SampleRequest, Task, make_task
 from common.tokens import codec_of
 from common.trajectory import Trajectory
 from deploy.actor_pool import ActorPool, EvaluationStopped
-from deploy.cluster import own_gpu
+from deploy.cluster import own_gpus
 from deploy.report import wanted_requests, write_summary
 
 log = get_logger("launcher")
@@ -163,9 +163,9 @@ class Launcher:
     @contextlib.contextmanager
     def _learner(self, folder: Path, url: str) -> Iterator[subprocess.Popen[bytes]]:
         environment = {**os.environ, REDIS_URL_VARIABLE: url, "TOKENIZERS_PARALLELISM": "false"}
-        gpu = own_gpu(self.config)
-        if gpu is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = gpu
+        gpus = own_gpus(self.config)
+        if gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         with (folder / "logs" / "learner.err").open("ab") as errors:
             process = subprocess.Popen(
                 [sys.executable, "-m", "learner", str(folder)],

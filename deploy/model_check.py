@@ -70,6 +70,39 @@ class ModelCheck:
                     f"choose among {', '.join(known)}",
                 )
 
+    def check_tensor_parallel(self, n: int) -> None:
+        """Raises UserError where the model can't be cut into so many parts."""
+        if n == 1:
+            return
+        model = self.config.get_text_config()
+        heads = int(model.num_attention_heads)
+        sizes = {
+            "attention heads": heads,
+            "entries in the feed-forward layers": getattr(model, "intermediate_size", None),
+        }
+        key_heads = int(getattr(model, "num_key_value_heads", None) or heads)
+        if key_heads >= n:
+            # Of fewer, each part has one, which several parts then share.
+            sizes["key-value heads"] = key_heads
+        for what, size in sizes.items():
+            if size and size % n:
+                good = [
+                    i for i in range(2, n) if not any(other and other % i for other in (*sizes.values(), key_heads))
+                ]
+                raise UserError(
+                    "actor.tensor_parallel_size",
+                    n,
+                    f"does not divide the {size} {what} of this model",
+                    f"give {' or '.join(map(str, good[::-1]))}" if good else "leave it at 1",
+                )
+        if n > key_heads and n % key_heads:
+            raise UserError(
+                "actor.tensor_parallel_size",
+                n,
+                f"is no multiple of the {key_heads} key-value heads of this model, nor their divisor",
+                f"give {key_heads}" if key_heads > 1 else "leave it at 1",
+            )
+
 
 def _why_not(config: Any) -> tuple[str, str] | None:
     """What keeps a model from being used, and what to do; None for nothing."""

@@ -1,6 +1,7 @@
 """The learner process: `python -m learner RUN_FOLDER` (also `amortis learner`), started by the launcher.
 
-It reads the run's resolved configuration, loads the policy, and trains until done or asked to stop.
+It reads the run's resolved configuration, loads the policy, and trains until done or asked to stop. With
+`learner.num_processes` above 1 it becomes torchrun, which starts it so many times.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -25,11 +27,16 @@ from common.devices import learner_threads
 from common.errors import RunFault, SamplerGapFault, StallError, UserError
 from common.log import get_logger, set_up_logging
 from common.metrics import LearnerMetrics, new_registry, serve
-from common.tasks import make_task
+from common.processes import die_with_parent
+from common.tasks import Task, make_task
 from common.tokens import codec_of
 from learner.policy import LoraPolicy
+from learner.torchrun import become_torchrun, name_of, own_rank, started_by_torchrun
 from learner.tracking import open_sinks
 from learner.trainer import Trainer
+
+if TYPE_CHECKING:
+    from learner.distributed import Processes
 
 log = get_logger("learner")
 METRICS_OFFSET = 1
@@ -37,20 +44,28 @@ LAST_SCRAPES_S = 12.0
 """Two scrapes, and some: what an alert must see of a run that stops itself is served for so long."""
 
 
-def build_trainer(config: RunConfig, control: Control, keys: Keys) -> Trainer:
-    """Everything that training needs, from a resolved configuration."""
+def load_policy(config: RunConfig, processes: Processes | None = None) -> tuple[Task[Any], LoraPolicy]:
+    """The task and the policy, on this process' device."""
     section = config.learner
-    torch.set_num_threads(learner_threads(config))
+    torch.set_num_threads(max(1, learner_threads(config) // section.num_processes))
     torch.manual_seed(config.run.seed)
     assert config.model.name is not None
     task = make_task(config.task, codec_of(config.model), config.actor.max_model_len)
-    policy = LoraPolicy.load(
-        config.model.name,
-        config.model.lora,
-        task.action_space,
-        dtype=section.dtype,
-        device=torch.device(section.device),
-    )
+    arguments = (config.model.name, config.model.lora, task.action_space)
+    if processes is None or processes.rank:
+        device = torch.device(section.device) if processes is None else processes.device
+        return task, LoraPolicy.load(*arguments, dtype=section.dtype, device=device)
+    from learner.distributed import SharedPolicy
+
+    policy = SharedPolicy.load(*arguments, dtype=section.dtype, device=processes.device)
+    policy.processes = processes
+    return task, policy
+
+
+def build_trainer(config: RunConfig, control: Control, keys: Keys, processes: Processes | None = None) -> Trainer:
+    """Everything that training needs, from a resolved configuration."""
+    section = config.learner
+    task, policy = load_policy(config, processes)
     client = connect(config.redis)
     assert config.redis.url is not None
     registry = new_registry()
@@ -74,19 +89,45 @@ def build_trainer(config: RunConfig, control: Control, keys: Keys) -> Trainer:
     )
 
 
+def train(config: RunConfig, control: Control, keys: Keys) -> None:
+    """Train, or help process 0 of several to train."""
+    if config.learner.num_processes == 1 and not started_by_torchrun():
+        build_trainer(config, control, keys).run()
+        return
+    from learner.distributed import Processes, follow
+
+    processes = Processes(config.learner.device, config.learner.num_processes)
+    if processes.rank:
+        follow(load_policy(config, processes)[1], processes)
+    else:
+        build_trainer(config, control, keys, processes).run()
+        processes.dismiss()
+    processes.leave()
+
+
 def main(arguments: list[str]) -> int:
     """Train; the exit status is 0 when done or stopped in good order, 1 after a fault."""
     folder = Path(arguments[0])
     config = load_resolved(folder / "config.yaml")
     assert config.run.name is not None
-    set_up_logging(folder / "logs" / "learner.log", terminal=False, run=config.run.name, process="learner")
+    if started_by_torchrun():
+        die_with_parent()
+    elif config.learner.num_processes > 1:
+        become_torchrun(folder, config.learner.num_processes)
+    rank = own_rank()
+    name = name_of(rank)
+    set_up_logging(folder / "logs" / f"{name}.log", terminal=False, run=config.run.name, process=name)
     client, keys = connect(config.redis), Keys(config.redis_name)
     LogStream(client, keys).attach()
     control = Control(client, keys)
-    signal.signal(signal.SIGTERM, lambda *_: control.request_stop("the learner was told to terminate"))
+    if rank == 0:
+        signal.signal(signal.SIGTERM, lambda *_: control.request_stop("the learner was told to terminate"))
+    else:
+        # Process 0 needs it for its last steps, and its end is this one's.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        build_trainer(config, control, keys).run()
+        train(config, control, keys)
     except (RunFault, StallError, UserError) as error:
         log.error("%s", error)
         control.report_fault("learner", str(error))
@@ -96,9 +137,10 @@ def main(arguments: list[str]) -> int:
         return 1
     except Exception as error:
         log.exception("learner failed")
-        control.report_fault("learner", f"{type(error).__name__}: {error} (see logs/learner.log)")
+        control.report_fault(name, f"{type(error).__name__}: {error} (see logs/{name}.log)")
         return 1
-    control.unregister("learner")
+    if rank == 0:
+        control.unregister("learner")
     return 0
 
 

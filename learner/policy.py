@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -96,7 +96,7 @@ class LoraPolicy:
         self._terminator_column = int(np.searchsorted(space.allowed_array, space.terminator_id))
 
     @classmethod
-    def load(cls, path: str, lora: LoraSection, space: ActionSpace, *, dtype: str, device: torch.device) -> LoraPolicy:
+    def load(cls, path: str, lora: LoraSection, space: ActionSpace, *, dtype: str, device: torch.device) -> Self:
         """The base model with a fresh adapter, which changes nothing yet, or the one to start from.
 
         Raises UserError naming `model`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 import re
 
 import numpy as np
@@ -96,3 +97,10 @@ def test_an_expression_that_takes_too_long_is_refused(monkeypatch: pytest.Monkey
     monkeypatch.setattr("common.grammar.COMPILE_LIMIT_S", 0.0)
     with pytest.raises(UserError, match="takes longer than 0 s; write it without counted repetitions"):
         grammar("(12|3)+")
+
+
+def test_a_mask_is_the_same_in_another_process() -> None:
+    mask = grammar("(12)*3?", max_len=4)
+    sent: Grammar = pickle.loads(pickle.dumps(mask))
+    assert reachable(sent) == reachable(mask) != set()
+    assert sent.mask([]).tolist() == mask.mask([]).tolist()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,10 +127,32 @@ def test_swapped_weights_come_back() -> None:
     assert np.array_equal(policy.log_prob(query, [[3], [4, 5]]), before)
 
 
-def test_target_modules_that_the_model_lacks_are_named(tmp_path: object) -> None:
-    from pathlib import Path
+@pytest.mark.parametrize("further", [False, True], ids=["a fresh adapter", "one to start from"])
+def test_a_base_in_bfloat16_keeps_adapter_gradients_and_optimiser_in_float32(tmp_path: Path, further: bool) -> None:
+    folder, lora = save_digit_model(tmp_path / "model"), LoraSection(rank=4)
+    arguments: dict[str, Any] = {"dtype": "bfloat16", "device": torch.device("cpu")}
+    policy = LoraPolicy.load(str(folder), lora, make_policy().space, **arguments)
+    if further:
+        policy.save_adapter(tmp_path / "adapter")
+        started = lora.model_copy(update={"start_from": tmp_path / "adapter"})
+        policy = LoraPolicy.load(str(folder), started, make_policy().space, **arguments)
+    assert policy.model.get_base_model().lm_head.weight.dtype == torch.bfloat16
+    parameters = list(policy.trainable().values())
+    optimizer = torch.optim.AdamW(parameters, lr=1e-7)
+    before = [p.detach().clone() for p in parameters]
+    policy.log_probs([Actions.plain(make_query(14, 15), [3, 4, 5])]).total().sum().backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    state = [value for slots in optimizer.state.values() for value in slots.values()]
+    assert {value.dtype for value in (*parameters, *(p.grad for p in parameters if p.grad is not None))} == {
+        torch.float32
+    }
+    assert {value.dtype for value in state} == {torch.float32}
+    moved = [not torch.equal(p, old) for p, old in zip(parameters, before, strict=True)]
+    assert any(moved), "a step that bfloat16 would round away"
 
-    folder = save_digit_model(Path(str(tmp_path)) / "model")
+
+def test_target_modules_that_the_model_lacks_are_named(tmp_path: Path) -> None:
+    folder = save_digit_model(tmp_path / "model")
     space = make_policy().space
     lora = LoraSection(target_modules=["query_proj"])
     with pytest.raises(UserError, match=r"model\.lora\.target_modules.*query_proj"):
