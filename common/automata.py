@@ -172,25 +172,24 @@ class _Threads:
 
     def _closed(self, threads: Iterable[Thread], behind: Sequence[Threads]) -> Threads:
         """With all that they lead to without a character."""
-        found, waiting = set[Thread](), list(threads)
+        owed: dict[int, list[frozenset[Debt]]] = {}
+        waiting = list(threads)
         while waiting:
-            thread = waiting.pop()
-            if thread in found:
+            place, debts = waiting.pop()
+            # Who gets here owing less gets on wherever this one does.
+            if any(less <= debts for less in owed.get(place, ())):
                 continue
-            found.add(thread)
-            place, debts = thread
-            waiting += [(target, debts) for target in self._net.free[place]]
-            for look in self._net.behinds[place]:
-                if ((self._net.trackers[look.find][1], _NOTHING) in behind[look.find]) != look.negated:
-                    waiting.append((look.target, debts))
+            owed[place] = [debts, *(more for more in owed.get(place, ()) if not debts <= more)]
+            # What costs nothing is looked at first.
             for look in self._net.aheads[place]:
                 left = self._left([(look.negated, self._closed([(look.find, _NOTHING)], behind))])
                 if left is not None:
                     waiting.append((look.target, debts | left))
-        kept = {thread for thread in found if thread[0] in self._lasting}
-        # What gets on owing nothing need not be followed owing something as well.
-        free = {place for place, debts in kept if not debts}
-        return frozenset(thread for thread in kept if not thread[1] or thread[0] not in free)
+            for look in self._net.behinds[place]:
+                if ((self._net.trackers[look.find][1], _NOTHING) in behind[look.find]) != look.negated:
+                    waiting.append((look.target, debts))
+            waiting += [(target, debts) for target in self._net.free[place]]
+        return frozenset((place, debts) for place in owed.keys() & self._lasting for debts in owed[place])
 
     def _left(self, debts: Iterable[Debt]) -> frozenset[Debt] | None:
         """What is still open of them; None where one is decided against the thread."""

@@ -77,6 +77,7 @@ class _Writer:
         self.sets: list[Any] = []
         """What says whether a character is in the set of that number."""
         self._numbers: dict[Any, int] = {}
+        self._aheads: dict[Any, int] = {}
         self._trackers: dict[Any, int] = {}
 
     def write(self, items: Iterable[Any], flags: int, at: int, behind: bool = False) -> int:
@@ -143,14 +144,21 @@ class _Writer:
         direction, item = value
         target, negated = self.net.place(), kind is _constants.ASSERT_NOT
         if direction > 0:
-            start = self.net.place()
-            self.net.aheads[at].append(Look(negated, start, target))
-            self.net.found.add(self._join([self.write(item, flags, start)]))
+            self.net.aheads[at].append(Look(negated, self._ahead(item, flags), target))
         else:
             self.net.behinds[at].append(Look(negated, self._tracker(item, flags), target))
         return target
 
+    def _ahead(self, item: Any, flags: int) -> int:
+        """Where the lookahead for an item starts, the same wherever it stands."""
+        key = (repr(item), flags)
+        if key not in self._aheads:
+            self._aheads[key] = self.net.place()
+            self.net.found.add(self._join([self.write(item, flags, self._aheads[key])]))
+        return self._aheads[key]
+
     def _tracker(self, item: Any, flags: int) -> int:
+        """The number of what looks for a lookbehind's item."""
         key = (repr(item), flags)
         if key not in self._trackers:
             start = self.net.place()
