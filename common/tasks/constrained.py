@@ -133,13 +133,16 @@ class ConstrainedTask(TemplateTask[ConstrainedConfig]):
         return notes
 
     @property
-    def _schema(self) -> Any:
+    def _schema(self) -> dict[str, Any]:
         given = self.config.json_schema
-        if not isinstance(given, str):
+        if isinstance(given, dict):
             return given
         try:
-            text = read_text(Path(given).expanduser())
-            return json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_no_number)
+            text = read_text(Path(str(given)).expanduser())
+            found = json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_no_number)
+            if not isinstance(found, dict):
+                raise ValueError("it holds no object")
+            return found
         except (OSError, UnreadableFile, ValueError, RecursionError) as error:
             raise UserError("task.json_schema", given, f"can't be read ({error})", "give a JSON file") from error
 
