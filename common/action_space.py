@@ -94,10 +94,12 @@ class ActionSpace(BaseModel):
             return f"{len(action_ids)} actions, allowed are {self.min_len}..{self.max_len}"
         if (action_ids == self.terminator_id).any():
             return "the terminator stands among the actions"
+        if self.grammar is not None:
+            return None if self.grammar.accepts(action_ids) else "the grammar forbids them"
         foreign = np.setdiff1d(action_ids, self.allowed_array)
         if foreign.size:
             return f"forbidden tokens {foreign[:5].tolist()}"
-        return None if self.grammar is None or self.grammar.accepts(action_ids) else "the grammar forbids them"
+        return None
 
     def stoppable(self, action_ids: NDArray[np.int32]) -> NDArray[np.bool_]:
         """At which of the decision states s_0..s_K the policy may stop, shape (K+1,)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -15,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from common.action_space import ActionSpace
 from common.errors import UserError
-from common.grammar import Grammar, regex_of_schema
+from common.grammar import Grammar
+from common.json_schema import regex_of_schema
 from common.reward import FloatArray, RewardWeights
 from common.tasks.base import TokenCodec
 from common.tasks.template import Groups, TemplateConfig, TemplateTask
@@ -39,8 +41,14 @@ class ConstrainedConfig(TemplateConfig):
     """Text that must meet conditions, as likely as the model finds it otherwise."""
 
     name: Literal["constrained"] = "constrained"
+    allowed_characters: str | None = Field(
+        r"[A-Za-z0-9 ,'\-]",
+        description="a regular expression for one character; tokens with any other character are masked out. "
+        "null: any, as under regex or json_schema where it isn't given",
+    )
     regex: str | None = Field(
-        None, description="a hard mask: Z, without the terminator, matches this as a whole; repeat by * and +"
+        None,
+        description="a hard mask: Z, without the terminator, matches this as a whole, as by Python's re.fullmatch",
     )
     json_schema: dict[str, Any] | str | None = Field(
         None, description="a hard mask: Z is JSON that fits this schema, given here or as a file"
@@ -56,9 +64,17 @@ class ConstrainedConfig(TemplateConfig):
     def _one_grammar(self) -> Self:
         if self.regex is not None and self.json_schema is not None:
             raise ValueError("regex and json_schema exclude each other")
+        if self.has_grammar and "allowed_characters" not in self.model_fields_set:
+            # The grammar says it all. Set, so that the run's own configuration says so too.
+            self.allowed_characters = None
         if self.most_words is not None and self.most_words < self.least_words:
             raise ValueError(f"most_words = {self.most_words} is below least_words = {self.least_words}")
         return self
+
+    @property
+    def has_grammar(self) -> bool:
+        """Whether there is a hard mask."""
+        return self.regex is not None or self.json_schema is not None
 
 
 class ConstrainedTask(TemplateTask[ConstrainedConfig]):
@@ -75,28 +91,46 @@ class ConstrainedTask(TemplateTask[ConstrainedConfig]):
 
     def __init__(self, config: ConstrainedConfig, codec: TokenCodec, max_model_len: int | None = None) -> None:
         super().__init__(config, codec, max_model_len)
+        self._misses_terminator = False
         self._classifier = None if config.classifier is None else _Classifier(config.classifier)
 
     @cached_property
     def action_space(self) -> ActionSpace:
-        space, config = super().action_space, self.config
-        if config.regex is None and config.json_schema is None:
+        space = super().action_space
+        if not self.config.has_grammar:
             return space
-        setting = "task.regex" if config.json_schema is None else "task.json_schema"
-        pattern = config.regex if config.json_schema is None else regex_of_schema(setting, self._schema)
-        assert pattern is not None
         # A piece of a character stands for no text of its own: it can't be matched.
         tokens = {int(token): self.codec.token_text(int(token)) for token in space.allowed_array}
-        grammar = Grammar.of(
-            setting,
-            pattern,
-            {token: text for token, text in tokens.items() if "\ufffd" not in text},
-            space.allowed_array,
-            space.terminator_id,
-            config.min_len,
-            config.max_len,
+        tokens = {token: text for token, text in tokens.items() if "\ufffd" not in text}
+        bounds = (space.allowed_array, space.terminator_id, space.min_len, space.max_len)
+        if self.config.regex is not None:
+            grammar = Grammar.of("task.regex", self.config.regex, tokens, *bounds)
+        else:
+            schema = self._schema
+            pattern = regex_of_schema("task.json_schema", schema)
+            grammar = Grammar.of("task.json_schema", pattern, tokens, *bounds, shown=schema)
+        self._misses_terminator, grammar = grammar.misses_terminator, grammar.narrowed()
+        triggers = tuple(sorted({*space.trigger_ids} & {*grammar.allowed_ids}))
+        if self.config.tool is not None and not triggers:
+            raise UserError(
+                "task.tool.trigger", self.config.tool.trigger, "can't stand in the grammar", "let the grammar allow it"
+            )
+        return ActionSpace(
+            vocab_size=space.vocab_size,
+            terminator_id=space.terminator_id,
+            allowed_ids=grammar.allowed_ids,
+            min_len=space.min_len,
+            max_len=space.max_len,
+            trigger_ids=triggers,
+            grammar=grammar,
         )
-        return space.model_copy(update={"grammar": grammar})
+
+    def data_notes(self) -> list[str]:
+        notes = super().data_notes()
+        if self.action_space.grammar is not None and self._misses_terminator:
+            stop = self.config.terminator
+            notes.append(f"task.terminator = {stop!r} ends the rationale wherever the grammar would let it stand")
+        return notes
 
     @property
     def _schema(self) -> dict[str, Any]:
@@ -104,8 +138,12 @@ class ConstrainedTask(TemplateTask[ConstrainedConfig]):
         if isinstance(given, dict):
             return given
         try:
-            return dict(json.loads(read_text(Path(str(given)).expanduser())))
-        except (OSError, UnreadableFile, ValueError, TypeError, RecursionError) as error:
+            text = read_text(Path(str(given)).expanduser())
+            found = json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_no_number)
+            if not isinstance(found, dict):
+                raise ValueError("it holds no object")
+            return found
+        except (OSError, UnreadableFile, ValueError, RecursionError) as error:
             raise UserError("task.json_schema", given, f"can't be read ({error})", "give a JSON file") from error
 
     def log_constraint(self, query: Query, action_ids: NDArray[np.int32]) -> FloatArray:
@@ -136,6 +174,18 @@ class ConstrainedTask(TemplateTask[ConstrainedConfig]):
                 np.mean(self._classifier.weighted(texts)) / self.config.classifier.weight
             )
         return found
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a JSON text; json itself would keep the last of repeated names without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"the name {Counter(name for name, _ in pairs).most_common(1)[0][0]!r} is given twice")
+    return found
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is no number of JSON")
 
 
 def occurs(word: str, text: str) -> bool:

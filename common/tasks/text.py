@@ -278,12 +278,12 @@ def character_space(
                 "task.forbidden", text, "forbids the terminator, so no rationale could end", "take it off the list"
             )
         left_out.add(token)
-    character = None if characters is None else re.compile(f"(?:{characters})+")
-    allowed = {
-        token
-        for token in range(codec.vocab_size)
-        if token not in left_out and (character is None or character.fullmatch(codec.token_text(token)))
-    }
+    texts = {token: codec.token_text(token) for token in range(codec.vocab_size) if token not in left_out}
+    if characters is not None:
+        # Each for itself: an expression may have anchors or flags of its own.
+        known = set(filter(re.compile(characters).fullmatch, set().union(*texts.values())))
+        texts = {token: text for token, text in texts.items() if text and known.issuperset(text)}
+    allowed = set(texts)
     ids = sorted({*allowed, stop})
     triggers = [] if trigger is None else [token for token in ids if codec.token_text(token).endswith(trigger)]
     if trigger is not None and not triggers:

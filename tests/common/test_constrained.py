@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassificat
 
 from common.errors import UserError
 from common.tasks.constrained import ConstrainedConfig, ConstrainedTask, occurs
+from common.tasks.text import character_space
 from common.tokens import load_codec
 from tests.tiny import VOCABULARY
 
@@ -91,12 +92,23 @@ def test_a_classifiers_log_probability_is_a_factor(digit_model: Path, tmp_path: 
     [
         ({"classifier": {"model": "no/such/folder", "label": "x"}}, "task.classifier.model.*can't be read"),
         ({"json_schema": "missing.json"}, "task.json_schema.*can't be read"),
+        ({"json_schema": "repeated.json"}, "task.json_schema.*can't be read .*'a' is given twice"),
+        ({"json_schema": "nan.json"}, "task.json_schema.*can't be read .*NaN is no number"),
+        (
+            {"json_schema": {"type": "integer", "multipleOf": 3}},
+            "task.json_schema at #/multipleOf = 3: can't be enforced",
+        ),
+        ({"json_schema": {"const": "é"}}, "task.json_schema = {'const': 'é'}: matches no text of the allowed tokens"),
         ({"regex": "(1"}, "task.regex.*is no regular expression"),
+        ({"regex": "1+", "tool": {"name": "calculator", "trigger": "2"}}, "task.tool.trigger = '2': can't stand in"),
     ],
 )
 def test_conditions_that_cannot_be_used_are_named(
-    digit_model: Path, tmp_path: Path, settings: dict[str, Any], message: str
+    digit_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], message: str
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("repeated.json").write_text('{"properties": {"a": {}, "b": {}, "a": {}}}')
+    Path("nan.json").write_text('{"const": NaN}')
     with pytest.raises(UserError, match=message):
         _ = task_of(digit_model, tmp_path, **settings).action_space
 
@@ -120,6 +132,57 @@ def test_conditions_that_contradict_each_other_are_refused(settings: dict[str, A
         ConstrainedConfig.model_validate({"train_path": "x.txt", "prompt": "{text}", **settings})
 
 
+@pytest.mark.parametrize("grammar", [{"regex": "1:2"}, {"json_schema": {"const": 12}}])
+def test_under_a_grammar_the_grammar_is_the_whole_mask(
+    digit_model: Path, tmp_path: Path, grammar: dict[str, Any]
+) -> None:
+    (tmp_path / "rows.txt").write_text("number :\n")
+    given = {"train_path": str(tmp_path / "rows.txt"), "prompt": "{text}", **grammar}
+    config = ConstrainedConfig.model_validate(given)
+    assert config.allowed_characters is None
+    # The run's own configuration, with all its settings, means the same.
+    assert ConstrainedConfig.model_validate(config.model_dump()) == config
+    space = ConstrainedTask(config, load_codec(str(digit_model)), 64).action_space
+    wanted = "12:." if "regex" in grammar else "12."
+    assert space.allowed_ids == tuple(sorted(map(VOCABULARY.index, wanted)))
+    # What is given besides is kept.
+    narrow = ConstrainedConfig.model_validate({**given, "allowed_characters": "[0-9]"})
+    assert narrow.allowed_characters == "[0-9]"
+    # Without a grammar the default stays.
+    plain = ConstrainedConfig.model_validate({"train_path": "x.txt", "prompt": "{text}"})
+    assert plain.allowed_characters is not None
+
+
+@pytest.mark.parametrize(("regex", "noted"), [("[0-9.]+", True), ("[0-9]+", False)])
+def test_a_terminator_that_the_grammar_could_use_is_noted(
+    digit_model: Path, tmp_path: Path, regex: str, noted: bool
+) -> None:
+    notes = task_of(digit_model, tmp_path, regex=regex, allowed_characters=None).data_notes()
+    assert any(note.startswith("task.terminator = '.' ends the rationale") for note in notes) == noted
+
+
+def test_characters_that_are_given_narrow_a_grammar(digit_model: Path, tmp_path: Path) -> None:
+    space = task_of(digit_model, tmp_path, regex="[0-9:]+", allowed_characters="[1-3]").action_space
+    assert space.allowed_ids == tuple(sorted(map(VOCABULARY.index, "123.")))
+    with pytest.raises(UserError, match=r"task.regex = '1:2': matches no text .* task.allowed_characters"):
+        _ = task_of(digit_model, tmp_path, regex="1:2", allowed_characters="[0-9]").action_space
+
+
+@pytest.mark.parametrize("characters", ["^[1-3]$", "(?i)[1-3]", "[1-3](?!.)", "[1-3]+", "(?:1|2|3)"])
+def test_allowed_characters_are_matched_one_by_one(characters: str, tmp_path: Path) -> None:
+    class Codec:
+        vocab_size, special_ids = 6, frozenset([5])
+
+        def encode(self, text: str) -> list[int]:
+            return [["1", "123", "", "4", ".", "2"].index(text)]
+
+        def token_text(self, token: int) -> str:
+            return ["1", "123", "", "4", ".", "2"][token]
+
+    space = character_space(Codec(), terminator=".", characters=characters, min_len=0, max_len=2)  # type: ignore[arg-type]
+    assert space.allowed_ids == (0, 1, 4)
+
+
 def test_a_json_schema_masks_to_texts_that_fit(tmp_path: Path) -> None:
     from common.default_model import default_model_path
 
@@ -130,7 +193,6 @@ def test_a_json_schema_masks_to_texts_that_fit(tmp_path: Path) -> None:
             "train_path": str(tmp_path / "rows.txt"),
             "prompt": "{text}",
             "json_schema": schema,
-            "allowed_characters": None,
             "max_len": 12,
         }
     )
