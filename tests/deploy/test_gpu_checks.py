@@ -12,7 +12,8 @@ import pytest
 from common.config import RunConfig
 from common.devices import resolve_devices
 from common.errors import UserError
-from deploy.checks import _check_gpus, _check_tensor_parallel
+from deploy.checks import _check_gpus
+from deploy.model_check import ModelCheck
 
 
 def config_of(**actor: Any) -> RunConfig:
@@ -55,13 +56,12 @@ def test_a_model_that_can_not_be_cut_into_so_many_parts_is_refused(
     sizes = {"num_attention_heads": heads, "num_key_value_heads": key_heads, "intermediate_size": inner}
     sizes["hidden_size"] = 32 * heads
     (folder / "config.json").write_text(json.dumps({**own, **sizes}))
-    config = config_of(tensor_parallel_size=n)
-    config = config.model_copy(update={"model": config.model.model_copy(update={"name": str(folder)})})
+    model = ModelCheck.of(str(folder))
     if problem is None:
-        _check_tensor_parallel(config)
+        model.check_tensor_parallel(n)
         return
     with pytest.raises(UserError) as caught:
-        _check_tensor_parallel(config)
+        model.check_tensor_parallel(n)
     assert str(caught.value) == f"actor.tensor_parallel_size = {n}: {problem}"
 
 
