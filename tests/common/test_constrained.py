@@ -170,14 +170,19 @@ def test_characters_that_are_given_narrow_a_grammar(digit_model: Path, tmp_path:
 
 @pytest.mark.parametrize("characters", ["^[1-3]$", "(?i)[1-3]", "[1-3](?!.)", "[1-3]+", "(?:1|2|3)"])
 def test_allowed_characters_are_matched_one_by_one(characters: str, tmp_path: Path) -> None:
+    texts = ["1", "123", "", "4", ".", "2"]
+
     class Codec:
-        vocab_size, special_ids = 6, frozenset([5])
+        vocab_size, special_ids = len(texts), frozenset([5])
 
         def encode(self, text: str) -> list[int]:
-            return [["1", "123", "", "4", ".", "2"].index(text)]
+            return [texts.index(text)]
+
+        def decode(self, ids: list[int]) -> str:
+            return "".join(texts[token] for token in ids)
 
         def token_text(self, token: int) -> str:
-            return ["1", "123", "", "4", ".", "2"][token]
+            return texts[token]
 
     space = character_space(Codec(), terminator=".", characters=characters, min_len=0, max_len=2)  # type: ignore[arg-type]
     assert space.allowed_ids == (0, 1, 4)

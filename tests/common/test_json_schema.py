@@ -124,6 +124,23 @@ def test_texts_are_told_apart(schema: dict[str, Any], right: list[str], wrong: l
         jsonschema.validate(json.loads(text), schema)
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        *("", "a", "^a|b$", "^a$", "^(?:a|b)*$", "a{2}", "^.{2}$", "[^a]", "^[^a]+$", r"\bab\b", r"^\w\W", "(?i)^A"),
+        *("a(?!b)", "^(?!.*ab)", "(?=a)[ab]{2}", "a*?b+?$", "^$", "$", "a^", "$b", r"\Aa\Z", "(?s)a.b", "(a)(?P<x>b)?"),
+        *("(?i:A)b$", "[]a]b", "[-b]a", r"\x61", "(?!)", "a|", "(?:^|b)a(?:$|b)", r"\d|\S{3}", "é|-", '"', "[\n-]"),
+    ],
+)
+def test_a_pattern_is_searched_for_in_a_string_as_python_does(pattern: str) -> None:
+    found = re.compile(regex_of_schema(SETTING, {"type": "string", "pattern": pattern}))
+    # What is a letter or digit beyond ASCII other readers see otherwise.
+    characters = "ab- 1" if "\\" in pattern else "ab- é"
+    for content in map("".join, itertools.chain(*(itertools.product(characters, repeat=k) for k in range(5)))):
+        wanted = re.search(pattern, content) is not None
+        assert (found.fullmatch(json.dumps(content, ensure_ascii=False)) is not None) == wanted, content
+
+
 @pytest.fixture(scope="module")
 def codec() -> HuggingFaceCodec:
     return load_codec(str(default_model_path()))
