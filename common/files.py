@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -40,13 +41,24 @@ def check_writable(field: str, value: object, folder: Path, remedy: str, use: st
     It is tried, as permissions don't tell: a file system may be mounted to be read only, and root passes them by.
     """
     try:
-        # A name that is too long shows here, and one below a file.
         made = next((path for path in (folder, *folder.parents) if _is_there(path)), folder)
+        check_lengths(folder, made)
         with tempfile.TemporaryDirectory(prefix=".amortis-", dir=made):
             pass
     except OSError as error:
         problem = f"{use}nothing can be written there ({error.strerror})"
         raise UserError(field, value, problem, remedy) from error
+
+
+def check_lengths(path: Path, made: Path) -> None:
+    """Raises OSError for a path whose names, or which itself, is too long for the file system of `made`, a part of it.
+
+    The system itself says so of a name only once everything before that is there.
+    """
+    longest = max((len(os.fsencode(part)) for part in path.relative_to(made).parts), default=0)
+    # The system's limit counts the zero at a path's end.
+    if longest > os.pathconf(made, "PC_NAME_MAX") or len(os.fsencode(path)) >= os.pathconf(made, "PC_PATH_MAX"):
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
 
 
 def _is_there(path: Path) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import shutil
 import sys
 import time
@@ -24,7 +23,7 @@ from buffer.control import Control
 from buffer.embedded import running_server
 from common.config import RunConfig
 from common.errors import RunFault, UserError
-from common.files import check_writable
+from common.files import check_lengths, check_writable
 from common.folder_lock import LAUNCHER, LEARNER, is_locked, locked
 from deploy.report import can_go_on
 from learner.checkpoint import checkpoints, find_checkpoint
@@ -113,15 +112,15 @@ def _claim(stack: contextlib.ExitStack, config: RunConfig) -> RunConfig:
     further = (f"{base}-{n}" for n in range(2, _UNNAMED_TRIES))
     for name in [base] if run.name else itertools.chain([base], further):
         named = config.model_copy(update={"run": run.model_copy(update={"name": name})})
-        with contextlib.ExitStack() as attempt:
-            try:
+        try:
+            with contextlib.ExitStack() as attempt:
                 attempt.enter_context(_claimed_folder(named))
                 attempt.enter_context(_claimed_in_redis(named))
-            except UserError as error:
-                if run.name or error.field != "run.name":
-                    raise
-                continue
-            stack.enter_context(attempt.pop_all())
+                stack.enter_context(attempt.pop_all())
+        except UserError as error:
+            if run.name or error.field != "run.name":
+                raise
+        else:
             return named
     raise UserError("run.name", None, f"{base} and {_UNNAMED_TRIES} more are taken", "give one")
 
@@ -191,18 +190,16 @@ def _in_progress(config: RunConfig) -> UserError:
 def _check_place(config: RunConfig) -> None:
     """Whether folders can be made where the run is to be."""
     run, remedy = config.run, "choose another run.folder"
+    check_writable("run.folder", str(run.folder), run.folder, remedy)
+    parent = next(path for path in (run.folder, *run.folder.parents) if path.exists())
     if run.name is not None:
         try:
-            # Asked for by name, as file systems have limits of their own.
-            os.lstat(config.run_folder / LONGEST)
-        except (FileNotFoundError, NotADirectoryError):
-            pass
+            check_lengths(config.run_folder / LONGEST, parent)
         except OSError as error:
             problem = f"makes no folder's name here ({error.strerror})"
             raise UserError("run.name", run.name, problem, "choose a shorter one") from error
-    resumed = run.name is not None and run.resume and config.run_folder.is_dir()
-    check_writable("run.folder", str(run.folder), config.run_folder if resumed else run.folder, remedy)
-    parent = next(path for path in (run.folder, *run.folder.parents) if path.exists())
+        if run.resume and config.run_folder.is_dir():
+            check_writable("run.folder", str(config.run_folder), config.run_folder, remedy)
     if shutil.disk_usage(parent).free < LEAST_FREE_BYTES:
         raise UserError("run.folder", str(run.folder), "less than 1 GiB free", remedy)
 
