@@ -140,3 +140,11 @@ class Renewal:
         """Renew no more."""
         self._stopped.set()
         self._thread.join(RENEWED_EVERY_S)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()

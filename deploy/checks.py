@@ -15,6 +15,7 @@ from common.adapter_files import check_adapter
 from common.config import RunConfig
 from common.devices import resolve_devices
 from common.errors import UserError
+from common.files import check_writable
 from common.places import Kind, absolute, looks_like_path, places
 from common.seeds import make_seed_jobs
 from common.tasks import Task, make_task
@@ -161,6 +162,11 @@ def _check_hub(name: str) -> None:
         # Known from an earlier run, and the hub can't be reached: the processes of this run need not try either.
         os.environ["HF_HUB_OFFLINE"] = "1"
         hub.constants.HF_HUB_OFFLINE = True
+        return
+    if not cached:
+        cache = Path(hub.constants.HF_HUB_CACHE)
+        remedy = "set HF_HOME to a folder that can be written"
+        check_writable("HF_HUB_CACHE", str(cache), cache, remedy, f"for {name} ")
 
 
 def _check_models(config: RunConfig) -> None:
