@@ -22,6 +22,7 @@ from buffer.connection import Client, Keys, connect
 from buffer.control import Control
 from buffer.embedded import running_server
 from common.config import RunConfig
+from common.config_loading import load_resolved
 from common.errors import RunFault, UserError
 from common.files import check_lengths, check_writable
 from common.folder_lock import LAUNCHER, LEARNER, is_locked, locked
@@ -63,7 +64,10 @@ def check_name_in_redis(config: RunConfig) -> None:
             # Whether a claim is renewed takes a while to see: that is left to `claimed`.
             if not is_claimed(client, name):
                 refuse_the_living(client, name)
-                _refuse_to_delete(config, client, name)
+                _refuse_another_s(config, client, name)
+        if config.run.resume and all(Control(client, Keys(name)).config() is None for name in _redis_names(config)):
+            note = f"redis.url holds nothing of {config.redis_name}: the run goes on with an empty buffer"
+            print(f"amortis: {note}", file=sys.stderr)
     except RedisError as error:
         raise RunFault(f"Redis was lost: {error}") from error
     finally:
@@ -160,7 +164,7 @@ def _claimed_in_redis(config: RunConfig) -> Iterator[None]:
             try:
                 for name in _redis_names(config):
                     stack.enter_context(RunClaim(client, name))
-                    _refuse_to_delete(config, client, name)
+                    _refuse_another_s(config, client, name)
             except RedisError as error:
                 raise RunFault(f"Redis was lost: {error}") from error
         yield
@@ -208,7 +212,12 @@ def _check_resumable(config: RunConfig) -> None:
     """Whether there is a checkpoint that can be read, and the buffer that belongs to it."""
     folder, name = config.run_folder, config.run.name
     if not (folder / "config.yaml").is_file() or not can_go_on(folder):
-        raise UserError("run.resume", True, f"no checkpoint of a run {name!r}", "leave run.resume out")
+        raise UserError(
+            "run.resume",
+            True,
+            f"no checkpoint of a run {name!r}",
+            "leave run.resume out, or give run.folder and run.name as they are now",
+        )
     begun = [path for path in (folder, *folder.glob("[em][0-9]*")) if checkpoints(path / "checkpoints")]
     if begun:
         # Of an expectation maximisation the step that it is at.
@@ -225,17 +234,22 @@ def _check_resumable(config: RunConfig) -> None:
         raise UserError("redis.url", "**********", problem, "leave it out")
 
 
-def _refuse_to_delete(config: RunConfig, client: Client, name: str) -> None:
-    """A run that begins deletes what is kept under its name, which must not be what another's folder belongs to."""
-    found = None if config.run.resume or config.run.overwrite else Control(client, Keys(name)).config()
-    if found is not None and found.run.name is not None and found.run_folder != config.run_folder:
-        if config.em.iterations and found.run_folder.parent == config.run_folder:
-            return
+def _refuse_another_s(config: RunConfig, client: Client, name: str) -> None:
+    """What is kept under a run's name is deleted when it begins and used when it is resumed: it must be its own."""
+    found = None if config.run.overwrite and not config.run.resume else Control(client, Keys(name)).config()
+    if found is None or found.run.name is None:
+        return
+    kept, own = found.run_folder, {config.run_folder}
+    if config.run.resume:
+        # As it was before the folder was moved.
+        own.add(load_resolved(config.run_folder / "config.yaml").run_folder)
+    if kept not in own and not (config.em.iterations and kept.parent in own):
+        otherwise = "" if config.run.resume else ", or delete it with --run.overwrite true"
         raise UserError(
             "run.name",
             config.run.name,
-            f"that Redis keeps the buffer of a run of this name, of {found.run_folder}",
-            "choose another run.name or run.redis_name, or delete it with --run.overwrite true",
+            f"that Redis keeps the buffer of a run of this name, of {kept}",
+            f"choose another run.name or run.redis_name{otherwise}",
         )
 
 

@@ -11,11 +11,14 @@ import torch
 from redis import Redis
 from safetensors.torch import load_file, save_file
 
+from buffer.connection import Keys
+from buffer.control import Control
 from common.config import RunConfig
-from common.config_loading import known_keys, load_run
+from common.config_loading import known_keys, load_run, save_resolved
 from common.errors import RunFault, UserError
 from deploy import launcher
 from deploy.checks import prepare
+from deploy.em import _begin
 from deploy.launcher import Launcher
 from deploy.resuming import FIXED, FREE, reason_to_keep
 from deploy.run_folder import claimed
@@ -227,3 +230,53 @@ def test_a_resumed_run_that_fails_later_says_so_in_its_summary(
         Launcher(config).run()
     assert json.loads((folder / "summary.json").read_text())["fault"] == "learner: not finite"
     assert load_run(folder).learner.steps == 77
+
+
+def test_a_resumed_run_uses_its_own_buffer_in_a_shared_redis_only(
+    tmp_path: Path, digit_model: Path, redis_url: str, redis_client: Redis, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--run.name", "good", "--redis.url", redis_url]
+    folder = make_run(config_of(tmp_path, digit_model, *given))
+    (folder / "redis").rmdir()
+    resumed = config_of(tmp_path, digit_model, *given, "--run.resume", "true")
+    config = prepare(resumed)
+    assert "holds nothing of good: the run goes on with an empty buffer" in capsys.readouterr().err
+    control = Control(redis_client, Keys("good"))
+    control.put_config(config)
+    prepare(resumed)
+    assert "empty buffer" not in capsys.readouterr().err
+    control.put_config(config.model_copy(update={"run": config.run.model_copy(update={"folder": tmp_path / "other"})}))
+    with pytest.raises(UserError, match=r"keeps the buffer of a run of this name, of .*other/good"):
+        prepare(resumed)
+    control.put_config(config)
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    folder.rename(moved / "good")
+    prepare(config_of(tmp_path, digit_model, *given, "--run.resume", "true", "--run.folder", str(moved)))
+
+
+def test_an_expectation_maximisation_is_held_against_its_own_configuration_too(
+    tmp_path: Path, digit_model: Path
+) -> None:
+    em = ["--run.name", "em", "--em.iterations", "1"]
+    folder = make_run(config_of(tmp_path, digit_model, *em))
+    (folder / "checkpoints").rename(folder / "kept")
+    (folder / "e1").mkdir()
+    (folder / "kept").rename(folder / "e1" / "checkpoints")
+    (folder / "redis").rename(folder / "e1" / "redis")
+    shutil.copy(folder / "config.yaml", folder / "e1" / "config.yaml")
+    before = contents(folder)
+    resume = ["--run.resume", "true"]
+    with pytest.raises(UserError, match=r"model\.lora\.rank = 8: the run to resume has 16"):
+        prepare(config_of(tmp_path, digit_model, *em, *resume, "--model.lora.rank", "8"))
+    with pytest.raises(UserError, match=r"em\.iterations = 0: the run to resume has 1"):
+        prepare(config_of(tmp_path, digit_model, "--run.name", "em", *resume))
+    assert contents(folder) == before
+    # Further iterations go on from where it was; what it made itself and is evaluated by is no change.
+    made = load_run(folder)
+    adapter = folder / "m1" / "adapter"
+    done = made.model_copy(update={"reference": made.reference.model_copy(update={"adapter": adapter})})
+    save_resolved(done, folder / "config.yaml")
+    further = prepare(config_of(tmp_path, digit_model, "--run.name", "em", "--em.iterations", "2", *resume))
+    _begin(further)
+    assert load_run(folder).reference.adapter == adapter, "until the new steps are done it is still judged by that"
