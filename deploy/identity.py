@@ -23,6 +23,8 @@ from common.tasks import Task
 FILE = "identity.json"
 QUERIES = "task.train_path"
 """The setting by which the training queries' digest goes; tasks that make their queries have it too."""
+NOT_OF_THE_SAMPLER = (QUERIES, "seeds.file", "model.lora.start_from", "task.embedding_model")
+"""What a trained sampler and the reward of its samples don't depend on any more."""
 WHOLE_BYTES = 2**30
 """A model of more than this is read in samples."""
 SAMPLE_BYTES = 4_096
@@ -72,7 +74,7 @@ def check_models(config: RunConfig, folder: Path) -> None:
     """Raises UserError if a model, an adapter or a file is not that which the run in this folder was trained with."""
     kept, found = load_identity(folder), files_identity(config)
     values = {name: text for name, _, text in places(config)}
-    for name in kept.keys() & found.keys() - {QUERIES}:
+    for name in sorted(kept.keys() & found.keys() - set(NOT_OF_THE_SAMPLER)):
         if kept[name] != found[name]:
             problem = "is not what the run was trained with, though it may be of the same shapes"
             raise UserError(name, str(values[name]), problem, f"give that by --{name}, or train a run with this one")
