@@ -50,8 +50,8 @@ def check_folder(config: RunConfig) -> None:
         raise _in_progress(config)
     if run.resume:
         _check_resumable(config)
-    elif folder.exists() and not run.overwrite:
-        raise _taken(run.name)
+    elif folder.exists():
+        _check_replaceable(config)
 
 
 def check_name_in_redis(config: RunConfig) -> None:
@@ -96,6 +96,7 @@ def claimed(config: RunConfig) -> Iterator[RunConfig]:
                 if note is not None:
                     print(f"amortis: {note}", file=sys.stderr)
         elif config.run.overwrite:
+            _check_replaceable(config)
             empty(folder)
         yield config
 
@@ -115,7 +116,9 @@ def _claim(stack: contextlib.ExitStack, config: RunConfig) -> RunConfig:
     base = run.name or f"{config.task.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     further = (f"{base}-{n}" for n in range(2, _UNNAMED_TRIES))
     for name in [base] if run.name else itertools.chain([base], further):
-        named = config.model_copy(update={"run": run.model_copy(update={"name": name})})
+        # A name that nobody chose is nobody's to overwrite.
+        update = {"name": name, "overwrite": run.overwrite and run.name is not None}
+        named = config.model_copy(update={"run": run.model_copy(update=update)})
         try:
             with contextlib.ExitStack() as attempt:
                 attempt.enter_context(_claimed_folder(named))
@@ -206,6 +209,16 @@ def _check_place(config: RunConfig) -> None:
             check_writable("run.folder", str(config.run_folder), config.run_folder, remedy)
     if shutil.disk_usage(parent).free < LEAST_FREE_BYTES:
         raise UserError("run.folder", str(run.folder), "less than 1 GiB free", remedy)
+
+
+def _check_replaceable(config: RunConfig) -> None:
+    """Whether what is there is a run, and is asked to be replaced."""
+    folder, run = config.run_folder, config.run
+    if not run.overwrite:
+        raise _taken(run.name)
+    found = {path.name for path in folder.iterdir()} - {LAUNCHER, LEARNER} if folder.is_dir() else {folder.name}
+    if found and not found & {"config.yaml", "logs"}:
+        raise UserError("run.overwrite", True, f"{folder} holds something else than a run", "choose another run.name")
 
 
 def _check_resumable(config: RunConfig) -> None:

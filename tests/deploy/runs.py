@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from common.config import RunConfig
 from common.config_loading import load_config, save_resolved
@@ -48,3 +50,12 @@ def contents(folder: Path) -> dict[str, Any]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name not in (".lock", ".learner.lock")
     }
+
+
+def other_weights(model: Path, folder: Path) -> Path:
+    """A model of equal shapes, one weight of which is another."""
+    shutil.copytree(model, folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.down_proj.weight"][3, 5] += 1.0
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder

@@ -13,8 +13,7 @@ import pytest
 from common.errors import EXIT_USER, UserError
 from deploy import cli
 from deploy.inference import FinishedRun
-from tests.deploy.runs import config_of, make_run
-from tests.deploy.test_resuming import other_weights
+from tests.deploy.runs import config_of, make_run, other_weights
 
 TASK = (
     "task: {name: constrained, train_path: rows.jsonl, prompt: '{x}', json_schema: schema.json, max_len: 8,"

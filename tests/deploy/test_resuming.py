@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from redis import Redis
-from safetensors.torch import load_file, save_file
 
 from buffer.connection import Keys
 from buffer.control import Control
@@ -23,7 +22,7 @@ from deploy.launcher import Launcher
 from deploy.resuming import FIXED, FREE, reason_to_keep
 from deploy.run_folder import claimed
 from learner.checkpoint import save_checkpoint
-from tests.deploy.runs import config_of, contents, make_run
+from tests.deploy.runs import config_of, contents, make_run, other_weights
 
 TEXT = "task: {{name: jsonl, train_path: '{0}/rows.jsonl', prompt: '{{x}}', max_len: 4, allowed_characters: '[0-9 ]'}}"
 
@@ -83,15 +82,6 @@ def test_a_resumed_run_that_would_be_another_is_refused_with_both_values_and_lef
 def test_what_changes_nothing_that_is_stored_may_change(tmp_path: Path, digit_model: Path, changed: list[str]) -> None:
     make_run(config_of(tmp_path, digit_model, "--run.name", "good"))
     prepare(config_of(tmp_path, digit_model, "--run.name", "good", "--run.resume", "true", *changed))
-
-
-def other_weights(model: Path, folder: Path) -> Path:
-    """A model of equal shapes, one weight of which is another."""
-    shutil.copytree(model, folder)
-    tensors = load_file(folder / "model.safetensors")
-    tensors["model.layers.1.mlp.down_proj.weight"][3, 5] += 1.0
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
 
 
 def test_another_model_of_equal_shapes_is_noticed_and_the_same_one_elsewhere_is_taken(

@@ -49,8 +49,11 @@ def start_unnamed(config: RunConfig, barrier: object, names: object) -> None:
         barrier.wait()  # type: ignore[attr-defined]
 
 
-def test_runs_without_a_name_that_start_in_one_second_have_a_folder_each(tmp_path: Path, digit_model: Path) -> None:
-    config = prepare(config_of(tmp_path, digit_model))
+@pytest.mark.parametrize("overwrite", ["false", "true"])
+def test_runs_without_a_name_that_start_in_one_second_have_a_folder_each(
+    tmp_path: Path, digit_model: Path, overwrite: str
+) -> None:
+    config = prepare(config_of(tmp_path, digit_model, "--run.overwrite", overwrite))
     assert config.run.name is None and not (tmp_path / "runs").exists(), "checking takes no name"
     context = multiprocessing.get_context("fork")
     # Started just after a second has begun, so that all see the same one.
@@ -123,6 +126,15 @@ def test_a_run_is_replaced_where_that_is_asked_for_and_only_there(tmp_path: Path
     assert contents(folder) == before
     with claimed(prepare(config_of(tmp_path, digit_model, "--run.name", "mine", "--run.overwrite", "true"))):
         assert contents(folder) == {}
+
+
+def test_what_is_no_run_is_never_replaced(tmp_path: Path, digit_model: Path) -> None:
+    letters = tmp_path / "runs" / "letters"
+    letters.mkdir(parents=True)
+    (letters / "to-a-friend.txt").write_text("dear")
+    with pytest.raises(UserError, match=r"run\.overwrite = True: .*letters holds something else than a run"):
+        prepare(config_of(tmp_path, digit_model, "--run.name", "letters", "--run.overwrite", "true"))
+    assert contents(letters) == {"to-a-friend.txt": b"dear"}
 
 
 @pytest.mark.parametrize("failure", [UserError("redis", None, "did not start", "mend it"), OSError("no sockets")])
