@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from common.config import RunConfig
 from common.config_loading import load_config, save_resolved
 from common.tasks import make_task
-from common.tokens import load_codec
+from common.tokens import codec_of
 from deploy.beginning import keep_identity
 from deploy.checks import prepare
 from deploy.run_folder import claimed
@@ -32,8 +32,7 @@ def make_run(config: RunConfig) -> Path:
     with claimed(prepare(config)) as named:
         folder = named.run_folder
         save_resolved(named, folder / "config.yaml")
-        assert named.model.name is not None
-        keep_identity(named, make_task(named.task, load_codec(named.model.name), named.actor.max_model_len))
+        keep_identity(named, make_task(named.task, codec_of(named.model), named.actor.max_model_len))
         for step in (5, 10):
             tensors = {"adapter.x": torch.full((3,), float(step)), "rng": torch.get_rng_state()}
             save_checkpoint(folder / "checkpoints", step, tensors, {"version": step}, keep=2)
