@@ -19,7 +19,7 @@ from actors.sampler import TrajectorySampler
 from actors.scoring import Scored, ScoreText
 from buffer.adapters import AdapterRegistry
 from buffer.connection import Keys, connect
-from buffer.control import FULL, STARTING, Control
+from buffer.control import FULL, STARTING, STOPPED, Control
 from buffer.log_stream import LogStream
 from buffer.rate_limiter import RateLimiter
 from buffer.replay import BufferFull, ReplayBuffer
@@ -105,7 +105,7 @@ class Actor:
             while self._may_go_on():
                 self._round()
             self._push()
-            self._beat("stopped")
+            self._beat(STOPPED)
         except RunFault as fault:
             self.control.report_fault(self.id, str(fault))
             raise

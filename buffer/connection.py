@@ -71,6 +71,8 @@ class Keys:
         self.processes = f"{self.base}processes"
         self.config = f"{self.base}config"
         self.logs = f"{self.base}logs"
+        # None of the keys that are deleted with the run's.
+        self.claim = f"amortis:claim:{{{run}}}"
 
     def adapter(self, version: int) -> str:
         """The hash that holds a version's files and manifest."""

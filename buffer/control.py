@@ -21,6 +21,8 @@ ALIVE_S = 15.0
 
 STARTING = "starting engine"
 """The phase of an actor that is silent until its engine is up."""
+DONE, STOPPED = "done", "stopped"
+"""The last phase of a learner and of an actor."""
 FULL = "waiting for memory"
 """How the phase of an actor begins whose push was refused."""
 
@@ -69,6 +71,20 @@ class Control:
         self._client.hdel(self._keys.control, f"retire:{actor_id}")
         self._client.hdel(self._keys.actors, actor_id)
         self._client.hdel(self._keys.processes, actor_id)
+
+    def tell_ended(self) -> None:
+        """All parts have ended: what they said last is no sign of life."""
+        self._client.hset(self._keys.control, "ended", time.time())
+
+    def alive(self) -> list[str]:
+        """Learner and actors that were heard of lately and did not say that they end."""
+        ended, now = float(self._client.hget(self._keys.control, "ended") or 0.0), time.time()
+        words = {"learner": self.learner(), **self.actors()}
+        return [
+            name
+            for name, word in words.items()
+            if now - ALIVE_S < float(word.get("at", 0.0)) > ended and word.get("phase") not in (DONE, STOPPED)
+        ]
 
     def want_actors(self, n: int) -> None:
         """Ask the launcher for another number of actors."""

@@ -19,6 +19,7 @@ from typing import Self
 from redis import Redis
 from redis.exceptions import RedisError
 
+from buffer.append_only import damage, trim_zeros
 from common.errors import UserError
 from common.log import get_logger
 from common.processes import die_with_parent
@@ -96,6 +97,8 @@ class EmbeddedRedis:
         self._watcher: threading.Thread | None = None
         self.port = port or 0
         self.restarts = 0
+        self.notes: list[str] = []
+        """What had to be done for it to start."""
 
     @property
     def url(self) -> str:
@@ -113,7 +116,13 @@ class EmbeddedRedis:
         binary = find_redis_server()
         if binary is None:
             raise UserError("redis.url", None, "no redis-server binary was found", "run `make setup`, or set redis.url")
-        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            problem = f"can't be made ({error.strerror})"
+            raise UserError(
+                "redis", str(self._folder), problem, "choose another run.folder, or set redis.url"
+            ) from error
         self.port = self.port or free_port()
         self._stopping.clear()
         # The thread that starts a server must outlive it: its death would take the server along.
@@ -131,8 +140,13 @@ class EmbeddedRedis:
         """Start the server, and again whenever it dies without having been stopped."""
         while not self._stopping.is_set():
             try:
+                done = trim_zeros(self._folder)
+                if done is not None:
+                    log.warning("%s", done)
+                    self.notes.append(done)
+                begin = self._log.stat().st_size if self._log.exists() else 0
                 self._process = self._spawn(binary)
-                self._wait_until_ready()
+                self._wait_until_ready(begin)
             except Exception as error:
                 if started.is_set():
                     log.error("redis-server could not be started again: %s", error)
@@ -157,6 +171,7 @@ class EmbeddedRedis:
             "dir": self._folder.resolve(),
             "appendonly": "yes",
             "appendfsync": self._appendfsync,
+            "aof-load-truncated": "yes",
             "save": "",
             "maxmemory": int(MEMORY_SHARE * memory_limit_bytes()),
             "maxmemory-policy": "noeviction",
@@ -178,7 +193,8 @@ class EmbeddedRedis:
     def _log(self) -> Path:
         return self._folder / "redis.log"
 
-    def _wait_until_ready(self) -> None:
+    def _wait_until_ready(self, begin: int) -> None:
+        """Raises UserError with what the server wrote to its log from `begin` on, if it doesn't start."""
         assert self._process is not None
         deadline = time.monotonic() + START_LIMIT_S
         with Redis(port=self.port, host=self._bind) as client:
@@ -190,8 +206,14 @@ class EmbeddedRedis:
         if self._stopping.is_set():
             return
         self._end()
-        tail = self._log.read_text(errors="replace").splitlines()[-1:] if self._log.exists() else []
-        raise UserError("redis", None, f"the embedded server did not start ({' '.join(tail)})", f"see {self._log}")
+        written = self._log.read_bytes()[begin:].decode(errors="replace") if self._log.exists() else ""
+        damaged = damage(self._folder, written)
+        if damaged is not None:
+            raise damaged
+        tail = written.splitlines()[-1:]
+        raise UserError(
+            "redis", None, f"the embedded server did not start ({' '.join(tail)})", "mend that, or set redis.url"
+        )
 
     def stop(self) -> None:
         """Stop in good order, its data synced to disk."""

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_serializer, model_validator
 
+from common.places import Kind, Place
 from common.reward import RewardWeights, TemperatureSchedule
 from common.tasks import TASKS, AnyTaskConfig
 from common.tasks.base import SamplingTemperature
@@ -77,7 +78,7 @@ class LoraSection(Section):
 class ModelSection(Section):
     """The base model, frozen: the policy's starting point and the reward's source."""
 
-    name: str | None = Field(
+    name: Annotated[str | None, Place(Kind.MODEL)] = Field(
         None, description="local folder or Hugging Face id; without it SmolLM2-135M-Instruct, made by `make setup`"
     )
     add_bos_token: bool | None = Field(

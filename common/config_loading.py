@@ -15,13 +15,15 @@ from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
     EnvSettingsSource,
+    InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    YamlConfigSettingsSource,
 )
 
 from common.config import RunConfig
 from common.errors import UserError
+from common.files import write_whole
+from common.places import Kind, moved
 from common.tasks import TASKS
 from common.text_files import UnreadableFile, has_half_pair, read_text
 
@@ -35,17 +37,15 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     Raises UserError naming the field, its value and the remedy.
     """
-    read_yaml(path)
+    data = read_yaml(path)
     _check_environment()
+    return _from_sources(data, overrides, environment=True)
 
+
+def _from_sources(data: Mapping[str, Any], overrides: Sequence[str], *, environment: bool) -> RunConfig:
     class Settings(BaseSettings, RunConfig):
         model_config = SettingsConfigDict(
-            extra="forbid",
-            env_prefix=ENV_PREFIX,
-            env_nested_delimiter="__",
-            yaml_file=path,
-            validate_default=True,
-            yaml_file_encoding="utf-8-sig",
+            extra="forbid", env_prefix=ENV_PREFIX, env_nested_delimiter="__", validate_default=True
         )
 
         @classmethod
@@ -61,7 +61,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
             command_line: CliSettingsSource[Any] = CliSettingsSource(
                 settings_cls, cli_parse_args=list(overrides), root_parser=parser, cli_hide_none_type=True
             )
-            return (command_line, EnvSettingsSource(settings_cls), YamlConfigSettingsSource(settings_cls))
+            surroundings = (EnvSettingsSource(settings_cls),) if environment else ()
+            return (command_line, *surroundings, InitSettingsSource(settings_cls, dict(data)))
 
     try:
         settings = Settings()  # type: ignore[call-arg]
@@ -83,21 +84,52 @@ def load_resolved(path: Path) -> RunConfig:
         raise _explain(error) from error
 
 
-def load_run(folder: Path) -> RunConfig:
-    """The saved configuration of a run's folder; raises UserError naming RUN if it is none."""
+def load_run(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The saved configuration of a run's folder, wherever that is by now, with overrides as `load_config` takes them.
+
+    Paths into the run's folder follow it. Raises UserError naming RUN if it is none.
+    """
     path = folder / "config.yaml"
     if not path.is_file():
         raise UserError(
             "RUN", str(folder), "holds no config.yaml, so it is no run's folder", "give a folder such as runs/NAME"
         )
-    return load_resolved(path)
+    found = in_folder(load_resolved(path), folder)
+    if not overrides:
+        return found
+    changed = _from_sources(_without_secrets(found), overrides, environment=False)
+    own = found.run
+    run = changed.run.model_copy(update={"name": own.name, "folder": own.folder, "redis_name": own.redis_name})
+    return changed.model_copy(update={"run": run})
+
+
+def in_folder(config: RunConfig, folder: Path) -> RunConfig:
+    """The saved configuration of a run that lies in this folder now: it may have been moved, or its name changed."""
+    folder = folder.resolve()
+    if config.run.name is None or config.run_folder == folder:
+        return config
+    old = config.run_folder
+
+    def follow(kind: Kind, path: Path) -> Path:
+        if path.is_relative_to(old):
+            return folder / path.relative_to(old)
+        # A step of an expectation maximisation goes on from those beside it.
+        beside = folder.parent / path.relative_to(old.parent) if path.is_relative_to(old.parent) else path
+        return beside if beside.exists() and not path.exists() else path
+
+    run = config.run.model_copy(update={"name": folder.name, "folder": folder.parent, "redis_name": config.redis_name})
+    return moved(config, follow).model_copy(update={"run": run})
 
 
 def save_resolved(config: RunConfig, path: Path) -> None:
     """Write every setting, secrets left out."""
+    write_whole(path, yaml.safe_dump(_without_secrets(config), sort_keys=False, allow_unicode=True))
+
+
+def _without_secrets(config: RunConfig) -> dict[str, Any]:
     data = config.model_dump(mode="json")
     data["redis"]["url"] = None
-    path.write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return data
 
 
 def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:

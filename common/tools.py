@@ -15,12 +15,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from common.calculator import Calculator
 from common.errors import UserError
+from common.places import Kind, Place
 from common.trajectory import ToolFailure
 
 START_LIMIT_S = 30.0
@@ -56,6 +57,9 @@ class ToolSection(BaseModel):
         description="calculator, or a user's own as package.module:function; it gets the text so far and returns "
         "what to insert, or None",
     )
+    folder: Annotated[Path, Place(Kind.FOLDER)] = Field(
+        Path(), description="where the module of a user's own is, besides PYTHONPATH; where amortis is started without"
+    )
     trigger: str = Field("=", min_length=1, description="a token whose text ends with this calls the tool")
     limit_capability: int = Field(
         2, ge=2, description="the calculator sees the last so many operands only, as in the paper"
@@ -74,7 +78,7 @@ class ToolBox:
         if section.name == "calculator":
             self._call = Calculator(section.limit_capability)
         elif ":" in section.name:
-            self._call = ToolProcess(section.name, section.timeout_s)
+            self._call = ToolProcess(section.name, section.timeout_s, section.folder)
         else:
             raise UserError("task.tool.name", section.name, "is no tool", "write calculator or package.module:function")
 
@@ -96,9 +100,9 @@ class ToolBox:
 class ToolProcess:
     """A user's tool in a process of its own: texts go out and come in as length-prefixed UTF-8, nothing is pickled."""
 
-    def __init__(self, name: str, timeout_s: float) -> None:
-        load_tool(name)
-        self._name, self._timeout_s = name, timeout_s
+    def __init__(self, name: str, timeout_s: float, folder: Path = Path()) -> None:
+        load_tool(name, folder)
+        self._name, self._timeout_s, self._folder = name, timeout_s, folder
         self._process: subprocess.Popen[bytes] | None = None
 
     def __call__(self, text: str) -> str | None:
@@ -124,11 +128,14 @@ class ToolProcess:
 
     def _start(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "common.tools", self._name],
+            [sys.executable, "-m", "common.tools", self._name, str(self._folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([*_search_path(), os.environ.get("PYTHONPATH", "")])},
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join([*_search_path(self._folder), os.environ.get("PYTHONPATH", "")]),
+            },
         )
         if self._read_length(time.monotonic() + START_LIMIT_S) != _READY:
             self.close()
@@ -169,10 +176,10 @@ class ToolProcess:
         return found
 
 
-def load_tool(name: str) -> Callable[[str], str | None]:
+def load_tool(name: str, folder: Path = Path()) -> Callable[[str], str | None]:
     """The function `package.module:function`; raises UserError naming task.tool.name."""
     module, _, attribute = name.partition(":")
-    sys.path[:0] = [path for path in _search_path() if path not in sys.path]
+    sys.path[:0] = [path for path in _search_path(folder) if path not in sys.path]
     try:
         found = getattr(importlib.import_module(module), attribute)
     except Exception as error:
@@ -180,22 +187,22 @@ def load_tool(name: str) -> Callable[[str], str | None]:
             "task.tool.name",
             name,
             f"can't be imported ({type(error).__name__}: {error})",
-            "put the module on PYTHONPATH or beside where amortis is started",
+            "put the module on PYTHONPATH or beside where amortis is started, or set task.tool.folder",
         ) from error
     if not callable(found):
         raise UserError("task.tool.name", name, "is not callable", "name a function of one string")
     return found
 
 
-def _search_path() -> list[str]:
-    return [str(Path.cwd()), str(Path(__file__).resolve().parents[1])]
+def _search_path(folder: Path) -> list[str]:
+    return [str(folder.expanduser().resolve()), str(Path(__file__).resolve().parents[1])]
 
 
-def _serve(name: str) -> None:
+def _serve(name: str, folder: Path) -> None:
     """The tool's process: answer until the input ends. What the tool prints goes nowhere."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    tool = load_tool(name)
+    tool = load_tool(name, folder)
 
     def answer(length: int, data: bytes = b"") -> None:
         answers.write(struct.pack("<I", length) + data)
@@ -217,4 +224,4 @@ def _serve(name: str) -> None:
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1])
+    _serve(sys.argv[1], Path(sys.argv[2]))

@@ -91,7 +91,8 @@ class ActorPool:
             ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **local)
         except Exception as error:
             if address is None:
-                raise
+                remedy = "look at /tmp/ray/session_latest/logs, run `amortis doctor`, or set ray.address"
+                raise UserError("ray", None, f"could not be started ({_last_line(error)})", remedy) from error
             raise UserError(
                 "ray.address",
                 address,

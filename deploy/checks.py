@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from buffer.connection import connect
-from buffer.embedded import find_redis_server, running_server
+from buffer.embedded import find_redis_server
 from common.adapter_files import check_adapter
 from common.config import RunConfig
 from common.devices import resolve_devices
 from common.errors import UserError
-from common.rows import HUB
+from common.files import check_writable
+from common.places import Kind, absolute, looks_like_path, places
 from common.seeds import make_seed_jobs
-from common.tasks import make_task
+from common.tasks import Task, make_task
 from common.tasks.base import unreadable
 from common.tokens import codec_of
 from deploy.model_check import ModelCheck
+from deploy.resuming import adopted, check_resume
+from deploy.run_folder import check_folder, check_name_in_redis
+from deploy.surroundings import check_ray
 from learner.tracking import check_tracking
 
 HUB_LIMIT_S = 5.0
@@ -31,18 +33,27 @@ QUANTIZED = ("quantization_config", "compression_config", "quantization")
 
 
 def prepare(config: RunConfig) -> RunConfig:
-    """The resolved configuration of a run that can start; raises UserError for the first thing that can't be used."""
+    """The resolved configuration of a run that can start; raises UserError for the first thing that can't be used.
+
+    Nothing is written, and a run without a name has none yet: `deploy.run_folder.claimed` makes its folder.
+    """
     check_tracking(config.tracking)
-    config = _named(config)
-    _check_folder(config)
+    model_name = config.model.name
+    # The learner, the actors and later commands may have another working folder.
+    config = absolute(config)
+    check_folder(config)
+    if config.run.resume:
+        config = adopted(config)
+    if config.ray.address is None and config.learner.objective != "prompting":
+        check_ray()
     _check_ports(config)
     _check_redis(config)
-    config = config.model_copy(
-        update={"model": config.model.model_copy(update={"name": find_model(config.model.name)})}
-    )
+    check_name_in_redis(config)
+    _check_models(config)
+    config = config.model_copy(update={"model": config.model.model_copy(update={"name": find_model(model_name)})})
     assert config.model.name is not None
     model = ModelCheck.of(config.model.name)
-    n_seeds = _check_task(config, model)
+    task, n_seeds = _check_task(config, model)
     if config.learner.objective == "sft":
         # All of them are waited for, and nothing else.
         config = config.model_copy(update={"buffer": config.buffer.model_copy(update={"min_size": n_seeds})})
@@ -56,6 +67,8 @@ def prepare(config: RunConfig) -> RunConfig:
         check_adapter("reference.adapter", given, lora, model.name, model.linear_layers, same_rank=False)
     config = resolve_devices(config, model.n_parameters)
     _check_gpus(config)
+    if config.run.resume:
+        check_resume(config, task)
     return config
 
 
@@ -76,8 +89,7 @@ def find_model(name: str | None) -> str:
                 raise UserError("model.name", name, f"the folder has no {pattern}", "give a Hugging Face model folder")
         _check_not_quantized(name, path)
         return str(path.resolve())
-    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1
-    if looks_like_path:
+    if looks_like_path(name):
         raise UserError("model.name", name, "no such folder", "give an existing folder or a Hugging Face id")
     _check_hub(name)
     _check_not_quantized(name, None)
@@ -150,69 +162,18 @@ def _check_hub(name: str) -> None:
         # Known from an earlier run, and the hub can't be reached: the processes of this run need not try either.
         os.environ["HF_HUB_OFFLINE"] = "1"
         hub.constants.HF_HUB_OFFLINE = True
-
-
-def _named(config: RunConfig) -> RunConfig:
-    name = config.run.name or f"{config.task.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    # Absolute, as the learner, the actors and later commands may have another working folder.
-    folder = config.run.folder.expanduser().resolve()
-    paths = {
-        key: _absolute(value)
-        for key, value in config.task
-        if isinstance(value, Path) or (key.endswith("_path") and value is not None)
-    }
-    model, reference = config.model, config.reference
-    if model.lora.start_from is not None:
-        start = model.lora.start_from.expanduser().resolve()
-        model = model.model_copy(update={"lora": model.lora.model_copy(update={"start_from": start})})
-    if reference.adapter is not None:
-        reference = reference.model_copy(update={"adapter": reference.adapter.expanduser().resolve()})
-    seeds = config.seeds
-    if seeds.file is not None:
-        seeds = seeds.model_copy(update={"file": seeds.file.expanduser().resolve()})
-    return config.model_copy(
-        update={
-            "run": config.run.model_copy(update={"name": name, "folder": folder}),
-            "task": config.task.model_copy(update=paths),
-            "seeds": seeds,
-            "model": model,
-            "reference": reference,
-        }
-    )
-
-
-def _absolute(value: str | Path | list[str]) -> str | Path | list[str]:
-    """Of a task's setting, which may be several paths, or a name on the hub."""
-    if isinstance(value, list):
-        return [str(_absolute(item)) for item in value]
-    if isinstance(value, Path):
-        return value.expanduser().resolve()
-    return value if value.startswith(HUB) else str(Path(value).expanduser().resolve())
-
-
-def _check_folder(config: RunConfig) -> None:
-    folder, run = config.run_folder, config.run
-    # An expectation maximisation's steps have a server each.
-    if any(running_server(data) for data in (folder / "redis", *folder.glob("*/redis"))):
-        raise UserError(
-            "run.name", run.name, "is in progress", f"stop it with `amortis stop {folder}` or choose another name"
-        )
-    if run.resume:
-        if not (folder / ("e1" if config.em.iterations else "checkpoints")).is_dir():
-            raise UserError("run.resume", True, f"no checkpoint of a run {run.name!r}", "leave run.resume out")
         return
-    if folder.exists() and not run.overwrite:
-        raise UserError(
-            "run.name",
-            run.name,
-            "a run of this name exists",
-            "choose another, go on with --run.resume true, or replace it with --run.overwrite true",
-        )
-    parent = next(path for path in folder.parents if path.exists())
-    if not parent.is_dir() or shutil.disk_usage(parent).free < 2**30:
-        raise UserError(
-            "run.folder", str(run.folder), "less than 1 GiB free, or no folder", "choose another run.folder"
-        )
+    if not cached:
+        cache = Path(hub.constants.HF_HUB_CACHE)
+        remedy = "set HF_HOME to a folder that can be written"
+        check_writable("HF_HUB_CACHE", str(cache), cache, remedy, f"for {name} ")
+
+
+def _check_models(config: RunConfig) -> None:
+    """Those besides the run's own: most are loaded for the evaluation, when all else is done."""
+    for name, kind, text in places(config):
+        if kind is Kind.MODEL and name != "model.name" and looks_like_path(str(text)) and not Path(text).is_dir():
+            raise UserError(name, str(text), "no such folder", "give an existing folder or a Hugging Face id")
 
 
 def _check_ports(config: RunConfig) -> None:
@@ -245,10 +206,10 @@ def _check_redis(config: RunConfig) -> None:
         raise UserError("redis.url", None, "no redis-server binary was found", "run `make setup`, or set redis.url")
 
 
-def _check_task(config: RunConfig, model: ModelCheck) -> int:
+def _check_task(config: RunConfig, model: ModelCheck) -> tuple[Task[Any], int]:
     """Make the task's queries, mask and seeds, and hold them against the model's and the engine's limits.
 
-    Returns how many distinct seeds there are.
+    Returns the task, and how many distinct seeds there are.
     """
     assert config.model.name is not None
     task = make_task(config.task, codec_of(config.model), config.actor.max_model_len)
@@ -295,7 +256,7 @@ def _check_task(config: RunConfig, model: ModelCheck) -> int:
             f"the model's context has {limit} tokens",
             f"lower it to {limit}",
         )
-    return max(1, len({(job.query_id, job.action_ids) for job in jobs}))
+    return task, max(1, len({(job.query_id, job.action_ids) for job in jobs}))
 
 
 def _check_gpus(config: RunConfig) -> None:

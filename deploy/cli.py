@@ -9,12 +9,15 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from common.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_USER, RunFault, UserError
 from common.json_text import dumps
+
+if TYPE_CHECKING:
+    from common.config import RunConfig
 
 Command = Callable[[argparse.Namespace, list[str], Console], int]
 
@@ -23,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; errors that a user can mend are one line and exit status 2."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.command not in (train, compare):
+    if rest and options.command not in (train, compare, evaluate, sample):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Libraries' notes to their own developers; ours are errors and logs.
@@ -75,9 +78,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--folder", type=Path, help="where it is kept (default: comparisons/NAME)")
     sub.add_argument("--parallel", type=int, default=1, metavar="N", help="cells to run at a time (default: 1)")
     sub.add_argument("--data", type=Path, help="folder that relative paths of data are in (default: the working one)")
-    sub = add("evaluate", evaluate, "Measure a trained sampler anew.")
+    moved = (
+        "Settings can follow where they are others than in training, e.g. --model.name PATH if the model lies "
+        "elsewhere by now, or --task.test_path FILE."
+    )
+    sub = add("evaluate", evaluate, "Measure a trained sampler anew.", epilog=moved)
     sub.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
-    sub = add("sample", sample, "Draw from a trained sampler, with log q and log R of each sample.")
+    sub = add("sample", sample, "Draw from a trained sampler, with log q and log R of each sample.", epilog=moved)
     sub.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
     sub.add_argument("--prompt", help="X; without it the task's first test query")
     sub.add_argument("-n", type=int, default=8, help="samples (default: 8)")
@@ -102,24 +109,11 @@ def train(options: argparse.Namespace, overrides: list[str], console: Console) -
     """`amortis train CONFIG`."""
     from common.config_loading import load_config
     from deploy.checks import prepare
+    from deploy.display import print_figures
+    from deploy.run_folder import claimed
 
-    config = prepare(load_config(options.config, overrides))
-
-    from deploy.display import LiveDisplay, print_figures
-
-    if config.em.iterations:
-        from deploy.em import run_em
-
-        summary = run_em(config, lambda text: console.print(text, markup=False, highlight=False))
-    elif config.learner.objective == "prompting":
-        from deploy.prompting import run_prompting
-
-        summary = run_prompting(config)
-    else:
-        from deploy.launcher import Launcher
-
-        with LiveDisplay(console) as display:
-            summary = Launcher(config, display.watch).run()
+    with claimed(prepare(load_config(options.config, overrides))) as config:
+        summary = _run(config, console)
     if options.json:
         print(dumps(summary))
     print_figures(console, f"{config.run_folder}", summary)
@@ -128,6 +122,23 @@ def train(options: argparse.Namespace, overrides: list[str], console: Console) -
     # Stopped on purpose is no failure; a supervisor that starts failed runs again must leave it alone.
     on_purpose = summary.get("stopped_because") == OPERATOR_STOP
     return EXIT_INTERRUPTED if summary["interrupted"] and not on_purpose else 0
+
+
+def _run(config: RunConfig, console: Console) -> dict[str, Any]:
+    """A run of either kind, whose folder is claimed; its summary."""
+    if config.em.iterations:
+        from deploy.em import run_em
+
+        return run_em(config, lambda text: console.print(text, markup=False, highlight=False))
+    if config.learner.objective == "prompting":
+        from deploy.prompting import run_prompting
+
+        return run_prompting(config)
+    from deploy.display import LiveDisplay
+    from deploy.launcher import Launcher
+
+    with LiveDisplay(console) as display:
+        return Launcher(config, display.watch).run()
 
 
 def compare(options: argparse.Namespace, overrides: list[str], console: Console) -> int:
@@ -147,14 +158,16 @@ def compare(options: argparse.Namespace, overrides: list[str], console: Console)
     return EXIT_FAULT if unfinished else 0
 
 
-def evaluate(options: argparse.Namespace, _: list[str], console: Console) -> int:
+def evaluate(options: argparse.Namespace, overrides: list[str], console: Console) -> int:
     """`amortis evaluate RUN`."""
+    from common.files import check_writable, write_whole
     from deploy.display import print_figures
     from deploy.inference import FinishedRun
 
-    run = FinishedRun(options.run)
+    run = FinishedRun(options.run, overrides)
+    check_writable("RUN", str(options.run), options.run, "copy it to where it can be", "for evaluation.json ")
     figures = run.figures()
-    (options.run / "evaluation.json").write_text(dumps(figures, indent=2))
+    write_whole(options.run / "evaluation.json", dumps(figures, indent=2))
     if options.json:
         print(dumps(figures))
     else:
@@ -164,31 +177,22 @@ def evaluate(options: argparse.Namespace, _: list[str], console: Console) -> int
     return 0
 
 
-def sample(options: argparse.Namespace, _: list[str], console: Console) -> int:
+def sample(options: argparse.Namespace, overrides: list[str], console: Console) -> int:
     """`amortis sample RUN --prompt … -n 8`."""
     if options.n < 1:
         raise UserError("-n", options.n, "draws nothing", "give 1 or more")
     from rich.table import Table
 
     from common.tasks import SampleRequest
-    from common.tasks.base import HIGHEST_TEMPERATURE, unreadable
+    from common.tasks.base import HIGHEST_TEMPERATURE
 
     if not 0 < options.temperature <= HIGHEST_TEMPERATURE:
         problem = f"is not above 0 and up to {HIGHEST_TEMPERATURE:g}"
         raise UserError("--temperature", options.temperature, problem, "give e.g. 1.0")
-    from common.trajectory import Query
     from deploy.inference import FinishedRun
 
-    run = FinishedRun(options.run)
-    query = run.task.queries("test")[0]
-    if options.prompt is not None:
-        ids = run.codec.encode_prompt(options.prompt)
-        if not ids:
-            raise UserError("--prompt", options.prompt, "is empty", "give some text")
-        reason = unreadable(run.codec, ids)
-        if reason is not None:
-            raise UserError("--prompt", options.prompt, reason, "leave it out")
-        query = Query(task=run.task.name, prompt_ids=ids)
+    run = FinishedRun(options.run, overrides)
+    query = run.query(options.prompt)
     sampler, adapter = run.sampler()
     request = SampleRequest("samples", not options.base, options.temperature, options.n)
     drawn = sampler.collect([query], request, adapter, run.config.actor.max_in_flight)[query.id]

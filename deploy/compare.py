@@ -27,6 +27,8 @@ from common.config import RunConfig
 from common.config_loading import load_config, read_yaml
 from common.devices import available_cores
 from common.errors import EXIT_INTERRUPTED, UserError
+from common.files import check_writable, write_whole
+from common.folder_lock import LAUNCHER, locked
 from common.json_text import dumps
 from common.processes import die_with_parent
 from common.rows import HUB
@@ -168,6 +170,17 @@ def run_comparison(
     Saves after every cell.
     """
     cells = list(comparison.cells(folder))
+    remedy = "choose another --folder"
+    check_writable("--folder", str(folder), folder, remedy)
+    (folder / "cells").mkdir(parents=True, exist_ok=True)
+    busy = UserError("--folder", str(folder), "is that of a comparison in progress", f"wait for its end, or {remedy}")
+    with locked(folder, LAUNCHER, busy):
+        return _run_cells(comparison, cells, folder, console, parallel)
+
+
+def _run_cells(
+    comparison: Comparison, cells: Sequence[Cell], folder: Path, console: Console, parallel: int
+) -> tuple[Table, list[str]]:
     configs = _checked(comparison, cells, folder)
     waiting = [
         (number, cell, config)
@@ -216,12 +229,15 @@ def _next(waiting: Sequence[_Waiting], running: Sequence[_Begun]) -> _Waiting | 
 
 def _checked(comparison: Comparison, cells: Sequence[Cell], folder: Path) -> list[RunConfig]:
     """The configuration of every cell, all checked before any is run; raises UserError naming the cell's setting."""
-    (folder / "cells").mkdir(parents=True, exist_ok=True)
     configs: list[RunConfig] = []
     examined: set[str] = set()
     for cell in cells:
         path = _settings_path(folder, cell)
-        path.write_text(yaml.safe_dump(dict(cell.settings), sort_keys=False, allow_unicode=True), encoding="utf-8")
+        try:
+            write_whole(path, yaml.safe_dump(dict(cell.settings), sort_keys=False, allow_unicode=True))
+        except OSError as error:
+            problem = f"can't be written ({error.strerror})"
+            raise UserError(f"methods.{cell.method}", str(path), problem, "shorten names or --folder") from error
         config = load_config(path, [*comparison.overrides, *_run_settings(folder, cell)])
         configs.append(config)
         # The same task with the same seeds need not be read twice.
@@ -262,7 +278,7 @@ def _begin(comparison: Comparison, folder: Path, cell: Cell, config: RunConfig, 
     )
     if resume:
         earlier_s = earlier.get("seconds", 0.0)
-    mark.write_text(json.dumps({"fingerprint": fingerprint, "done": False, "seconds": earlier_s}))
+    write_whole(mark, json.dumps({"fingerprint": fingerprint, "done": False, "seconds": earlier_s}))
     with (folder / "cells" / f"{cell.name}.log").open("ab") as log:
         process = subprocess.Popen(
             _command(comparison, folder, cell, resume=resume),
@@ -305,7 +321,7 @@ def _end(folder: Path, begun: _Begun, parallel: int) -> str | None:
         "parallel": parallel,
         **({"summary": summary} if done else {}),
     }
-    _mark(folder, name).write_text(dumps(result))
+    write_whole(_mark(folder, name), dumps(result))
     return None if done else f"status {status}; see {folder}/cells/{name}.log"
 
 

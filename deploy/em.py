@@ -14,21 +14,24 @@ from pathlib import Path
 from typing import Any
 
 from common.config import RunConfig
-from common.config_loading import save_resolved
+from common.config_loading import load_run, save_resolved
 from common.devices import available_cores
+from common.files import write_whole
 from common.json_text import dumps
+from common.tasks import make_task
+from common.tokens import codec_of
+from deploy.beginning import keep_identity
 from deploy.inference import FinishedRun
 from deploy.launcher import DRAWN, Launcher
 from deploy.report import read_json
+from deploy.run_folder import empty
+from learner.checkpoint import checkpoints
 
 
 def run_em(config: RunConfig, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
     """All iterations, then the evaluation of the last sampler against the last M step's model; the summary."""
     started, folder = time.monotonic(), config.run_folder
-    if folder.exists() and not config.run.resume:
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_resolved(config, folder / "config.yaml")
+    _begin(config)
     sampler, model = config.model.lora.start_from, config.reference.adapter
     interrupted, stopped_because = False, None
     for iteration in range(1, config.em.iterations + 1):
@@ -58,8 +61,20 @@ def run_em(config: RunConfig, say: Callable[[str], None] = lambda text: None) ->
         "stopped_because": stopped_because,
         "fault": None,
     }
-    (folder / "summary.json").write_text(dumps(summary, indent=2))
+    write_whole(folder / "summary.json", dumps(summary, indent=2))
     return summary
+
+
+def _begin(config: RunConfig) -> None:
+    """Write what the run is; one that was done already is still judged by its last M step's model until it is again."""
+    folder, kept = config.run_folder, config
+    if config.run.resume:
+        adapter = load_run(folder).reference.adapter
+        if adapter is not None and adapter.is_relative_to(folder):
+            kept = config.model_copy(update={"reference": config.reference.model_copy(update={"adapter": adapter})})
+    save_resolved(kept, folder / "config.yaml")
+    task = make_task(config.task, codec_of(config.model), config.actor.max_model_len)
+    keep_identity(config, task)
 
 
 def _e_step(config: RunConfig, iteration: int, sampler: Path | None, model: Path | None) -> RunConfig:
@@ -98,7 +113,7 @@ def _step(
     config: RunConfig, name: str, *, start_from: Path | None, reference: Path | None, update: dict[str, Any]
 ) -> RunConfig:
     lora = config.model.lora.model_copy(update={"start_from": start_from})
-    resume = (config.run_folder / name / "checkpoints").is_dir() and config.run.resume
+    resume = config.run.resume and bool(checkpoints(config.run_folder / name / "checkpoints"))
     run = config.run.model_copy(
         update={
             "name": name,
@@ -123,6 +138,9 @@ def _run(config: RunConfig, draw: int = 0) -> tuple[bool, str | None]:
     """Run a step unless it is done; whether it was interrupted, and why."""
     if _is_done(config):
         return False, None
+    if config.run_folder.exists() and not config.run.resume:
+        # This run's own step, which an interruption left without a checkpoint to go on from.
+        empty(config.run_folder)
     summary = Launcher(config, draw=draw).run()
     return bool(summary["interrupted"]), summary.get("stopped_because")
 

@@ -22,6 +22,7 @@ from common.config import RunConfig
 from common.config_loading import load_config
 from common.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_USER, UserError
 from deploy.report import can_go_on
+from deploy.run_folder import is_in_progress
 
 HEAD_VARIABLE = "RAY_HEAD"
 JOIN_LIMIT_S = 120.0
@@ -67,7 +68,8 @@ def going_on(config: RunConfig) -> list[str]:
     """
     if config.run.name is None or not config.run_folder.exists():
         return []
-    if can_go_on(config.run_folder):
+    if can_go_on(config.run_folder) or is_in_progress(config.run_folder):
+        # Of a run in progress, which another container may have, `amortis train` says so.
         return ["--run.resume", "true"]
     # It ended before its first checkpoint: there is nothing to go on with, but its logs say why.
     kept = next(path for n in itertools.count(1) if not (path := Path(f"{config.run_folder}.failed-{n}")).exists())

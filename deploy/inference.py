@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,13 @@ from common.config_loading import load_run
 from common.devices import resolve_devices
 from common.errors import UserError
 from common.metrics import ActorMetrics, new_registry
+from common.places import absolute
 from common.tasks import Task, make_task
-from common.tokens import HuggingFaceCodec, load_codec
+from common.tasks.base import unreadable
+from common.tokens import HuggingFaceCodec, codec_of
+from common.trajectory import Query
 from deploy.checks import find_model
+from deploy.identity import check_models
 from deploy.report import wanted_requests
 from learner.policy import LoraPolicy, load_base_model
 
@@ -26,16 +31,42 @@ from learner.policy import LoraPolicy, load_base_model
 class FinishedRun:
     """A run's folder with its configuration, task and adapter."""
 
-    def __init__(self, folder: Path) -> None:
-        """Raises UserError if the folder is no run with an adapter, or its model is gone."""
-        config = load_run(folder)
+    def __init__(self, folder: Path, overrides: Sequence[str] = ()) -> None:
+        """`overrides` are settings that are others than in training, as `--model.name` where the model lies elsewhere.
+
+        Raises UserError if the folder is no run with an adapter, or its model is gone or another one.
+        """
+        config = absolute(load_run(folder, overrides))
         self.folder, self.adapter_folder = folder, folder / "adapter"
         if not (self.adapter_folder / "adapter_config.json").is_file():
             raise UserError("RUN", str(folder), "holds no adapter yet", "let the run finish, or stop it with Ctrl-C")
+        self.model = find_model(config.model.name)
+        config = config.model_copy(update={"model": config.model.model_copy(update={"name": self.model})})
+        check_models(config, folder)
         self.config: RunConfig = resolve_devices(config)
-        self.model = find_model(self.config.model.name)
-        self.codec: HuggingFaceCodec = load_codec(self.model, self.config.model.add_bos_token)
+        self.codec: HuggingFaceCodec = codec_of(self.config.model)
         self.task: Task[Any] = make_task(self.config.task, self.codec, self.config.actor.max_model_len)
+
+    def query(self, prompt: str | None) -> Query:
+        """What to sample for: a prompt of one's own, for which no data is read, or the task's first test query.
+
+        Raises UserError naming --prompt.
+        """
+        if prompt is None:
+            return self.task.queries("test")[0]
+        ids = self.codec.encode_prompt(prompt)
+        if not ids:
+            raise UserError("--prompt", prompt, "is empty", "give some text")
+        reason = unreadable(self.codec, ids)
+        if reason is not None:
+            raise UserError("--prompt", prompt, reason, "leave it out")
+        query = Query(task=self.task.name, prompt_ids=ids)
+        limit = self.config.actor.max_model_len
+        needed = query.tokens_needed(self.task.action_space.max_len)
+        if needed > limit:
+            problem = f"takes {needed} tokens with its rationale, the engine {limit} (actor.max_model_len)"
+            raise UserError("--prompt", prompt, problem, f"shorten it by {needed - limit} tokens")
+        return query
 
     def policy(self) -> LoraPolicy:
         """The trained policy with exact log-probabilities."""

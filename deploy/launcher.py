@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -30,8 +29,10 @@ from buffer.replay import ReplayBuffer
 from buffer.seed_queue import SeedQueue
 from buffer.stats import BufferStats
 from common.config import RunConfig
-from common.config_loading import REDIS_URL_VARIABLE, save_resolved
-from common.errors import RunFault
+from common.config_loading import REDIS_URL_VARIABLE
+from common.errors import RunFault, UserError
+from common.files import write_whole
+from common.folder_lock import LEARNER, locked
 from common.json_text import dumps
 from common.log import get_logger, set_up_logging
 from common.metrics import LauncherMetrics, new_registry, serve, targets
@@ -41,6 +42,7 @@ from common.tasks import SampleRequest, Task, make_task
 from common.tokens import codec_of
 from common.trajectory import Trajectory
 from deploy.actor_pool import ActorPool, EvaluationStopped
+from deploy.beginning import begun, keep_identity
 from deploy.cluster import own_gpus
 from deploy.report import wanted_requests, write_summary
 
@@ -81,16 +83,17 @@ class Launcher:
         self._stopped: str | None = None
 
     def run(self) -> dict[str, Any]:
-        """Run to the end; the summary. Raises RunFault or UserError after everything was stopped and saved."""
+        """Run to the end; the summary. Raises RunFault or UserError after everything was stopped and saved.
+
+        The run's folder is its own by now, and empty unless it is resumed.
+        """
         folder = self.config.run_folder
-        if folder.exists() and not self.config.run.resume:
-            shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
         set_up_logging(folder / "logs" / "launcher.log", terminal=False, run=self.config.run.name, process="launcher")
-        save_resolved(self.config, folder / "config.yaml")
-        # What an earlier part of a resumed run left is not this part's.
-        for name in ("learner_summary.json", "evaluation_after.json", "evaluation_samples.json"):
-            (folder / name).unlink(missing_ok=True)
+        with begun(self.config):
+            return self._run(folder)
+
+    def _run(self, folder: Path) -> dict[str, Any]:
         with self._signals(), ExitStack() as stack:
             try:
                 fault = self._run_parts(stack, folder)
@@ -119,10 +122,12 @@ class Launcher:
         self.control.put_config(self.config)
         self.buffer.open()
         task = make_task(self.config.task, codec_of(self.config.model), self.config.actor.max_model_len)
+        keep_identity(self.config, task)
         self.buffer.put_queries([*task.queries("train")])
         if not self.config.run.resume:
             SeedQueue(client, keys).put(make_seed_jobs(self.config.seeds, task))
         self._serve_metrics(url)
+        stack.callback(self._tell_ended)
         learner = stack.enter_context(self._learner(folder, url))
         self._show("starting actors")
         actors = stack.enter_context(ActorPool(self.config, url, self.control))
@@ -141,6 +146,10 @@ class Launcher:
             with contextlib.suppress(RedisError):
                 self.control.request_stop("the run is over")
         return fault
+
+    def _tell_ended(self) -> None:
+        with contextlib.suppress(RedisError):
+            self.control.tell_ended()
 
     def _start_redis(self, stack: ExitStack, folder: Path) -> str:
         if self.config.redis.url is not None:
@@ -166,13 +175,19 @@ class Launcher:
         gpus = own_gpus(self.config)
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-        with (folder / "logs" / "learner.err").open("ab") as errors:
+        busy = UserError("RUN", str(folder), "has a learner at work", "wait for its end")
+        with (
+            (folder / "logs" / "learner.err").open("ab") as errors,
+            # The learner alone has it then, and keeps another run out if it outlives this process by a step.
+            locked(folder, LEARNER, busy) as lock,
+        ):
             process = subprocess.Popen(
                 [sys.executable, "-m", "learner", str(folder)],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=errors,
                 stderr=errors,
+                pass_fds=(lock,),
                 # Ctrl-C is for the launcher, which then asks the learner to finish.
                 start_new_session=True,
                 preexec_fn=die_with_parent,
@@ -262,7 +277,7 @@ class Launcher:
             for label, groups in encoded.items()
         }
         found = task.evaluate_samples(samples, self.config.reward_weights)
-        (folder / "evaluation_samples.json").write_text(dumps(found, indent=2))
+        write_whole(folder / "evaluation_samples.json", dumps(found, indent=2))
 
     def _keep_samples(self, actors: ActorPool, folder: Path) -> None:
         """Distinct rationales of the training queries from the trained sampler, as a file of seeds."""
@@ -272,7 +287,7 @@ class Launcher:
         drawn = [Trajectory.from_bytes(item) for group in groups.values() for item in group]
         distinct = dict.fromkeys((item.query_id, tuple(item.action_ids.tolist())) for item in drawn)
         lines = [json.dumps({"query_id": key, "rationale_ids": list(ids)}) for key, ids in distinct]
-        (folder / DRAWN).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        write_whole(folder / DRAWN, "".join(f"{line}\n" for line in lines))
 
     def _is_interrupted(self) -> bool:
         return self._interrupts > 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from functools import partial
 from typing import Any
@@ -26,9 +25,6 @@ def run_prompting(config: RunConfig) -> dict[str, Any]:
     """A run without training: exact figures, then those of samples from the base model; its summary."""
     started, folder = time.monotonic(), config.run_folder
     assert config.model.name is not None
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
     save_resolved(config, folder / "config.yaml")
     task = make_task(config.task, codec_of(config.model), config.actor.max_model_len)
     space, section = task.action_space, config.learner

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from common.config import RunConfig
+from common.errors import UserError
+from common.files import write_whole
 from common.json_text import dumps
 from common.tasks import SampleRequest, Task, make_task
 from common.tokens import codec_of
@@ -19,8 +21,11 @@ def wanted_requests(task: Task[Any], config: RunConfig) -> list[SampleRequest]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, empty if the file isn't there."""
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    """A JSON object, empty if the file isn't there; raises UserError for one that can't be read."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError("RUN", str(path), f"can't be read ({error})", "mend it, or move it away") from error
 
 
 def can_go_on(folder: Path) -> bool:
@@ -49,7 +54,7 @@ def write_summary(
         "fault": fault,
     }
     summary["plots"] = [path.name for path in draw_plots(config, folder)] if after else []
-    (folder / "summary.json").write_text(dumps(summary, indent=2))
+    write_whole(folder / "summary.json", dumps(summary, indent=2))
     return summary
 
 

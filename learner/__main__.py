@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from buffer.adapters import AdapterRegistry
+from buffer.claim import Renewal
 from buffer.connection import Keys, connect
 from buffer.control import Control
 from buffer.log_stream import LogStream
 from buffer.replay import ReplayBuffer
 from common.config import RunConfig
-from common.config_loading import load_resolved
+from common.config_loading import in_folder, load_resolved
 from common.devices import learner_threads
 from common.errors import RunFault, SamplerGapFault, StallError, UserError
 from common.log import get_logger, set_up_logging
@@ -108,7 +109,7 @@ def train(config: RunConfig, control: Control, keys: Keys) -> None:
 def main(arguments: list[str]) -> int:
     """Train; the exit status is 0 when done or stopped in good order, 1 after a fault."""
     folder = Path(arguments[0])
-    config = load_resolved(folder / "config.yaml")
+    config = in_folder(load_resolved(folder / "config.yaml"), folder)
     assert config.run.name is not None
     if started_by_torchrun():
         die_with_parent()
@@ -120,6 +121,12 @@ def main(arguments: list[str]) -> int:
     client, keys = connect(config.redis), Keys(config.redis_name)
     LogStream(client, keys).attach()
     control = Control(client, keys)
+    # Where its launcher is killed, a learner ends its step first: until then nobody else may have the name.
+    with Renewal(client, config.redis_name):
+        return _run(config, control, keys, name, rank)
+
+
+def _run(config: RunConfig, control: Control, keys: Keys, name: str, rank: int) -> int:
     if rank == 0:
         signal.signal(signal.SIGTERM, lambda *_: control.request_stop("the learner was told to terminate"))
     else:

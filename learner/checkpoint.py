@@ -5,19 +5,38 @@ Tensors are kept as safetensors and the rest as JSON: nothing is ever unpickled.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from common.errors import UserError
+from common.files import free_name, sync
+from common.log import get_logger
 
+log = get_logger("learner")
 _STATE = "state.json"
 _TENSORS = "tensors.safetensors"
+_SHA256 = "tensors_sha256"
+UNREADABLE = "unreadable-"
+"""Put before the name of a checkpoint that could not be read, so that it is neither tried nor counted again."""
+
+
+class Found(NamedTuple):
+    """The newest checkpoint that can be read, and those newer that can't."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+    unreadable: dict[Path, str]
+    """Each with the reason, newest first."""
 
 
 def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], keep: int) -> Path:
@@ -26,9 +45,17 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: 
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     save_file({name: value.contiguous().clone() for name, value in tensors.items()}, draft / _TENSORS)
-    (draft / _STATE).write_text(json.dumps({**state, "step": step}))
-    shutil.rmtree(target, ignore_errors=True)
+    (draft / _STATE).write_text(json.dumps({**state, "step": step, _SHA256: _sha256(draft / _TENSORS)}))
+    # On the disk before it has its name, and the older ones after that: power may fail at any instant.
+    for path in (draft / _TENSORS, draft / _STATE, draft):
+        _sync(path)
+    replaced = folder / f".{target.name}.replaced"
+    shutil.rmtree(replaced, ignore_errors=True)
+    if target.exists():
+        target.rename(replaced)
     draft.rename(target)
+    _sync(folder)
+    shutil.rmtree(replaced, ignore_errors=True)
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return target
@@ -39,12 +66,60 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if (path / _STATE).is_file())
 
 
+def find_checkpoint(folder: Path) -> Found:
+    """The newest checkpoint that is whole; raises UserError if there is none, with what is wrong with each."""
+    unreadable: dict[Path, str] = {}
+    for path in reversed(checkpoints(folder)):
+        try:
+            tensors, state = _read(path)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            unreadable[path] = " ".join(str(error).split()) or type(error).__name__
+        else:
+            return Found(path, tensors, state, unreadable)
+    what = "; ".join(f"{path.name}: {why}" for path, why in unreadable.items())
+    raise UserError(
+        "run.resume",
+        True,
+        f"no checkpoint in {folder}{' can be read' if what else ''}{f' ({what})' if what else ''}",
+        "start the run anew: another run.name, without run.resume",
+    )
+
+
 def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The newest checkpoint's tensors and state; raises UserError if there is none."""
-    found = checkpoints(folder)
-    if not found:
-        raise UserError("run.resume", True, f"no checkpoint in {folder}", "start the run anew without run.resume")
-    return load_file(found[-1] / _TENSORS), json.loads((found[-1] / _STATE).read_text())
+    """Tensors and state of the newest checkpoint that is whole; newer ones are put aside, with a warning.
+
+    Raises UserError as `find_checkpoint`.
+    """
+    found = find_checkpoint(folder)
+    for path, why in found.unreadable.items():
+        log.warning("checkpoint %s can't be read (%s): going on from %s", path.name, why, found.path.name)
+        path.rename(free_name(path.with_name(f"{UNREADABLE}{path.name}")))
+    return found.tensors, found.state
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    state = dict(json.loads((path / _STATE).read_text(encoding="utf-8")))
+    # Those of an older amortis have none.
+    expected = state.pop(_SHA256, None)
+    tensors = load_file(path / _TENSORS)
+    if expected is not None and _sha256(path / _TENSORS) != expected:
+        raise ValueError(f"{_TENSORS} is not as it was written")
+    if "step" not in state:
+        raise ValueError(f"{_STATE} holds no step")
+    return tensors, state
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        sync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -14,12 +14,13 @@ from redis.exceptions import ResponseError
 
 from buffer.adapters import AdapterRegistry
 from buffer.connection import is_out_of_memory
-from buffer.control import FULL, STARTING, Control
+from buffer.control import DONE, FULL, STARTING, Control
 from buffer.rate_limiter import RateLimiter
 from buffer.replay import ReplayBuffer
 from buffer.stats import BufferStats
 from common.config import FORWARD_LOOKING, RunConfig
 from common.errors import RunFault, SamplerGapFault, StallError
+from common.files import write_whole
 from common.json_text import dumps
 from common.log import add_log_context, get_logger
 from common.metrics import LearnerMetrics
@@ -114,7 +115,7 @@ class Trainer:
         self._report_phase("evaluating the trained policy")
         self._record_evaluation("after")
         self._write_summary()
-        self._report_phase("done")
+        self._report_phase(DONE)
 
     def _may_go_on(self) -> bool:
         self.stopped_because = self.control.stop_reason()
@@ -345,7 +346,7 @@ class Trainer:
             "metrics": self.task.evaluate_policy(self.policy),
             "distribution": self.task.distribution(self.policy),
         }
-        path.write_text(dumps(found))
+        write_whole(path, dumps(found))
 
     def _checkpoint(self) -> None:
         progress = self.progress
@@ -385,8 +386,8 @@ class Trainer:
         """Steps after the checkpoint are done again: metrics.jsonl holds each step once."""
         path = self.folder / "metrics.jsonl"
         rows = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = [row for row in rows if json.loads(row)["step"] <= step]
-        path.write_text("".join(f"{row}\n" for row in kept), encoding="utf-8")
+        kept = [row for row in rows if 0 < _step_of(row) <= step]
+        write_whole(path, "".join(f"{row}\n" for row in kept))
 
     def _write_summary(self) -> None:
         """The learner's part of summary.json, which the launcher completes."""
@@ -402,7 +403,15 @@ class Trainer:
             "sampler_gap_max": float(np.max(gaps)) if gaps else None,
             "stopped_because": self.stopped_because,
         }
-        (self.folder / "learner_summary.json").write_text(dumps(summary))
+        write_whole(self.folder / "learner_summary.json", dumps(summary))
+
+
+def _step_of(row: str) -> int:
+    """Of a line of metrics.jsonl; 0 for one that a crash left in pieces."""
+    try:
+        return int(json.loads(row)["step"])
+    except (ValueError, KeyError, TypeError):
+        return 0
 
 
 def learning_rate_factor(step: int, warmup_steps: int, steps: int, linear: bool) -> float:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from common.action_space import ActionSpace
 from common.errors import UserError
 from common.grammar import Grammar
 from common.json_schema import regex_of_schema
+from common.places import Kind, Place
 from common.reward import FloatArray, RewardWeights
 from common.tasks.base import TokenCodec
 from common.tasks.template import Groups, TemplateConfig, TemplateTask
@@ -32,7 +33,9 @@ class ClassifierSection(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str = Field(description="folder or hub id of a transformers sequence classifier, weights in safetensors")
+    model: Annotated[str, Place(Kind.MODEL)] = Field(
+        description="folder or hub id of a transformers sequence classifier, weights in safetensors"
+    )
     label: str = Field(description="the wanted label, as the classifier names it")
     weight: float = Field(1.0, gt=0, description="of log p(label|Z)")
 
@@ -50,7 +53,7 @@ class ConstrainedConfig(TemplateConfig):
         None,
         description="a hard mask: Z, without the terminator, matches this as a whole, as by Python's re.fullmatch",
     )
-    json_schema: dict[str, Any] | str | None = Field(
+    json_schema: Annotated[dict[str, Any] | str | None, Place(Kind.FILE)] = Field(
         None, description="a hard mask: Z is JSON that fits this schema, given here or as a file"
     )
     keywords: list[str] = Field([], description="words that must occur; each that is missing costs `penalty`")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from common.places import Kind, Place
 from common.reward import RewardWeights
 from common.row import Row
 from common.tasks.base import SampleRequest, SampleSets, SamplingTemperature
@@ -33,7 +34,7 @@ class ContinuationConfig(TextConfig):
     evaluation_diverse_beam: list[float] = Field(
         [1.0], description="the same for diverse beam search, by diversity penalty in nats"
     )
-    embedding_model: str | None = Field(
+    embedding_model: Annotated[str | None, Place(Kind.MODEL)] = Field(
         None, description="sentence-transformers model for the diversity; all-MiniLM-L6-v2, which is installed, without"
     )
 

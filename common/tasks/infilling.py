@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
+from common.places import Kind, Place
 from common.reward import RewardWeights
 from common.tasks.base import SampleRequest
 from common.tasks.embeddings import mean_similarity
@@ -30,7 +31,7 @@ class InfillingConfig(TemplateConfig):
     min_len: int = Field(5, ge=0, description="the paper's")
     max_len: int = Field(25, ge=1, description="the paper's")
     evaluation_beam: bool = Field(True, description="compare with beam search too")
-    embedding_model: str | None = Field(
+    embedding_model: Annotated[str | None, Place(Kind.MODEL)] = Field(
         None, description="sentence-transformers model for `similarity`; all-MiniLM-L6-v2, which is installed, without"
     )
 

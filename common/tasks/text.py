@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePath
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from pydantic import Field, field_validator
 
 from common.action_space import ActionSpace
 from common.errors import UserError
+from common.places import Kind, Place
 from common.row import BadRow, Row
 from common.rows import HUB, Loaded, OnBadRow, OnOverlap, load, overlap
 from common.tasks.base import Split, Task, TaskConfig, TokenCodec, one_token, unreadable
@@ -26,10 +27,10 @@ from common.trajectory import Query
 class TextConfig(TaskConfig):
     """Settings of all tasks on rows of text."""
 
-    train_path: str = Field(
+    train_path: Annotated[str, Place(Kind.ROWS)] = Field(
         description="rows to train on: a .jsonl, .json, .csv, .tsv, .txt or .parquet file, or hf://owner/name:split"
     )
-    test_path: str | list[str] | None = Field(
+    test_path: Annotated[str | list[str] | None, Place(Kind.ROWS)] = Field(
         None, description="rows to evaluate on; without it the last `test_size` rows of train_path are held out"
     )
     limit: int | None = Field(None, ge=1, description="use the first so many rows of train_path; all without it")

@@ -15,6 +15,7 @@ import yaml
 from rich.console import Console
 
 from common.errors import UserError
+from common.folder_lock import LAUNCHER, locked
 from deploy import compare
 from deploy.compare import Comparison
 from deploy.comparison_table import Measurement, PlotSection, Table
@@ -270,3 +271,26 @@ def test_an_interruption_is_handed_on_to_every_cell_and_the_same_command_goes_on
     assert {method for method, _ in begun} == set(list(methods)[:3])
     assert [item.method for item in found.measured] == ["quick"] and len(problems) == 3
     assert problems[-1] == "interrupted; the same command goes on from here"
+
+
+def test_two_comparisons_never_work_in_one_folder(tmp_path: Path) -> None:
+    comparison = load(tmp_path, {"methods": {"m": {"task": {"name": "rng"}}}}, seeds=[0])
+    folder = tmp_path / "comparison"
+    folder.mkdir()
+    with locked(folder, LAUNCHER, UserError("x", None, "y", "z")), pytest.raises(UserError, match="in progress"):
+        compare.run_comparison(comparison, folder, Console(quiet=True))
+    assert not list((folder / "cells").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("folder", "method", "message"),
+    [
+        ("/proc/none", "m", r"--folder = '/proc/none': nothing can be written there"),
+        ("{tmp}/some.yaml/below", "m", r"--folder = .*nothing can be written there \(Not a directory\)"),
+        ("{tmp}/fine", "m" * 300, r"methods\.mmm.*can't be written \(File name too long\)"),
+    ],
+)
+def test_a_comparison_that_cannot_be_kept_is_one_line(tmp_path: Path, folder: str, method: str, message: str) -> None:
+    comparison = load(tmp_path, {"methods": {method: {"task": {"name": "rng"}}}}, seeds=[0])
+    with pytest.raises(UserError, match=message):
+        compare.run_comparison(comparison, Path(folder.format(tmp=tmp_path)), Console(quiet=True))

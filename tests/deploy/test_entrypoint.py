@@ -13,6 +13,8 @@ import pytest
 import yaml
 
 from common.config_loading import load_config
+from common.errors import UserError
+from common.folder_lock import LAUNCHER, locked
 from deploy.entrypoint import going_on
 
 ROOT = Path(__file__).parents[2]
@@ -55,6 +57,14 @@ def test_a_restart_keeps_the_logs_of_a_start_that_left_no_checkpoint(tmp_path: P
         assert going_on(load_config(write(tmp_path))) == []
     kept = [(tmp_path / "runs" / f"demo.failed-{n}" / "logs" / "learner.err").read_text() for n in (1, 2)]
     assert kept == ["first", "second"] and not (tmp_path / "runs" / "demo").exists()
+
+
+def test_the_folder_of_a_run_in_progress_is_not_moved_aside(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "demo"
+    folder.mkdir(parents=True)
+    with locked(folder, LAUNCHER, UserError("run.name", "demo", "is in progress", "wait")):
+        assert going_on(load_config(write(tmp_path))) == ["--run.resume", "true"], "which `amortis train` refuses"
+    assert folder.is_dir()
 
 
 def start(folder: Path, **variables: str) -> subprocess.Popen[str]:

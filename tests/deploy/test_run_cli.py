@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from redis import Redis
 
 from buffer.connection import Keys
@@ -15,9 +16,10 @@ from common.config import RunConfig
 from common.config_loading import REDIS_URL_VARIABLE, save_resolved
 from common.errors import EXIT_USER, RunFault, UserError
 from deploy import cli, launcher
-from deploy.checks import _check_folder
 from deploy.launcher import Launcher
 from deploy.report import write_summary
+from deploy.run_folder import check_folder
+from learner.checkpoint import save_checkpoint
 
 
 def config_in(folder: Path, name: str, **run: object) -> RunConfig:
@@ -95,13 +97,14 @@ def test_a_finished_run_s_lines_are_read_from_its_folder_when_its_redis_is_gone(
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_run_in_progress_is_not_started_again(tmp_path: Path, resume: bool) -> None:
     config = config_in(tmp_path, "busy", overwrite=not resume, resume=resume)
-    (config.run_folder / "checkpoints").mkdir()
-    _check_folder(config)
+    (config.run_folder / "redis").mkdir()
+    save_checkpoint(config.run_folder / "checkpoints", 5, {"x": torch.zeros(1)}, {}, keep=2)
+    check_folder(config)
     with (
         EmbeddedRedis(config.run_folder / "redis"),
         pytest.raises(UserError, match=r"run.name = 'busy': is in progress"),
     ):
-        _check_folder(config)
+        check_folder(config)
 
 
 def test_a_fault_of_any_part_stands_in_the_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

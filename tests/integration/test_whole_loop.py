@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 import torch
 from redis import Redis
 
+from buffer.append_only import append_only_file
 from buffer.connection import Keys, connect
 from buffer.control import Control
 from buffer.embedded import EmbeddedRedis
@@ -95,8 +97,13 @@ def test_the_adapter_folder_is_a_plain_peft_adapter_that_changes_the_model(train
     assert not list((trained / "adapter").glob("*.bin")), "nothing in it needs unpickling"
 
 
-def test_sampling_shows_log_q_and_log_r_of_each_sample(trained: Path) -> None:
-    drawn = json.loads(amortis("sample", str(trained), "--prompt", "number :", "-n", "5", "--json"))
+def test_sampling_from_a_run_that_was_moved_shows_log_q_and_log_r_of_each_sample(
+    trained: Path, digit_model: Path, tmp_path: Path
+) -> None:
+    moved = shutil.copytree(trained, tmp_path / "elsewhere" / "mine")
+    model = shutil.copytree(digit_model, tmp_path / "model")
+    arguments = ["--prompt", "number :", "-n", "5", "--json", "--model.name", str(model)]
+    drawn = json.loads(amortis("sample", str(moved), *arguments))
     assert len(drawn) == 5
     for row in drawn:
         assert row["log_q"] <= 0 and row["log_r"] == (0.0 if row["text"].strip().isdecimal() else -10.0)
@@ -132,6 +139,14 @@ def test_a_finished_run_s_buffer_is_shown_exported_and_imported_again(trained: P
 
 def test_a_resumed_run_goes_on_where_it_stopped(trained: Path, digit_model: Path) -> None:
     before = json.loads((trained / "summary.json").read_text())
+    # As a loss of power leaves the newest checkpoint and the server's log.
+    newest = sorted((trained / "checkpoints").iterdir())[-1]
+    with (newest / "tensors.safetensors").open("r+b") as file:
+        file.truncate(1_000)
+    log = append_only_file(trained / "redis")
+    assert log is not None
+    with log.open("ab") as file:
+        file.write(b"\0" * 5_000)
     config = write_config(trained.parents[1], digit_model, steps=210)
     amortis("train", str(config), "--run.name", "tiny", "--run.resume", "true")
     assert [row["step"] for row in rows(trained)] == list(range(1, 211))
@@ -140,6 +155,8 @@ def test_a_resumed_run_goes_on_where_it_stopped(trained: Path, digit_model: Path
     assert after["trajectories_pushed"] >= before["trajectories_pushed"], "the buffer was lost"
     assert after["adapter_versions_published"] > before["adapter_versions_published"]
     assert after["total_variation_before"] == before["total_variation_before"]
+    assert (trained / "checkpoints" / f"unreadable-{newest.name}").is_dir()
+    assert (trained / "redis" / f"{log.name}.damaged").is_file()
 
 
 def test_two_actors_share_a_given_redis_whose_password_is_written_nowhere(

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from common.errors import UserError
-from learner.checkpoint import checkpoints, load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
-from learner.trainer import learning_rate_factor
+from learner.checkpoint import (
+    checkpoints,
+    find_checkpoint,
+    load_checkpoint,
+    optimizer_tensors,
+    restore_optimizer,
+    save_checkpoint,
+)
+from learner.trainer import Trainer, learning_rate_factor
 
 
 def make_model() -> tuple[torch.nn.Linear, torch.optim.AdamW]:
@@ -55,6 +65,83 @@ def test_only_the_newest_are_kept_and_half_written_ones_are_never_seen(tmp_path:
     assert [path.name for path in checkpoints(tmp_path)] == ["step-000010", "step-000015"]
     assert load_checkpoint(tmp_path)[1]["step"] == 15
     assert {path.suffix for path in (tmp_path / "step-000015").iterdir()} == {".json", ".safetensors"}
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "truncated": lambda path: truncate(path / "tensors.safetensors", -9),
+    "empty": lambda path: truncate(path / "tensors.safetensors", 0),
+    "zeros at its end": lambda path: overwrite(path / "tensors.safetensors", b"\0" * 40),
+    "one bit flipped": lambda path: overwrite(path / "tensors.safetensors", b"\x01"),
+    "gone": lambda path: (path / "tensors.safetensors").unlink(),
+    "state truncated": lambda path: truncate(path / "state.json", -5),
+    "state empty": lambda path: truncate(path / "state.json", 0),
+    "state of another kind": lambda path: (path / "state.json").write_text("[]"),
+}
+
+
+def truncate(path: Path, size: int) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:size])
+
+
+def overwrite(path: Path, end: bytes) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: -len(end)] + end)
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_with_a_warning(
+    tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in (5, 10, 15):
+        save_checkpoint(tmp_path, step, {"x": torch.full((64,), float(step))}, {"version": step}, keep=3)
+    for name in ("step-000010", "step-000015"):
+        DAMAGES[how](tmp_path / name)
+    found = find_checkpoint(tmp_path)
+    assert found.path.name == "step-000005" and [path.name[-2:] for path in found.unreadable] == ["15", "10"]
+    assert len(checkpoints(tmp_path)) == 3, "looking changes nothing"
+    with caplog.at_level("WARNING", "amortis.learner"):
+        logging.getLogger("amortis").propagate = True
+        tensors, state = load_checkpoint(tmp_path)
+    assert state == {"version": 5, "step": 5} and bool((tensors["x"] == 5).all())
+    assert "step-000015 can't be read" in caplog.text and "going on from step-000005" in caplog.text
+    # They don't count as the newest, or the next one saved would take the place of the good one.
+    save_checkpoint(tmp_path, 7, {"x": torch.ones(1)}, {}, keep=1)
+    assert load_checkpoint(tmp_path)[1]["step"] == 7
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "step-000007",
+        "unreadable-step-000010",
+        "unreadable-step-000015",
+    }
+
+
+def test_where_no_checkpoint_can_be_read_all_are_named_and_kept(tmp_path: Path) -> None:
+    for step in (5, 10):
+        save_checkpoint(tmp_path, step, {"x": torch.ones(3)}, {}, keep=2)
+        truncate(tmp_path / f"step-{step:06d}" / "tensors.safetensors", -1)
+    with pytest.raises(UserError, match=r"run\.resume.* can be read \(step-000010: .*; step-000005: "):
+        load_checkpoint(tmp_path)
+    assert len(checkpoints(tmp_path)) == 2
+
+
+def test_a_checkpoint_of_an_older_amortis_without_a_checksum_is_read(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, 5, {"x": torch.ones(3)}, {}, keep=2)
+    (path / "state.json").write_text('{"step": 5}')
+    assert load_checkpoint(tmp_path)[1] == {"step": 5}
+
+
+def test_saving_a_step_again_replaces_it_and_leaves_nothing_else(tmp_path: Path) -> None:
+    for value in (1.0, 2.0):
+        save_checkpoint(tmp_path, 5, {"x": torch.full((3,), value)}, {}, keep=2)
+    assert float(load_checkpoint(tmp_path)[0]["x"][0]) == 2.0
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000005"]
+
+
+def test_lines_of_steps_that_are_done_again_and_what_a_crash_left_of_one_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "lo\0\0\0')
+    Trainer._forget_rows_after(SimpleNamespace(folder=tmp_path), 2)  # type: ignore[arg-type]
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
 def test_resuming_without_a_checkpoint_is_named(tmp_path: Path) -> None:

@@ -1,0 +1,103 @@
+"""Settings that name a place: a file, rows, a model's folder. A run keeps them absolute, wherever it is looked at from.
+
+They are found by their type, `Path`, or by a mark in their annotation, and never by what they are called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from common.rows import HUB
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+class Kind(Enum):
+    """What a text in a setting names."""
+
+    FILE = "a file"
+    FOLDER = "a folder"
+    ROWS = "a file of rows, or a data set of the hub"
+    MODEL = "a model's folder, or its id on the hub"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Marks a setting whose texts name places: `Annotated[str | None, Place(Kind.FILE)]`."""
+
+    kind: Kind
+
+
+def places(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Kind, str | Path]]:
+    """Every place that a section's settings name, with the setting's dotted name."""
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            yield from places(value, f"{prefix}{name}.")
+        else:
+            kind = _kind(field.metadata, value)
+            if kind is not None:
+                yield from ((f"{prefix}{name}", kind, item) for item in _texts(value))
+
+
+def moved(section: ModelT, move: Callable[[Kind, Path], Path]) -> ModelT:
+    """The section with every path that its settings hold replaced; what is on the hub stays."""
+    update: dict[str, Any] = {}
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            update[name] = moved(value, move)
+        else:
+            kind = _kind(field.metadata, value)
+            update[name] = value if kind is None else _moved(kind, value, move)
+    return section.model_copy(
+        update={name: value for name, value in update.items() if value is not getattr(section, name)}
+    )
+
+
+def absolute(section: ModelT) -> ModelT:
+    """The section with its places absolute, those that are relative taken from the working folder."""
+    return moved(section, lambda kind, path: path.expanduser().resolve())
+
+
+def on_hub(kind: Kind, text: str) -> bool:
+    """Whether a text names what is on the hub, and no file or folder."""
+    if kind is Kind.ROWS:
+        return text.startswith(HUB)
+    return kind is Kind.MODEL and not looks_like_path(text) and not Path(text).is_dir()
+
+
+def looks_like_path(model: str) -> bool:
+    """Whether a model's name is meant for a folder, as no id on the hub is written so."""
+    return model.startswith((".", "/", "~")) or model.count("/") > 1
+
+
+def _kind(metadata: list[Any], value: Any) -> Kind | None:
+    mark = next((item for item in metadata if isinstance(item, Place)), None)
+    if mark is not None:
+        return mark.kind
+    holds_paths = isinstance(value, Path) or (isinstance(value, list) and any(isinstance(item, Path) for item in value))
+    return Kind.FILE if holds_paths else None
+
+
+def _texts(value: Any) -> Iterator[str | Path]:
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, str | Path):
+            yield item
+
+
+def _moved(kind: Kind, value: Any, move: Callable[[Kind, Path], Path]) -> Any:
+    if isinstance(value, list):
+        return [_moved(kind, item, move) for item in value]
+    if isinstance(value, Path):
+        return move(kind, value)
+    if not isinstance(value, str) or on_hub(kind, value):
+        # Nothing is set, or a value is given in the place of a file's name.
+        return value
+    return str(move(kind, Path(value)))

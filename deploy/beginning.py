@@ -1,0 +1,74 @@
+"""What a run writes of itself as it begins, and what a resumed one leaves of its earlier part until it gets further."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from common.config import RunConfig
+from common.config_loading import save_resolved
+from common.tasks import Task
+from deploy.identity import FILE, identity_of, save_identity
+from learner.checkpoint import checkpoints
+
+ASIDE = ".before-resume"
+CONFIG, SUMMARY, LEARNER_SUMMARY = "config.yaml", "summary.json", "learner_summary.json"
+OF_THE_END = (LEARNER_SUMMARY, "evaluation_after.json", "evaluation_samples.json")
+"""What an earlier part of a resumed run left is not this part's."""
+_NEWEST = "newest"
+
+
+def keep_identity(config: RunConfig, task: Task[Any]) -> None:
+    """Keep what the run is trained with; a resumed run has been held against it."""
+    if not (config.run_folder / FILE).exists():
+        save_identity(identity_of(config, task), config.run_folder)
+
+
+@contextlib.contextmanager
+def begun(config: RunConfig) -> Iterator[None]:
+    """Write the configuration. A resumed run that ends with no step done gets back what it had, its summary among it:
+    a good run that can't be gone on with is still a good run."""
+    folder = config.run_folder
+    if not config.run.resume:
+        save_resolved(config, folder / CONFIG)
+        yield
+        return
+    _put_aside(folder)
+    save_resolved(config, folder / CONFIG)
+    try:
+        yield
+    finally:
+        _end(folder)
+
+
+def _put_aside(folder: Path) -> None:
+    aside = folder / ASIDE
+    if aside.exists():
+        # An earlier attempt was killed.
+        _end(folder)
+    aside.mkdir()
+    (aside / _NEWEST).write_text(_newest(folder), encoding="utf-8")
+    for name in (CONFIG, SUMMARY):
+        if (folder / name).exists():
+            shutil.copy2(folder / name, aside / name)
+    for name in OF_THE_END:
+        if (folder / name).exists():
+            (folder / name).rename(aside / name)
+
+
+def _end(folder: Path) -> None:
+    """Put back what was put aside, unless the run got further or to its end; then it is out of date."""
+    aside = folder / ASIDE
+    before = (aside / _NEWEST).read_text(encoding="utf-8") if (aside / _NEWEST).exists() else ""
+    if _newest(folder) == before and not (folder / LEARNER_SUMMARY).exists():
+        for name in (CONFIG, SUMMARY, *OF_THE_END):
+            if (aside / name).exists():
+                (aside / name).replace(folder / name)
+    shutil.rmtree(aside)
+
+
+def _newest(folder: Path) -> str:
+    return max((path.name for path in checkpoints(folder / "checkpoints")), default="")
