@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -319,11 +320,13 @@ _SIGNS_OF_OTHERS = ("Error in memory profiling", "Free memory on device", "No av
 
 @contextmanager
 def _one_at_a_time(section: ActorSection) -> Iterator[None]:
-    """Engines on a machine's GPUs start one after the other, as each measures the memory that it finds free."""
+    """Engines on one GPU start one after the other, as each measures the memory that it finds free."""
     if not section.num_gpus:
         yield
         return
-    with (Path(tempfile.gettempdir()) / f"amortis-engine-{os.getuid()}.lock").open("w") as lock:
+    # Ray tells each actor which GPU is its own.
+    gpus = re.sub(r"[^0-9A-Za-z]+", "-", os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
+    with (Path(tempfile.gettempdir()) / f"amortis-engine-{os.getuid()}-{gpus}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import tempfile
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from actors.engine import Engine, LoadedAdapter, Sampled, _start
+from actors.engine import Engine, LoadedAdapter, Sampled, _one_at_a_time, _start
 from actors.sampler import TrajectorySampler
 from actors.scoring import Scored, ScoreText
 from common.action_space import ActionSpace
@@ -310,3 +312,28 @@ def test_a_start_that_another_process_may_have_disturbed_can_be_told_from_a_mode
     assert not isinstance(refused.value, EngineDisturbed)
     with pytest.raises(AssertionError, match="another"):
         start(AssertionError("another"))
+
+
+def test_engines_on_one_gpu_start_one_after_the_other_and_those_on_others_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    on_gpu = ActorSection(num_gpus=1.0)
+
+    def starts(gpu: str, section: ActorSection = on_gpu) -> bool:
+        """Whether an engine may start there at once, while one starts on GPU 0."""
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpu)
+        done = threading.Event()
+
+        def start() -> None:
+            with _one_at_a_time(section):
+                done.set()
+
+        threading.Thread(target=start, daemon=True).start()
+        return done.wait(0.3)
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with _one_at_a_time(on_gpu):
+        assert not starts("0")
+        assert starts("1") and starts("0", ActorSection(num_gpus=0))
+    assert starts("0")
