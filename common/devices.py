@@ -102,7 +102,7 @@ def resolve_devices(config: RunConfig, n_parameters: int | None = None) -> RunCo
     learner = learner.model_copy(update={"max_sampler_gap": gap})
     reference = config.reference
     if reference.dtype == "auto":
-        fits = actor.num_gpus and n_parameters is not None and _fits_in_float32(n_parameters, actor.num_gpus)
+        fits = not actor.num_gpus or (n_parameters is not None and _fits_in_float32(n_parameters, actor.num_gpus))
         reference = reference.model_copy(update={"dtype": "float32" if fits else actor.dtype})
     return config.model_copy(update={"actor": actor, "learner": learner, "reference": reference})
 

@@ -59,6 +59,12 @@ def test_on_a_gpu_the_reward_is_scored_in_float32_where_the_model_fits(
     assert resolve_devices(config, int(billions * 1e9)).reference.dtype == dtype
 
 
+def test_on_a_cpu_a_sampler_in_low_precision_leaves_the_reward_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(common.devices, "has_gpu", lambda: False)
+    config = RunConfig.model_validate({"task": {"name": "rng"}, "actor": {"dtype": "bfloat16"}})
+    assert resolve_devices(config).reference.dtype == "float32"
+
+
 def test_an_adapter_in_float32_on_a_gpu_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(common.devices, "has_gpu", lambda: True)
     config = RunConfig.model_validate({"task": {"name": "rng"}, "actor": {"dtype": "float32"}})
