@@ -10,12 +10,9 @@ import platform
 import random
 import time
 from collections.abc import Sequence
-from functools import partial
 
 from actors.adapters import AdapterFollower
-from actors.beam import BeamSearch
-from actors.engines import make_engines
-from actors.sampler import TrajectorySampler
+from actors.make_sampler import make_sampler
 from actors.scoring import Scored, ScoreText
 from buffer.adapters import AdapterRegistry
 from buffer.connection import Keys, connect
@@ -26,7 +23,7 @@ from buffer.replay import BufferFull, ReplayBuffer
 from buffer.seed_queue import SeedQueue
 from common.config import FORWARD_LOOKING, RunConfig
 from common.devices import available_cores
-from common.errors import RunFault
+from common.errors import EngineFault, RunFault
 from common.log import get_logger, set_up_logging
 from common.metrics import ActorMetrics, new_registry, serve
 from common.tasks import SampleRequest, Split, make_task
@@ -68,24 +65,20 @@ class Actor:
         self.control.register(self.id, "actor", self.metrics_address)
         log.info("metrics on %s", self.metrics_address)
         self._beat(STARTING)
-        space = self.task.action_space
-        compiling = f"{STARTING}, compiling the model: a minute or two the first time"
-        engine, reference = make_engines(config, space, seed, on_compiling=lambda: self._beat(compiling))
-        self.engine = engine
-        self.sampler = TrajectorySampler(
+        self.sampler = make_sampler(
+            config,
             self.task,
-            engine,
-            reference,
-            self.metrics,
-            self.id,
-            self.section.score_cache,
-            self.section.max_model_len,
-            partial(BeamSearch, config.model.name, self.section, space),
-            self._set_aside,
+            seed,
+            metrics=self.metrics,
+            actor_id=self.id,
+            on_compiling=lambda: self._beat(f"{STARTING}, compiling the model: a minute or two the first time"),
+            on_rejected=self._set_aside,
         )
+        self.engine = self.sampler.policy
         first = self.queries[0]
-        probe = ScoreText((*first.prompt_ids.tolist(), space.terminator_id), first=1)
-        self.adapters = AdapterFollower(engine, AdapterRegistry(client, keys), probe, self.metrics, self.section.dtype)
+        probe = ScoreText((*first.prompt_ids.tolist(), self.task.action_space.terminator_id), first=1)
+        registry_of_adapters = AdapterRegistry(client, keys)
+        self.adapters = AdapterFollower(self.engine, registry_of_adapters, probe, self.metrics, self.section.dtype)
         self._limiter = RateLimiter.of(config)
         self._ready: list[Trajectory] = []
         self._pushed = 0
@@ -97,7 +90,7 @@ class Actor:
         self._beat("waiting for an adapter")
 
     def run(self) -> None:
-        """Loop until the run stops; a fault is reported and ends the run."""
+        """Loop until the run stops; a fault is reported and ends it, but for the engine's: another actor may go on."""
         log.info("running with %d queries", len(self.queries))
         try:
             while self._may_go_on() and self._score_seeds():
@@ -106,6 +99,9 @@ class Actor:
                 self._round()
             self._push()
             self._beat(STOPPED)
+        except EngineFault:
+            log.exception("the engine failed")
+            raise
         except RunFault as fault:
             self.control.report_fault(self.id, str(fault))
             raise

@@ -14,6 +14,7 @@ import fcntl
 import os
 import re
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -204,7 +205,8 @@ class Engine:
     def submit_score(self, request_id: str, text: ScoreText, adapter: LoadedAdapter | None = None) -> None:
         """Score a text in one pass; without an adapter by the reference.
 
-        What it shares with texts before it, up to the first wanted token, is read from the prefix cache.
+        What it shares with texts before it, up to the first wanted token, is read from the prefix cache by the older
+        runner; the newer one computes it all.
         """
         self._scoring[request_id] = text, adapter or self._reference
         self._submit_score(request_id, read_cache=not self._scores_by_id)
@@ -314,6 +316,8 @@ def sampling_params(
     )
 
 
+LONGEST_QUEUE_S = 300.0
+"""A start takes 10 to 60 s."""
 _SIGNS_OF_OTHERS = ("Error in memory profiling", "Free memory on device", "No available memory for the cache blocks")
 """In what vLLM says where a process on the same GPU takes or gives back memory while vLLM measures what is free."""
 
@@ -326,9 +330,31 @@ def _one_at_a_time(section: ActorSection) -> Iterator[None]:
         return
     # Ray tells each actor which GPU is its own.
     gpus = re.sub(r"[^0-9A-Za-z]+", "-", os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
-    with (Path(tempfile.gettempdir()) / f"amortis-engine-{os.getuid()}-{gpus}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    path = Path(tempfile.gettempdir()) / f"amortis-engine-{os.getuid()}-{gpus}.lock"
+    with path.open("w") as lock:
+        deadline = time.monotonic() + LONGEST_QUEUE_S
+        while not _locked(lock):
+            if time.monotonic() > deadline:
+                raise EngineDisturbed(
+                    "actor.num_gpus",
+                    section.num_gpus,
+                    f"other engines on the same GPU have been starting for {LONGEST_QUEUE_S:g} s ({path} is locked)",
+                    "end the process that hangs, or start fewer at once",
+                )
+            time.sleep(0.1)
+        try:
+            yield
+        finally:
+            # Processes that vLLM forked hold the file too.
+            fcntl.flock(lock, fcntl.LOCK_UN)
+
+
+def _locked(file: Any) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _start(arguments: dict[str, Any], section: ActorSection) -> Any:
@@ -342,7 +368,8 @@ def _start(arguments: dict[str, Any], section: ActorSection) -> Any:
             f"actors.worker_extension:{'NewRunnersMask' if newer else 'OldRunnersMask'}"
         ]
         return LLMEngine.from_vllm_config(config, disable_log_stats=True)
-    except (AssertionError, ValueError) as error:
+    except (AssertionError, ValueError, RuntimeError) as error:
+        # RuntimeError: what went wrong in a process of a model that is spread over GPUs.
         if any(sign in str(error) for sign in _SIGNS_OF_OTHERS):
             raise EngineDisturbed(
                 "actor.gpu_memory_utilization",
@@ -350,7 +377,7 @@ def _start(arguments: dict[str, Any], section: ActorSection) -> Any:
                 f"vLLM finds no such memory on the GPU ({error})",
                 "end what else runs there, or choose another share",
             ) from error
-        if isinstance(error, AssertionError):
+        if not isinstance(error, ValueError):
             raise
         raise UserError(
             "model.name", arguments["model"], f"vLLM can't serve it: {error}", "see actor.* settings"

@@ -43,8 +43,8 @@ class ReferenceScorer:
         self._model: Any = model.eval().requires_grad_(False).to(device)
         self._terminator_id, self._device = terminator_id, device
         self._vocab_size = int(model.get_input_embeddings().weight.shape[0])
-        self._waiting: dict[str, ScoreText] = {}
-        self._oldest = 0.0
+        self._waiting: dict[str, tuple[ScoreText, float]] = {}
+        """By request, oldest first: the text, and since when it waits."""
 
     @property
     def busy(self) -> bool:
@@ -54,27 +54,30 @@ class ReferenceScorer:
     @property
     def worth_a_pass(self) -> bool:
         """Whether so many texts wait, or one for so long, that a pass should not wait for more."""
-        waited = time.monotonic() - self._oldest
-        return len(self._waiting) >= WORTH_A_PASS or (self.busy and waited > LONGEST_WAIT_S)
+        if not self.busy:
+            return False
+        _, since = next(iter(self._waiting.values()))
+        return len(self._waiting) >= WORTH_A_PASS or time.monotonic() - since > LONGEST_WAIT_S
 
     def submit_score(self, request_id: str, text: ScoreText) -> None:
         """Have a text scored with the next passes."""
-        if not self._waiting:
-            self._oldest = time.monotonic()
-        self._waiting[request_id] = text
+        self._waiting[request_id] = text, time.monotonic()
 
     def step(self) -> list[Scored]:
-        """Score some of the waiting texts in one pass, those of like length together."""
+        """Score some of the waiting texts in one pass: the oldest, and those that are most like it in length."""
         ids = self._next_pass()
-        texts = [self._waiting.pop(request_id) for request_id in ids]
-        self._oldest = time.monotonic()
+        texts = [self._waiting.pop(request_id)[0] for request_id in ids]
         return [Scored(*pair) for pair in zip(ids, self._score(texts), strict=True)] if texts else []
 
     def _next_pass(self) -> list[str]:
-        """The longest waiting texts first, as far as they fit."""
+        """As many as fit."""
+        if not self.busy:
+            return []
+        oldest, _ = next(iter(self._waiting.values()))
         found: list[str] = []
         longest = kept = 0
-        for request_id, text in sorted(self._waiting.items(), key=lambda item: -len(item[1].ids)):
+        by_length = sorted(self._waiting.items(), key=lambda item: abs(len(item[1][0].ids) - len(oldest.ids)))
+        for request_id, (text, _) in by_length:
             longest, kept = max(longest, len(text.ids)), max(kept, len(text.ids) - text.first)
             rows = len(found) + 1
             if found and (rows * longest > TOKENS_A_PASS or rows * (kept + 1) * self._vocab_size > LOGITS_A_PASS):

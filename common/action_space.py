@@ -1,7 +1,7 @@
 """The policy's token mask: which tokens it may emit at each decision state, and when it may or must stop.
 
-The same object drives vLLM's sampler (`allowed_token_ids`, `min_tokens`, `max_tokens`) and the learner's
-renormalised log-probabilities, so both sides speak of the same distribution.
+The same object masks the sampler's logits, inside vLLM, and the learner's, so both sides speak of the same
+distribution.
 """
 
 from __future__ import annotations
@@ -82,11 +82,6 @@ class ActionSpace(BaseModel):
         """Allowed token ids in increasing order, terminator included; shape (n_allowed,)."""
         ids = range(self.vocab_size) if self.allowed_ids is None else sorted(self.allowed_ids)
         return np.asarray(ids, dtype=np.int64)
-
-    @cached_property
-    def without_terminator(self) -> list[int]:
-        """What may be emitted before min_len, in increasing order."""
-        return [token for token in self.allowed_array.tolist() if token != self.terminator_id]
 
     def why_invalid(self, action_ids: NDArray[np.int32]) -> str | None:
         """Why these actions can't come from this policy, or None if they can."""

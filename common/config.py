@@ -278,7 +278,8 @@ class ReferenceSection(Section):
 
     dtype: Dtype = Field(
         "auto",
-        description="auto: float32 wherever the model fits beside the sampling engine, else as the actor's. Another "
+        description="auto: float32 wherever the model fits beside the sampling engine, by the launcher's GPU, else as "
+        "the actor's. Another "
         "than the actor's is scored outside of vLLM. bfloat16 moves log R by 0.2 nats a sequence",
     )
     adapter: Path | None = Field(

@@ -76,13 +76,12 @@ def resolve_devices(config: RunConfig, n_parameters: int | None = None) -> RunCo
     a model of `n_parameters` fits beside the others. Raises UserError where an engine can't have the wanted precision.
     """
     gpu = has_gpu()
-    gpus = float(config.actor.tensor_parallel_size) if gpu else 0.0
-    actor = config.actor.model_copy(
-        update={
-            "dtype": _chosen(config.actor.dtype, "bfloat16" if gpu else "float32"),
-            "num_gpus": gpus if config.actor.num_gpus is None else config.actor.num_gpus,
-        }
-    )
+    num_gpus = config.actor.num_gpus
+    if num_gpus is None:
+        num_gpus = float(config.actor.tensor_parallel_size) if gpu else 0.0
+    # By what the actors have: they may be on other machines, or leave this one's GPU to the learner.
+    dtype = _chosen(config.actor.dtype, "bfloat16" if num_gpus else "float32")
+    actor = config.actor.model_copy(update={"dtype": dtype, "num_gpus": num_gpus})
     learner = config.learner.model_copy(
         update={
             "dtype": _chosen(config.learner.dtype, "float32"),

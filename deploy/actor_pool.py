@@ -220,11 +220,26 @@ class ActorPool:
         split: Split = "test",
         should_stop: Callable[[], bool] = lambda: False,
     ) -> dict[str, dict[str, list[bytes]]]:
-        """Samples for the task's evaluation, drawn by the first actor that can.
+        """Samples for the task's evaluation, drawn by the first actor that can; a fresh one is tried where none can.
 
-        Raises RunFault if none can, EvaluationStopped soon after `should_stop` says so.
+        Raises RunFault if that can't either, EvaluationStopped soon after `should_stop` says so.
         """
         self._wait_for_loops(EVALUATION_LIMIT_S, for_one=True, should_stop=should_stop)
+        found, last = self._evaluate_by_one(requests, split, should_stop)
+        if found is None and last is not None:
+            log.info("a fresh actor takes the evaluation over")
+            self._replace(next(member for member in self._members if member.done))
+            self._wait_for_loops(EVALUATION_LIMIT_S, for_one=True, should_stop=should_stop)
+            found, last = self._evaluate_by_one(requests, split, should_stop)
+        if found is None:
+            why = "none is there" if last is None else _last_line(last)
+            raise RunFault(f"no actor could sample for the evaluation: {why}")
+        return found
+
+    def _evaluate_by_one(
+        self, requests: Sequence[SampleRequest], split: Split, should_stop: Callable[[], bool]
+    ) -> tuple[dict[str, dict[str, list[bytes]]] | None, Exception | None]:
+        """The samples of the first actor that can, or why the last one that was tried could not."""
         last: Exception | None = None
         for member in self._members:
             if not member.done:
@@ -234,13 +249,11 @@ class ActorPool:
                 while not self._ray.wait([call], timeout=LOOK_S)[0]:
                     if should_stop():
                         raise EvaluationStopped
-                found: dict[str, dict[str, list[bytes]]] = self._ray.get(call)
-                return found
+                return self._ray.get(call), None
             except self._ray.exceptions.RayError as error:
                 log.error("%s could not evaluate: %s", member.id, _last_line(error))
                 last = error
-        why = "none is there" if last is None else _last_line(last)
-        raise RunFault(f"no actor could sample for the evaluation: {why}")
+        return None, last
 
     def _wait_for_loops(
         self, limit_s: float, *, for_one: bool = False, should_stop: Callable[[], bool] = lambda: False

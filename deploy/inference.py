@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from actors.beam import BeamSearch
 from actors.engine import LoadedAdapter
-from actors.engines import make_engines
 from actors.sampler import TrajectorySampler
 from common.adapter_files import files_sha256
 from common.config import RunConfig
 from common.config_loading import load_run
 from common.devices import resolve_devices
 from common.errors import UserError
-from common.metrics import ActorMetrics, new_registry
 from common.places import absolute
 from common.tasks import Task, make_task
 from common.tasks.base import unreadable
@@ -90,16 +86,6 @@ class FinishedRun:
 
     def sampler(self, seed: int = 0) -> tuple[TrajectorySampler, LoadedAdapter]:
         """A sampler with a vLLM engine of its own, and the trained adapter to give it."""
-        section, space = self.config.actor, self.task.action_space
-        engine, reference = make_engines(self.config, space, seed)
+        sampler = make_sampler(self.config, self.task, seed)
         files = {path.name: path.read_bytes() for path in self.adapter_folder.iterdir()}
-        adapter = engine.load_adapter(1, files_sha256(files), self.adapter_folder.resolve())
-        sampler = TrajectorySampler(
-            self.task,
-            engine,
-            reference,
-            ActorMetrics(new_registry()),
-            max_model_len=section.max_model_len,
-            make_beam_search=partial(BeamSearch, self.model, section, space),
-        )
-        return sampler, adapter
+        return sampler, sampler.policy.load_adapter(1, files_sha256(files), self.adapter_folder.resolve())

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 from typing import Any
 
 import torch
 
-from actors.beam import BeamSearch
-from actors.engines import make_engines
-from actors.sampler import TrajectorySampler
 from common.config import RunConfig
 from common.config_loading import save_resolved
 from common.json_text import dumps
-from common.metrics import ActorMetrics, new_registry
 from common.tasks import make_task
 from common.tokens import codec_of
 from deploy.report import write_summary
@@ -37,19 +32,9 @@ def run_prompting(config: RunConfig) -> dict[str, Any]:
     del policy
     requests = [request for request in task.sample_requests() if not request.adapter]
     if requests:
-        actor = config.actor
-        engine, reference = make_engines(config, space, config.run.seed)
-        metrics = ActorMetrics(new_registry())
-        sampler = TrajectorySampler(
-            task,
-            engine,
-            reference,
-            metrics,
-            max_model_len=actor.max_model_len,
-            make_beam_search=partial(BeamSearch, config.model.name, actor, space),
-        )
+        sampler, limit = make_sampler(config, task, config.run.seed), config.actor.max_in_flight
         queries = task.queries("test")
-        samples = {request.label: sampler.collect(queries, request, None, actor.max_in_flight) for request in requests}
+        samples = {request.label: sampler.collect(queries, request, None, limit) for request in requests}
         found = task.evaluate_samples(samples, config.reward_weights)
         (folder / "evaluation_samples.json").write_text(dumps(found, indent=2))
     return write_summary(config, folder, 0, time.monotonic() - started, None, interrupted=False)

@@ -43,6 +43,8 @@ from learner.tracking import Sink, numbers
 log = get_logger("learner")
 _POLL_S = 0.1
 _MEMORY_POLL_S = 1.0
+LONGEST_START = 3
+"""Engines that start, maybe one after the other on one GPU, are waited for so many times as long as samples."""
 ResultT = TypeVar("ResultT")
 
 
@@ -158,7 +160,7 @@ class Trainer:
             counted = now
             if done:
                 return now - start
-            if now - start > self.section.max_wait_s:
+            if now - start > self.section.max_wait_s * (LONGEST_START if self._engines_start() else 1):
                 raise StallError(
                     f"learner waited {self.section.max_wait_s:g} s for trajectories: {self._why_waiting(stats)}; "
                     "see logs/ in the run's folder, or raise learner.max_wait_s"
@@ -167,6 +169,9 @@ class Trainer:
                 self._report_phase(f"waiting: {self._why_waiting(stats)}")
                 next_word = now + 1.0
             time.sleep(_POLL_S)
+
+    def _engines_start(self) -> bool:
+        return any(str(status.get("phase")).startswith(STARTING) for status in self.control.actors().values())
 
     def _enough(self, stats: BufferStats) -> bool:
         return self.limiter.may_sample(

@@ -305,8 +305,10 @@ def test_a_start_that_another_process_may_have_disturbed_can_be_told_from_a_mode
         _start({"model": str(digit_model)}, ActorSection(gpu_memory_utilization=0.3))
 
     kind = AssertionError if "profiling" in words else ValueError
-    with pytest.raises(EngineDisturbed, match=r"actor\.gpu_memory_utilization = 0\.3"):
-        start(kind(words))
+    # Of a model that is spread over GPUs it comes from another process.
+    for error in (kind(words), RuntimeError(f"Worker failed with error '{words}'")):
+        with pytest.raises(EngineDisturbed, match=r"actor\.gpu_memory_utilization = 0\.3"):
+            start(error)
     with pytest.raises(UserError, match=r"model\.name = .*no such architecture") as refused:
         start(ValueError("no such architecture"))
     assert not isinstance(refused.value, EngineDisturbed)
@@ -337,3 +339,16 @@ def test_engines_on_one_gpu_start_one_after_the_other_and_those_on_others_at_onc
         assert not starts("0")
         assert starts("1") and starts("0", ActorSection(num_gpus=0))
     assert starts("0")
+
+
+def test_a_start_does_not_wait_for_ever_for_one_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("actors.engine.LONGEST_QUEUE_S", 0.2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    section = ActorSection(num_gpus=1.0)
+    with (
+        _one_at_a_time(section),
+        pytest.raises(EngineDisturbed, match=r"amortis-engine-.*-0\.lock is locked"),
+        _one_at_a_time(section),
+    ):
+        pass

@@ -103,6 +103,21 @@ def test_products_are_exact_in_a_pass_and_as_before_behind_it() -> None:
         torch.set_float32_matmul_precision(before)
 
 
+def test_the_oldest_text_is_in_the_next_pass_whatever_its_length(
+    scorer: ReferenceScorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reference, "TOKENS_A_PASS", 100)
+    scorer.submit_score("old and short", ScoreText((1, 2, 3), 1))
+    for i in range(5):
+        scorer.submit_score(f"long {i}", ScoreText((4,) * 40, 1))
+        scorer.submit_score(f"short {i}", ScoreText((5,) * 4, 1))
+    first = {scored.request_id for scored in scorer.step()}
+    assert first == {"old and short", *(f"short {i}" for i in range(5))}
+    assert "long 0" in {scored.request_id for scored in scorer.step()}
+    while scorer.busy:
+        scorer.step()
+
+
 def test_a_pass_waits_for_more_texts_but_not_for_long(scorer: ReferenceScorer, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(reference.time, "monotonic", lambda: now[0])

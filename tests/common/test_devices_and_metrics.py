@@ -65,6 +65,15 @@ def test_on_a_cpu_a_sampler_in_low_precision_leaves_the_reward_in_float32(monkey
     assert resolve_devices(config).reference.dtype == "float32"
 
 
+@pytest.mark.parametrize(("here", "num_gpus", "dtype"), [(False, 1.0, "bfloat16"), (True, 0.0, "float32")])
+def test_an_actors_precision_follows_from_its_own_gpu_and_not_from_the_launchers(
+    monkeypatch: pytest.MonkeyPatch, here: bool, num_gpus: float, dtype: str
+) -> None:
+    monkeypatch.setattr(common.devices, "has_gpu", lambda: here)
+    config = RunConfig.model_validate({"task": {"name": "rng"}, "actor": {"num_gpus": num_gpus}})
+    assert resolve_devices(config).actor.dtype == dtype
+
+
 def test_an_adapter_in_float32_on_a_gpu_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(common.devices, "has_gpu", lambda: True)
     config = RunConfig.model_validate({"task": {"name": "rng"}, "actor": {"dtype": "float32"}})

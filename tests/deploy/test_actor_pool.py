@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -179,3 +180,53 @@ def test_a_wrong_setting_and_a_fault_of_the_run_end_it_at_once(redis_client: Red
     for error in (UserError("model.name", "x", "is no model", "give one"), RunFault("an adapter changes nothing")):
         pool, started = failing_pool(redis_client, keys, error)
         assert pool.look_after() == str(error) and len(started) == 1
+
+
+class _Call:
+    """A call of an actor's method in Ray, and what comes of it."""
+
+    def __init__(self, outcome: Any) -> None:
+        self.outcome = outcome
+
+    def remote(self, *_: Any) -> _Call:
+        return self
+
+
+class _Evaluating:
+    """Ray where loops have returned, and evaluations come out as they are told to."""
+
+    class exceptions:
+        RayError = RuntimeError
+
+    def wait(self, calls: list[Any], **_: Any) -> tuple[list[Any], list[Any]]:
+        return list(calls), []
+
+    def get(self, call: _Call) -> Any:
+        if isinstance(call.outcome, Exception):
+            raise call.outcome
+        return call.outcome
+
+    def kill(self, handle: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("fresh", [{"trained": {}}, RuntimeError("vLLM failed again")])
+def test_an_evaluation_that_failed_is_taken_over_by_one_fresh_actor(
+    redis_client: Redis, keys: Keys, fresh: Any
+) -> None:
+    pool = ActorPool(CONFIG, "redis://unused", Control(redis_client, keys))
+    outcomes = [RuntimeError("vLLM failed in a step"), fresh, {"never": {}}]
+
+    def start(index: int) -> _Member:
+        handle = SimpleNamespace(evaluate=_Call(outcomes.pop(0)))
+        return _Member(index, handle=handle, group=None, loop=_Call(None), started_at=time.time())
+
+    pool._start = start  # type: ignore[method-assign]
+    pool._ray = _Evaluating()
+    pool._members = [start(0)]
+    if isinstance(fresh, dict):
+        assert pool.evaluate([]) == fresh
+    else:
+        with pytest.raises(RunFault, match="vLLM failed again"):
+            pool.evaluate([])
+    assert outcomes == [{"never": {}}]

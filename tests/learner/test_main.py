@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
@@ -12,13 +14,13 @@ from prometheus_client import CollectorRegistry
 from redis import Redis
 
 from buffer.connection import Keys
-from buffer.control import Control
+from buffer.control import STARTING, Control
 from common.config import RunConfig
-from common.errors import RunFault, SamplerGapFault
+from common.errors import RunFault, SamplerGapFault, StallError
 from common.metrics import LearnerMetrics
 from learner import __main__ as process
 from learner.gap import Gap
-from learner.trainer import Progress, Trainer
+from learner.trainer import LONGEST_START, Progress, Trainer
 
 ROOT = Path(__file__).parents[2]
 
@@ -92,3 +94,22 @@ def test_only_a_gap_above_the_limit_stops_the_run_and_the_gauge_has_it_then(gap:
     ):
         Trainer._check_gap(trainer, [])  # type: ignore[arg-type]
     assert metrics.sampler_gap._value.get() == gap
+
+
+@pytest.mark.parametrize(("phase", "longer"), [("sampling", 1), (f"{STARTING}, compiling the model", LONGEST_START)])
+def test_engines_that_start_are_waited_for_longer_than_samples(phase: str, longer: int) -> None:
+    trainer: Any = SimpleNamespace(
+        buffer=SimpleNamespace(stats=lambda: None),
+        metrics=LearnerMetrics(CollectorRegistry()),
+        section=SimpleNamespace(max_wait_s=0.4),
+        control=SimpleNamespace(actors=lambda: {"actor-0": {"phase": phase}}),
+        _enough=lambda stats: False,
+        _may_go_on=lambda: True,
+        _why_waiting=lambda stats: "0 of 64",
+        _report_phase=lambda phase: None,
+    )
+    trainer._engines_start = lambda: Trainer._engines_start(trainer)
+    started = time.monotonic()
+    with pytest.raises(StallError, match=r"0 of 64"):
+        Trainer._wait_for_trajectories(trainer)
+    assert 0.4 * longer <= time.monotonic() - started < 0.4 * (longer + 1.5)
