@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.engine import LoadedAdapter
+from actors.make_sampler import make_sampler
 from actors.sampler import TrajectorySampler
 from common.adapter_files import files_sha256
 from common.config import RunConfig

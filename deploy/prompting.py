@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from actors.make_sampler import make_sampler
 from common.config import RunConfig
 from common.config_loading import save_resolved
 from common.json_text import dumps
