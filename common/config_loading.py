@@ -18,6 +18,7 @@ from pydantic_settings import (
     InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
 )
 
 from common.config import RunConfig
@@ -45,7 +46,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 def _from_sources(data: Mapping[str, Any], overrides: Sequence[str], *, environment: bool) -> RunConfig:
     class Settings(BaseSettings, RunConfig):
         model_config = SettingsConfigDict(
-            extra="forbid", env_prefix=ENV_PREFIX, env_nested_delimiter="__", validate_default=True
+            extra="forbid", env_prefix=ENV_PREFIX, env_nested_delimiter="__", validate_default=True, allow_inf_nan=False
         )
 
         @classmethod
@@ -68,6 +69,8 @@ def _from_sources(data: Mapping[str, Any], overrides: Sequence[str], *, environm
         settings = Settings()  # type: ignore[call-arg]
     except ValidationError as error:
         raise _explain(error) from error
+    except SettingsError as error:
+        raise _unreadable(error) from error
     values = _dump(settings)
     _refuse_half_characters(values)
     # A plain RunConfig: the sources must not be consulted again by whoever copies it.
@@ -235,6 +238,14 @@ def _check_environment() -> None:
         name = variable.upper().removeprefix(ENV_PREFIX)
         if variable.upper().startswith(ENV_PREFIX) and "__" in name and name not in known:
             raise _unknown(name.lower().replace("__", "."), f"environment variable {variable}")
+
+
+def _unreadable(error: SettingsError) -> UserError:
+    """A value of several parts, on the command line or in the environment, that isn't whole."""
+    known = sorted(known_keys(), key=len, reverse=True)
+    key = next((key for key in known if key in str(error) or f'"{key.split(".")[-1]}"' in str(error)), "command line")
+    problem = str(error).rpartition(": ")[2] if ": " in str(error) else str(error)
+    return UserError(key, None, problem or "can't be read", "write it as JSON, in quotes that the shell leaves whole")
 
 
 def _unknown(key: str, where: str) -> UserError:

@@ -16,7 +16,7 @@ ValueT = TypeVar("ValueT", float, NDArray[np.float64])
 class RewardWeights(BaseModel):
     """beta_prior and beta_lik of log R = (beta_prior log p(Z⊤|X) + beta_lik log p(Y|XZ⊤) + log C) / tau."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     prior: float = 1.0
     likelihood: float = 1.0
@@ -25,7 +25,7 @@ class RewardWeights(BaseModel):
 class TemperatureSchedule(BaseModel):
     """Reward temperature tau over learner steps: linear from `start` to `end`, then constant."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     start: float = Field(1.0, gt=0, description="tau at step 0; above 1 flattens the target, easier to explore")
     end: float = Field(1.0, gt=0, description="tau from step `steps` on: the target that is learned")

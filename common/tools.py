@@ -50,7 +50,7 @@ class ToolError(Exception):
 class ToolSection(BaseModel):
     """A tool that the policy calls by writing its trigger."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     name: str = Field(
         "calculator",

@@ -28,7 +28,7 @@ Split = Literal["train", "test"]
 class TaskConfig(BaseModel):
     """Settings that every task has; each task adds its own."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     name: str
 

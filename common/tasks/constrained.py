@@ -31,7 +31,7 @@ _SCORES_KEPT = 100_000
 class ClassifierSection(BaseModel):
     """A sequence classifier whose log-probability of a label is a factor of R."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     model: Annotated[str, Place(Kind.MODEL)] = Field(
         description="folder or hub id of a transformers sequence classifier, weights in safetensors"

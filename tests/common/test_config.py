@@ -191,3 +191,36 @@ def test_aliases_and_merged_sections_say_nothing_twice(tmp_path: Path) -> None:
     )
     config = load_config(path)
     assert config.learner.steps == 3 and config.task.model_dump()["high"] == 7
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
+@pytest.mark.parametrize(
+    "key", ["learner.lr", "actor.push_every_s", "learner.reward.temperature.start", "task.penalty"]
+)
+def test_numbers_without_an_end_are_refused(tmp_path: Path, key: str, value: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("task: {name: constrained, train_path: x.txt, prompt: '{text}'}")
+    with pytest.raises(UserError) as refused:
+        load_config(path, [f"--{key}={value}"])
+    assert refused.value.field == key and "finite" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("task.json_schema", '{"type": "integer"'), ("model.lora.target_modules", '["q_proj"')]
+)
+def test_a_value_of_several_parts_that_is_not_whole_is_one_line(tmp_path: Path, key: str, value: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("task: {name: constrained, train_path: x.txt, prompt: '{text}'}")
+    with pytest.raises(UserError, match="Missing end delimiter") as refused:
+        load_config(path, [f"--{key}", value])
+    assert refused.value.field == key
+
+
+def test_a_variable_of_several_parts_that_is_not_whole_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("task: {name: rng}")
+    monkeypatch.setenv("AMORTIS_MODEL__LORA__TARGET_MODULES", '["q_proj"')
+    with pytest.raises(UserError):
+        load_config(path, [])
