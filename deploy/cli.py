@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
 
@@ -46,8 +46,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
 
 
+class _Parser(argparse.ArgumentParser):
+    """One whose errors are one line; its commands' parsers are of this kind too."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USER, f"amortis: {message}; see `{self.prog} --help`\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="amortis", description="Fine-tune a language model into a sampler of an intractable posterior."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

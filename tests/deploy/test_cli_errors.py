@@ -198,3 +198,22 @@ def test_commands_say_what_is_wrong_with_their_arguments(
 ) -> None:
     status, errors = amortis(*arguments, cwd=tmp_path)
     assert status == 2 and expected in errors and len(errors.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["sample", "-n", "abc", "runs/x"], "argument -n: invalid int value: 'abc'; see `amortis sample --help`"),
+        (["sample"], "the following arguments are required: RUN"),
+        (["trian"], "invalid choice: 'trian'"),
+        (["doctor", "--bogus"], "unrecognized arguments: --bogus"),
+    ],
+)
+def test_a_command_that_is_written_wrongly_is_told_in_one_line(
+    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert expected in line
