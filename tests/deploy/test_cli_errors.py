@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from deploy.cli import main
+
 RNG = "task: {name: rng}\n"
 
 
