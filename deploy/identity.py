@@ -25,6 +25,8 @@ QUERIES = "task.train_path"
 """The setting by which the training queries' digest goes; tasks that make their queries have it too."""
 NOT_OF_THE_SAMPLER = (QUERIES, "seeds.file", "model.lora.start_from", "task.embedding_model")
 """What a trained sampler and the reward of its samples don't depend on any more."""
+REFERENCE = "reference.adapter"
+"""What an expectation maximisation replaces by its own."""
 WHOLE_BYTES = 2**30
 """A model of more than this is read in samples."""
 SAMPLE_BYTES = 4_096
@@ -75,9 +77,18 @@ def check_models(config: RunConfig, folder: Path) -> None:
     kept, found = load_identity(folder), files_identity(config)
     values = {name: text for name, _, text in places(config)}
     for name in sorted(kept.keys() & found.keys() - set(NOT_OF_THE_SAMPLER)):
+        if name == REFERENCE and has_own_reference(config):
+            continue
         if kept[name] != found[name]:
             problem = "is not what the run was trained with, though it may be of the same shapes"
             raise UserError(name, str(values[name]), problem, f"give that by --{name}, or train a run with this one")
+
+
+def has_own_reference(config: RunConfig) -> bool:
+    """Whether the reference is what an expectation maximisation made itself: its last M step's model, which it is
+    evaluated by, whatever adapter it was given to begin with."""
+    adapter = config.reference.adapter
+    return bool(config.em.iterations) and adapter is not None and adapter.is_relative_to(config.run_folder)
 
 
 def model_digest(name: str) -> str | None:
