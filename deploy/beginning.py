@@ -12,6 +12,7 @@ from common.config import RunConfig
 from common.config_loading import save_resolved
 from common.tasks import Task
 from deploy.identity import FILE, identity_of, save_identity
+from deploy.report import read_json
 from learner.checkpoint import checkpoints
 
 ASIDE = ".before-resume"
@@ -29,8 +30,8 @@ def keep_identity(config: RunConfig, task: Task[Any]) -> None:
 
 @contextlib.contextmanager
 def begun(config: RunConfig) -> Iterator[None]:
-    """Write the configuration. A resumed run that ends with no step done gets back what it had, its summary among it:
-    a good run that can't be gone on with is still a good run."""
+    """Write the configuration. A resumed run that fails or is stopped with no step done gets back what it had, its
+    summary among it: a good run that can't be gone on with is still a good run."""
     folder = config.run_folder
     if not config.run.resume:
         save_resolved(config, folder / CONFIG)
@@ -63,11 +64,17 @@ def _end(folder: Path) -> None:
     """Put back what was put aside, unless the run got further or to its end; then it is out of date."""
     aside = folder / ASIDE
     before = (aside / _NEWEST).read_text(encoding="utf-8") if (aside / _NEWEST).exists() else ""
-    if _newest(folder) == before and not (folder / LEARNER_SUMMARY).exists():
+    if _newest(folder) == before and not _learner_is_done(folder):
         for name in (CONFIG, SUMMARY, *OF_THE_END):
             if (aside / name).exists():
                 (aside / name).replace(folder / name)
     shutil.rmtree(aside)
+
+
+def _learner_is_done(folder: Path) -> bool:
+    """Whether it trained to its last step; one that is asked to stop writes its summary too."""
+    summary = read_json(folder / LEARNER_SUMMARY)
+    return bool(summary) and summary.get("stopped_because") is None
 
 
 def _newest(folder: Path) -> str:
