@@ -13,7 +13,7 @@ from common.config_loading import save_resolved
 from common.tasks import Task
 from deploy.identity import FILE, identity_of, save_identity
 from deploy.report import read_json
-from learner.checkpoint import checkpoints
+from learner.checkpoint import checkpoints, place_of
 
 ASIDE = ".before-resume"
 CONFIG, SUMMARY, LEARNER_SUMMARY = "config.yaml", "summary.json", "learner_summary.json"
@@ -78,4 +78,4 @@ def _learner_is_done(folder: Path) -> bool:
 
 
 def _newest(folder: Path) -> str:
-    return max((path.name for path in checkpoints(folder / "checkpoints")), default="")
+    return max((place_of(path).name for path in checkpoints(folder / "checkpoints")), default="")

@@ -161,6 +161,15 @@ def test_an_older_checkpoint_is_gone_on_from_with_a_warning_and_none_is_an_error
         prepare(resumed)
 
 
+def test_a_checkpoint_that_was_to_be_replaced_when_a_crash_came_is_gone_on_from(
+    tmp_path: Path, digit_model: Path
+) -> None:
+    folder = make_run(config_of(tmp_path, digit_model, "--run.name", "good"))
+    shutil.rmtree(folder / "checkpoints" / "step-000005")
+    (folder / "checkpoints" / "step-000010").rename(folder / "checkpoints" / ".step-000010.replaced")
+    prepare(config_of(tmp_path, digit_model, "--run.name", "good", "--run.resume", "true"))
+
+
 def damage(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-7])
 
