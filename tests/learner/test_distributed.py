@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import os
@@ -10,24 +11,28 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pydantic import SecretStr
 from redis import Redis
+from torch import Tensor
 
 from buffer.connection import Keys
 from buffer.control import Control
 from buffer.replay import ReplayBuffer
-from common.config import RunConfig
+from common.action_space import ActionSpace
+from common.config import LoraSection, RunConfig
 from common.config_loading import REDIS_URL_VARIABLE, save_resolved
 from common.trajectory import Behaviour, Query, Trajectory
 from learner.__main__ import train
 from learner.checkpoint import checkpoints, load_checkpoint
-from learner.distributed import decode, encode
+from learner.distributed import SharedPolicy, decode, encode
 from learner.passes import shares
 from learner.policy import Actions
 from tests.conftest import make_query
@@ -223,6 +228,45 @@ def wait_for(done: Callable[[], bool], limit_s: float) -> None:
     while not done():
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+class Alone:
+    """Process 0 of one, with nobody to talk to."""
+
+    rank, size = 0, 1
+
+    def send(self, *_: object) -> None: ...
+
+    def share(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    summed = share
+
+    def gathered(self, tensor: Tensor) -> list[Tensor]:
+        return [tensor]
+
+    def together(self, work: Callable[[], Tensor]) -> Tensor:
+        return work()
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_a_step_s_tensors_go_with_the_step_and_wait_for_no_garbage_collection(digit_model: Path, used: bool) -> None:
+    lora, space = LoraSection(rank=4), ActionSpace(vocab_size=16, terminator_id=1, max_len=3)
+    policy = SharedPolicy.load(str(digit_model), lora, space, dtype="float32", device=torch.device("cpu"))
+    policy.processes = Alone()  # type: ignore[assignment]
+    gc.disable()
+    try:
+        found = policy.unmasked_log_prob([Actions.plain(QUERIES[0], [3, 4]), Actions.plain(QUERIES[1], [])])
+        node = found.grad_fn.next_functions[0][0]  # type: ignore[union-attr]
+        work = weakref.ref(node.work)  # type: ignore[union-attr]
+        if used:
+            found.sum().backward()  # type: ignore[no-untyped-call]
+            assert all(p.grad is not None for p in policy.trainable().values())
+        assert work() is not None
+        del found, node
+        assert work() is None
+    finally:
+        gc.enable()
 
 
 def test_a_batch_comes_out_of_its_integers_as_it_went_in() -> None:
