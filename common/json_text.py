@@ -40,6 +40,12 @@ def loads(text: str) -> Any:
         raise NoJson("it is nested too deep") from error
 
 
+def loads_strictly(text: str) -> Any:
+    """What a text holds, where every value matters: raises ValueError, or RecursionError, for all that `loads` raises
+    NoJson for, lets stand or reads."""
+    return json.loads(text, object_pairs_hook=_object_without_repeats, parse_constant=_no_number)
+
+
 def dumps(value: Any, indent: int | None = None) -> str:
     """Valid JSON: a number that is not finite, of which JSON has none, becomes null."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
@@ -51,6 +57,18 @@ def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
         counts = Counter(name for name, _ in pairs)
         found.update({name: Unusable("stands twice") for name, count in counts.items() if count > 1})
     return found
+
+
+def _object_without_repeats(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = _object(pairs)
+    for name, value in found.items():
+        if isinstance(value, Unusable):
+            raise NoJson(f"{name!r} {value.why}")
+    return found
+
+
+def _no_number(text: str) -> Any:
+    raise NoJson(f"{text} is no number")
 
 
 def _integer(text: str) -> int | Unusable:
