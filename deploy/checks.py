@@ -22,9 +22,9 @@ from common.tasks import Task, make_task
 from common.tasks.base import unreadable
 from common.tokens import codec_of
 from deploy.model_check import ModelCheck
+from deploy.ray_needs import check_ray
 from deploy.resuming import adopted, check_resume
 from deploy.run_folder import check_folder, check_name_in_redis
-from deploy.surroundings import check_ray
 from learner.tracking import check_tracking
 
 HUB_LIMIT_S = 5.0

@@ -59,9 +59,11 @@ def files_identity(config: RunConfig) -> dict[str, str]:
     return found
 
 
-def save_identity(found: dict[str, str], folder: Path) -> None:
-    """Keep it in the run's folder."""
-    write_whole(folder / FILE, json.dumps(found, indent=2))
+def keep_identity(config: RunConfig, task: Task[Any]) -> None:
+    """Keep it in the run's folder; a resumed run has been held against what it had."""
+    path = config.run_folder / FILE
+    if not path.exists():
+        write_whole(path, json.dumps(identity_of(config, task), indent=2))
 
 
 def load_identity(folder: Path) -> dict[str, str]:

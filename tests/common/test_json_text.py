@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from common.json_text import NoJson, Unusable, dumps, loads, loads_strictly
+from common.json_text import NoJson, UnusableValue, dumps, loads, loads_strictly
 
 
 def test_numbers_that_are_not_finite_are_written_as_null() -> None:
@@ -47,5 +47,5 @@ def test_where_every_value_matters_none_is_let_stand_that_is_no_json(text: str, 
 
 def test_a_value_that_cannot_be_used_spoils_no_other() -> None:
     found = loads('[{"a": 1, "b": 2, "a": 3}, ' + '{"a": -%s}, {"a": 4}]' % ("9" * 5000))
-    assert found[0] == {"a": Unusable("stands twice"), "b": 2}
-    assert found[1] == {"a": Unusable("is an integer of 5000 digits")} and found[2] == {"a": 4}
+    assert found[0] == {"a": UnusableValue("stands twice"), "b": 2}
+    assert found[1] == {"a": UnusableValue("is an integer of 5000 digits")} and found[2] == {"a": 4}

@@ -203,7 +203,7 @@ def test_a_resumed_run_that_was_killed_gives_back_what_the_good_one_had_at_the_n
 ) -> None:
     folder = make_run(config_of(tmp_path, digit_model, "--run.name", "good"))
     before = contents(folder)
-    monkeypatch.setattr("deploy.beginning._end", lambda folder: None)
+    monkeypatch.setattr("deploy.put_aside._end", lambda folder: None)
     monkeypatch.setattr(launcher.Launcher, "_run_parts", fails)
     with pytest.raises(RunFault), claimed(resumed_from(tmp_path, digit_model)) as config:
         Launcher(config).run()

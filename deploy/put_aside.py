@@ -1,4 +1,4 @@
-"""What a run writes of itself as it begins, and what a resumed one leaves of its earlier part until it gets further."""
+"""What a resumed run had before is put aside until it gets further, and put back if it doesn't."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from common.config import RunConfig
 from common.config_loading import save_resolved
-from common.tasks import Task
-from deploy.identity import FILE, identity_of, save_identity
 from deploy.report import read_json
 from learner.checkpoint import checkpoints, place_of
 
@@ -20,12 +17,6 @@ CONFIG, SUMMARY, LEARNER_SUMMARY = "config.yaml", "summary.json", "learner_summa
 OF_THE_END = (LEARNER_SUMMARY, "evaluation_after.json", "evaluation_samples.json")
 """What an earlier part of a resumed run left is not this part's."""
 _NEWEST = "newest"
-
-
-def keep_identity(config: RunConfig, task: Task[Any]) -> None:
-    """Keep what the run is trained with; a resumed run has been held against it."""
-    if not (config.run_folder / FILE).exists():
-        save_identity(identity_of(config, task), config.run_folder)
 
 
 @contextlib.contextmanager
