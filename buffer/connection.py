@@ -131,6 +131,12 @@ def connect(section: RedisSection, url: str | None = None) -> Client:
     return PatientCluster.from_url(address, patience=retry(section), cluster_error_retry_attempts=1, **options)
 
 
+def connect_impatiently(section: RedisSection) -> Client:
+    """As `connect`, for a question at a start: the patience that a run has with a restarting server would only delay
+    the answer."""
+    return connect(section.model_copy(update={"retries": 1, "timeout_s": min(3.0, section.timeout_s)}))
+
+
 class Memory(NamedTuple):
     """Of all servers that hold the run's data, in bytes."""
 

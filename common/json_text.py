@@ -20,7 +20,7 @@ class NoJson(ValueError):
 
 
 @dataclass(frozen=True)
-class Unusable:
+class UnusableValue:
     """Stands in place of a value that can't be used."""
 
     why: str
@@ -28,7 +28,7 @@ class Unusable:
 
 def loads(text: str) -> Any:
     """What a text holds; raises NoJson. In objects a name that stands twice, and an integer that Python can't hold,
-    become Unusable, so that they spoil no more than the row that they are in.
+    become UnusableValue, so that they spoil no more than the row that they are in.
 
     NaN and Infinity, which Python's own `json` writes, are read, as columns that nobody asks for may hold them.
     """
@@ -40,6 +40,12 @@ def loads(text: str) -> Any:
         raise NoJson("it is nested too deep") from error
 
 
+def loads_strictly(text: str) -> Any:
+    """What a text holds, where every value matters: raises ValueError, or RecursionError, for all that `loads` raises
+    NoJson for, lets stand or reads."""
+    return json.loads(text, object_pairs_hook=_object_without_repeats, parse_constant=_no_number)
+
+
 def dumps(value: Any, indent: int | None = None) -> str:
     """Valid JSON: a number that is not finite, of which JSON has none, becomes null."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
@@ -49,15 +55,27 @@ def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         counts = Counter(name for name, _ in pairs)
-        found.update({name: Unusable("stands twice") for name, count in counts.items() if count > 1})
+        found.update({name: UnusableValue("stands twice") for name, count in counts.items() if count > 1})
     return found
 
 
-def _integer(text: str) -> int | Unusable:
+def _object_without_repeats(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = _object(pairs)
+    for name, value in found.items():
+        if isinstance(value, UnusableValue):
+            raise NoJson(f"{name!r} {value.why}")
+    return found
+
+
+def _no_number(text: str) -> Any:
+    raise NoJson(f"{text} is no number")
+
+
+def _integer(text: str) -> int | UnusableValue:
     try:
         return int(text)
     except ValueError:
-        return Unusable(f"is an integer of {len(text.removeprefix('-'))} digits")
+        return UnusableValue(f"is an integer of {len(text.removeprefix('-'))} digits")
 
 
 def _finite(value: Any) -> Any:

@@ -10,7 +10,7 @@ from datetime import date, time, timedelta
 from decimal import Decimal
 from typing import Any, Literal
 
-from common.json_text import Unusable
+from common.json_text import UnusableValue
 from common.text_files import has_half_pair, why_no_text
 
 
@@ -61,7 +61,7 @@ def as_text(value: Any) -> str:
     """A value as text, numbers and booleans as JSON writes them; raises BadRow where it is none."""
     if value is None:
         raise BadRow("is null")
-    if isinstance(value, Unusable):
+    if isinstance(value, UnusableValue):
         raise BadRow(value.why)
     if isinstance(value, float) and not math.isfinite(value):
         raise BadRow(f"is {json.dumps(value)}, which is no number")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from common.errors import UserError
-from common.json_text import NoJson, Unusable, loads
+from common.json_text import NoJson, UnusableValue, loads
 from common.row import BadRow, NoColumn, Row
 from common.tables import Reader, read_csv, read_tsv
 from common.templates import LITERAL_BRACES
@@ -238,7 +238,7 @@ def _numbered(records: Iterable[Any]) -> Iterator[Row]:
 def _row(number: int, values: Any, unit: Literal["line", "row"]) -> Row:
     if not isinstance(values, Mapping):
         return Row(number, problem="no JSON object", unit=unit)
-    unusable = [f"{name!r} {value.why}" for name, value in values.items() if isinstance(value, Unusable)]
+    unusable = [f"{name!r} {value.why}" for name, value in values.items() if isinstance(value, UnusableValue)]
     return Row(number, values, unusable[0] if unusable else None, unit)
 
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from buffer.connection import connect
+from buffer.connection import connect_impatiently
 from buffer.embedded import find_redis_server
 from common.adapter_files import check_adapter
 from common.config import RunConfig
@@ -22,9 +22,9 @@ from common.tasks import Task, make_task
 from common.tasks.base import unreadable
 from common.tokens import codec_of
 from deploy.model_check import ModelCheck
+from deploy.ray_needs import check_ray
 from deploy.resuming import adopted, check_resume
 from deploy.run_folder import check_folder, check_name_in_redis
-from deploy.surroundings import check_ray
 from learner.tracking import check_tracking
 
 HUB_LIMIT_S = 5.0
@@ -196,9 +196,7 @@ def _check_ports(config: RunConfig) -> None:
 
 def _check_redis(config: RunConfig) -> None:
     if config.redis.url is not None:
-        # One short attempt: the patience that a run has with a restarting server would only delay the answer.
-        impatient = {"retries": 1, "timeout_s": min(3.0, config.redis.timeout_s)}
-        connect(config.redis.model_copy(update=impatient)).close()
+        connect_impatiently(config.redis).close()
         return
     if config.ray.address is not None:
         raise UserError("redis.url", None, "actors on a cluster can't reach an embedded server", "set redis.url")

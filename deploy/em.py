@@ -20,7 +20,7 @@ from common.files import write_whole
 from common.json_text import dumps
 from common.tasks import make_task
 from common.tokens import codec_of
-from deploy.beginning import keep_identity
+from deploy.identity import keep_identity
 from deploy.inference import FinishedRun
 from deploy.launcher import DRAWN, Launcher
 from deploy.report import read_json

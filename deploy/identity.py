@@ -25,9 +25,12 @@ QUERIES = "task.train_path"
 """The setting by which the training queries' digest goes; tasks that make their queries have it too."""
 NOT_OF_THE_SAMPLER = (QUERIES, "seeds.file", "model.lora.start_from", "task.embedding_model")
 """What a trained sampler and the reward of its samples don't depend on any more."""
+REFERENCE = "reference.adapter"
+"""What an expectation maximisation replaces by its own."""
 WHOLE_BYTES = 2**30
 """A model of more than this is read in samples."""
 SAMPLE_BYTES = 4_096
+WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 _PASSING = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
 """Of config.json: what saving a model anew may change."""
 
@@ -56,9 +59,11 @@ def files_identity(config: RunConfig) -> dict[str, str]:
     return found
 
 
-def save_identity(found: dict[str, str], folder: Path) -> None:
-    """Keep it in the run's folder."""
-    write_whole(folder / FILE, json.dumps(found, indent=2))
+def keep_identity(config: RunConfig, task: Task[Any]) -> None:
+    """Keep it in the run's folder; a resumed run has been held against what it had."""
+    path = config.run_folder / FILE
+    if not path.exists():
+        write_whole(path, json.dumps(identity_of(config, task), indent=2))
 
 
 def load_identity(folder: Path) -> dict[str, str]:
@@ -75,9 +80,18 @@ def check_models(config: RunConfig, folder: Path) -> None:
     kept, found = load_identity(folder), files_identity(config)
     values = {name: text for name, _, text in places(config)}
     for name in sorted(kept.keys() & found.keys() - set(NOT_OF_THE_SAMPLER)):
+        if name == REFERENCE and has_own_reference(config):
+            continue
         if kept[name] != found[name]:
             problem = "is not what the run was trained with, though it may be of the same shapes"
             raise UserError(name, str(values[name]), problem, f"give that by --{name}, or train a run with this one")
+
+
+def has_own_reference(config: RunConfig) -> bool:
+    """Whether the reference is what an expectation maximisation made itself: its last M step's model, which it is
+    evaluated by, whatever adapter it was given to begin with."""
+    adapter = config.reference.adapter
+    return bool(config.em.iterations) and adapter is not None and adapter.is_relative_to(config.run_folder)
 
 
 def model_digest(name: str) -> str | None:
@@ -86,18 +100,20 @@ def model_digest(name: str) -> str | None:
     Covers config.json without what saving anew changes, and of every tensor its name, type, shape and content: all of
     it for a model of up to `WHOLE_BYTES`, else three samples of `SAMPLE_BYTES` (beginning, middle, end), in which a
     model that was trained further differs. It doesn't cover the tokenizer, whose ids the queries hold. None for an id
-    on the hub that isn't in the cache yet.
+    on the hub that isn't in the cache yet, or not as a whole.
     """
     folder = _folder(name)
-    files = [] if folder is None else sorted(folder.glob("*.safetensors"))
-    if folder is None or not files:
+    if folder is None:
         return None
-    whole = sum(path.stat().st_size for path in files) <= WHOLE_BYTES
     try:
+        files = _weights(folder)
+        if not files or not all(path.is_file() for path in files):
+            return None
+        whole = sum(path.stat().st_size for path in files) <= WHOLE_BYTES
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         kept = {key: value for key, value in config.items() if key not in _PASSING}
         tensors = sorted(part for path in files for part in _tensors(path, whole))
-    except (OSError, ValueError, KeyError, struct.error) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise UserError("model.name", name, f"can't be read ({error})", "mend the folder, or give another") from error
     return _digest(json.dumps(kept, sort_keys=True), *tensors)
 
@@ -110,6 +126,16 @@ def _folder(name: str) -> Path | None:
 
     cached = hub.try_to_load_from_cache(name, "config.json")
     return Path(cached).parent if isinstance(cached, str) else None
+
+
+def _weights(folder: Path) -> list[Path]:
+    """The files that a model's weights are read from; others may lie beside them, as those that Mistral AI's own
+    programs read, and come into the hub's cache later."""
+    index = folder / WEIGHTS_INDEX
+    if not index.is_file():
+        return [folder / WEIGHTS]
+    found = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    return [folder / name for name in sorted(set(found.values()))]
 
 
 def _tensors(path: Path, whole: bool) -> Iterator[str]:

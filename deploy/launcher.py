@@ -42,8 +42,9 @@ from common.tasks import SampleRequest, Task, make_task
 from common.tokens import codec_of
 from common.trajectory import Trajectory
 from deploy.actor_pool import ActorPool, EvaluationStopped
-from deploy.beginning import begun, keep_identity
 from deploy.cluster import own_gpus
+from deploy.identity import keep_identity
+from deploy.put_aside import begun
 from deploy.report import wanted_requests, write_summary
 
 log = get_logger("launcher")

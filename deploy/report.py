@@ -30,7 +30,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def can_go_on(folder: Path) -> bool:
     """Whether a run's folder has what run.resume goes on from: a checkpoint, or the first step of an EM run."""
-    return any(folder.glob("checkpoints/step-*")) or (folder / "e1").is_dir()
+    found = [path for name in ("step-*", ".step-*.replaced") for path in folder.glob(f"checkpoints/{name}")]
+    return bool(found) or (folder / "e1").is_dir()
 
 
 def write_summary(

@@ -12,7 +12,7 @@ from common.config_loading import load_run
 from common.errors import UserError
 from common.places import Kind, places
 from common.tasks import Task
-from deploy.identity import QUERIES, identity_of, load_identity
+from deploy.identity import QUERIES, REFERENCE, has_own_reference, identity_of, load_identity
 
 FIXED: dict[str, str] = {
     "task": "its buffer holds trajectories under that mask with rewards for that task",
@@ -69,10 +69,12 @@ def check_resume(config: RunConfig, task: Task[Any]) -> None:
         if name == QUERIES and name in kept:
             # Rows may lie elsewhere: what they hold is looked at below.
             continue
-        if name == "reference.adapter" and _is_of_its_own(own, config):
+        if name == REFERENCE and has_own_reference(own):
             continue
         raise _refusal(name, after.get(name), before.get(name), reason_to_keep(name) or "")
     for name in sorted(kept.keys() & found.keys() - same_place):
+        if name == REFERENCE and has_own_reference(config):
+            continue
         if name == QUERIES or (name in named and reason_to_keep(name) is not None):
             raise _replaced(name, after.get(name), config.run_folder)
 
@@ -110,12 +112,6 @@ def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
-
-
-def _is_of_its_own(own: RunConfig, config: RunConfig) -> bool:
-    """Whether it is what an expectation maximisation made itself: its last M step's model, which it is evaluated by."""
-    adapter = own.reference.adapter
-    return bool(config.em.iterations) and adapter is not None and adapter.is_relative_to(config.run_folder)
 
 
 def _refusal(name: str, value: Any, before: Any, reason: str) -> UserError:

@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 
 from buffer.append_only import trim_zeros
 from buffer.claim import RunClaim, is_claimed, refuse_the_living
-from buffer.connection import Client, Keys, connect
+from buffer.connection import Client, Keys, connect_impatiently
 from buffer.control import Control
 from buffer.embedded import running_server
 from common.config import RunConfig
@@ -58,7 +58,7 @@ def check_name_in_redis(config: RunConfig) -> None:
     """Whether nobody has the run's name in a Redis that is shared. Raises UserError."""
     if config.redis.url is None or config.run.name is None:
         return
-    client = _client(config)
+    client = connect_impatiently(config.redis)
     try:
         for name in _redis_names(config):
             # Whether a claim is renewed takes a while to see: that is left to `claimed`.
@@ -162,7 +162,7 @@ def _claimed_in_redis(config: RunConfig) -> Iterator[None]:
     """Nothing to claim in a server that is started for the run."""
     with contextlib.ExitStack() as stack:
         if config.redis.url is not None:
-            client = _client(config)
+            client = connect_impatiently(config.redis)
             stack.callback(client.close)
             try:
                 for name in _redis_names(config):
@@ -271,12 +271,6 @@ def _redis_names(config: RunConfig) -> list[str]:
     whole = config.redis_name
     steps = range(1, config.em.iterations + 1)
     return [whole, *(f"{whole}-{part}{i}" for i in steps for part in "em")]
-
-
-def _client(config: RunConfig) -> Client:
-    """One short attempt: the patience that a run has with a restarting server would only delay the answer."""
-    impatient = {"retries": 1, "timeout_s": min(3.0, config.redis.timeout_s)}
-    return connect(config.redis.model_copy(update=impatient))
 
 
 def _taken(name: str | None) -> UserError:

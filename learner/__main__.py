@@ -112,7 +112,8 @@ def main(arguments: list[str]) -> int:
     config = in_folder(load_resolved(folder / "config.yaml"), folder)
     assert config.run.name is not None
     if started_by_torchrun():
-        die_with_parent()
+        # torchrun gives them time itself. Once it is killed nobody has the folder's lock: none may go on with a step.
+        die_with_parent(signal.SIGKILL)
     elif config.learner.num_processes > 1:
         become_torchrun(folder, config.learner.num_processes)
     rank = own_rank()

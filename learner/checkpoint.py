@@ -25,6 +25,7 @@ log = get_logger("learner")
 _STATE = "state.json"
 _TENSORS = "tensors.safetensors"
 _SHA256 = "tensors_sha256"
+_REPLACED = ".replaced"
 UNREADABLE = "unreadable-"
 """Put before the name of a checkpoint that could not be read, so that it is neither tried nor counted again."""
 
@@ -49,7 +50,7 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: 
     # On the disk before it has its name, and the older ones after that: power may fail at any instant.
     for path in (draft / _TENSORS, draft / _STATE, draft):
         _sync(path)
-    replaced = folder / f".{target.name}.replaced"
+    replaced = folder / f".{target.name}{_REPLACED}"
     shutil.rmtree(replaced, ignore_errors=True)
     if target.exists():
         target.rename(replaced)
@@ -62,8 +63,15 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: 
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if (path / _STATE).is_file())
+    """Complete checkpoints, oldest first. One that was to be replaced when a crash came still counts."""
+    replaced = [path for path in folder.glob(f".step-*{_REPLACED}") if not place_of(path).exists()]
+    whole = [path for path in (*folder.glob("step-*"), *replaced) if (path / _STATE).is_file()]
+    return sorted(whole, key=lambda path: place_of(path).name)
+
+
+def place_of(checkpoint: Path) -> Path:
+    """Where it belongs: one that was to be replaced has another name."""
+    return checkpoint.with_name(checkpoint.name.removeprefix(".").removesuffix(_REPLACED))
 
 
 def find_checkpoint(folder: Path) -> Found:
@@ -90,6 +98,10 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises UserError as `find_checkpoint`.
     """
+    # Only here, where no other process can be about to replace one.
+    for path in checkpoints(folder):
+        if path != place_of(path):
+            path.rename(place_of(path))
     found = find_checkpoint(folder)
     for path, why in found.unreadable.items():
         log.warning("checkpoint %s can't be read (%s): going on from %s", path.name, why, found.path.name)

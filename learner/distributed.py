@@ -182,8 +182,11 @@ class _Shared(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, policy: SharedPolicy, kind: _Kind, numbers: NDArray[np.int64], *_: Tensor) -> Tensor:
-        ctx.work = _Work(policy, policy.processes, kind, numbers)
-        return ctx.work.values
+        work = ctx.work = _Work(policy, policy.processes, kind, numbers)
+        values = work.values
+        # They hold the graph's node, which holds the work: together they would stay until Python looks for cycles.
+        del work.values
+        return values
 
     @staticmethod
     @once_differentiable

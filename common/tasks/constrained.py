@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -18,6 +16,7 @@ from common.action_space import ActionSpace
 from common.errors import UserError
 from common.grammar import Grammar
 from common.json_schema import regex_of_schema
+from common.json_text import loads_strictly
 from common.places import Kind, Place
 from common.reward import FloatArray, RewardWeights
 from common.tasks.base import TokenCodec
@@ -142,7 +141,7 @@ class ConstrainedTask(TemplateTask[ConstrainedConfig]):
             return given
         try:
             text = read_text(Path(str(given)).expanduser())
-            found = json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_no_number)
+            found = loads_strictly(text)
             if not isinstance(found, dict):
                 raise ValueError("it holds no object")
             return found
@@ -177,18 +176,6 @@ class ConstrainedTask(TemplateTask[ConstrainedConfig]):
                 np.mean(self._classifier.weighted(texts)) / self.config.classifier.weight
             )
         return found
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of a JSON text; json itself would keep the last of repeated names without a word."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError(f"the name {Counter(name for name, _ in pairs).most_common(1)[0][0]!r} is given twice")
-    return found
-
-
-def _no_number(text: str) -> Any:
-    raise ValueError(f"{text} is no number of JSON")
 
 
 def occurs(word: str, text: str) -> bool:

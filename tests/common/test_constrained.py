@@ -92,7 +92,7 @@ def test_a_classifiers_log_probability_is_a_factor(digit_model: Path, tmp_path: 
     [
         ({"classifier": {"model": "no/such/folder", "label": "x"}}, "task.classifier.model.*can't be read"),
         ({"json_schema": "missing.json"}, "task.json_schema.*can't be read"),
-        ({"json_schema": "repeated.json"}, "task.json_schema.*can't be read .*'a' is given twice"),
+        ({"json_schema": "repeated.json"}, "task.json_schema.*can't be read .*'a' stands twice"),
         ({"json_schema": "nan.json"}, "task.json_schema.*can't be read .*NaN is no number"),
         (
             {"json_schema": {"type": "integer", "multipleOf": 3}},

@@ -14,8 +14,8 @@ from common.config import RunConfig
 from common.config_loading import load_config, save_resolved
 from common.tasks import make_task
 from common.tokens import codec_of
-from deploy.beginning import keep_identity
 from deploy.checks import prepare
+from deploy.identity import keep_identity
 from deploy.run_folder import claimed
 from learner.checkpoint import save_checkpoint
 

@@ -21,7 +21,7 @@ from deploy.em import _begin
 from deploy.launcher import Launcher
 from deploy.resuming import FIXED, FREE, reason_to_keep
 from deploy.run_folder import claimed
-from learner.checkpoint import save_checkpoint
+from learner.checkpoint import load_checkpoint, save_checkpoint
 from tests.deploy.runs import config_of, contents, make_run, other_weights
 
 TEXT = "task: {{name: jsonl, train_path: '{0}/rows.jsonl', prompt: '{{x}}', max_len: 4, allowed_characters: '[0-9 ]'}}"
@@ -161,6 +161,15 @@ def test_an_older_checkpoint_is_gone_on_from_with_a_warning_and_none_is_an_error
         prepare(resumed)
 
 
+def test_a_checkpoint_that_was_to_be_replaced_when_a_crash_came_is_gone_on_from(
+    tmp_path: Path, digit_model: Path
+) -> None:
+    folder = make_run(config_of(tmp_path, digit_model, "--run.name", "good"))
+    shutil.rmtree(folder / "checkpoints" / "step-000005")
+    (folder / "checkpoints" / "step-000010").rename(folder / "checkpoints" / ".step-000010.replaced")
+    prepare(config_of(tmp_path, digit_model, "--run.name", "good", "--run.resume", "true"))
+
+
 def damage(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-7])
 
@@ -194,7 +203,7 @@ def test_a_resumed_run_that_was_killed_gives_back_what_the_good_one_had_at_the_n
 ) -> None:
     folder = make_run(config_of(tmp_path, digit_model, "--run.name", "good"))
     before = contents(folder)
-    monkeypatch.setattr("deploy.beginning._end", lambda folder: None)
+    monkeypatch.setattr("deploy.put_aside._end", lambda folder: None)
     monkeypatch.setattr(launcher.Launcher, "_run_parts", fails)
     with pytest.raises(RunFault), claimed(resumed_from(tmp_path, digit_model)) as config:
         Launcher(config).run()
@@ -204,6 +213,34 @@ def test_a_resumed_run_that_was_killed_gives_back_what_the_good_one_had_at_the_n
     with pytest.raises(RunFault), claimed(resumed_from(tmp_path, digit_model)) as config:
         Launcher(config).run()
     assert {name: content for name, content in contents(folder).items() if not name.startswith("logs/")} == before
+
+
+@pytest.mark.parametrize(("stopped_because", "kept"), [("interrupted", True), (None, False)])
+def test_a_resumed_run_that_is_stopped_before_its_first_step_leaves_the_good_one_and_one_that_ends_does_not(
+    tmp_path: Path,
+    digit_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stopped_because: str | None,
+    kept: bool,
+) -> None:
+    folder = make_run(config_of(tmp_path, digit_model, "--run.name", "good"))
+    before = contents(folder)
+
+    def does_no_step(self: Launcher, stack: object, folder: Path) -> None:
+        """What the learner leaves of that: the checkpoint again, the evaluation, its summary."""
+        tensors, state = load_checkpoint(folder / "checkpoints")
+        save_checkpoint(folder / "checkpoints", state.pop("step"), tensors, state, keep=2)
+        (folder / "evaluation_after.json").write_text("{}")
+        (folder / "learner_summary.json").write_text(json.dumps({"stopped_because": stopped_because}))
+        self._stopped = stopped_because
+
+    monkeypatch.setattr(launcher.Launcher, "_run_parts", does_no_step)
+    with claimed(resumed_from(tmp_path, digit_model)) as config:
+        assert Launcher(config).run()["interrupted"] == kept
+    names = ("summary.json", "learner_summary.json", "evaluation_after.json", "evaluation_samples.json", "config.yaml")
+    after = contents(folder)
+    assert [after.get(name) == before[name] for name in names] == [kept] * len(names)
+    assert not (folder / ".before-resume").exists()
 
 
 def test_a_resumed_run_that_fails_later_says_so_in_its_summary(

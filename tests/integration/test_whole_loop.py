@@ -29,6 +29,7 @@ from common.reward import RewardWeights
 from common.trajectory import Trajectory
 from tests.buffer.topologies import redis_cluster
 from tests.integration.conftest import ROOT, TIMEOUT_S, amortis, command, write_config
+from tests.processes import alive
 
 pytestmark = pytest.mark.integration
 
@@ -332,10 +333,3 @@ def test_a_run_exports_metrics_outlives_actor_and_redis_and_stops_cleanly_on_ctr
     while time.monotonic() < deadline and any(alive(pid) for pid in children):
         time.sleep(0.5)
     assert [pid for pid in children if alive(pid)] == [], "processes were left behind"
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False

@@ -1,6 +1,7 @@
 """What torchrun starts in `test_distributed.py`: the learner process of one run after the other.
 
-`several_processes.py [--fail STEP | --die STEP] RUN_FOLDER …`: process 1 fails, or dies, at its share of a step.
+`several_processes.py [--fail STEP | --die STEP | --hang STEP] RUN_FOLDER …`: process 1 fails, dies, or never comes to
+an end, at its share of a step.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +29,8 @@ def go_wrong(how: str, step: int) -> None:
         if steps == step and own_rank() == 1:
             if how == "--die":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if how == "--hang":
+                time.sleep(3_600)
             raise MemoryError("no memory for 8 trajectories")
         return honest(self, batch)
 

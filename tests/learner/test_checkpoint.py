@@ -137,6 +137,30 @@ def test_saving_a_step_again_replaces_it_and_leaves_nothing_else(tmp_path: Path)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000005"]
 
 
+def test_a_crash_while_a_step_is_saved_again_leaves_the_one_that_was_to_be_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(tmp_path, 5, {"x": torch.ones(3)}, {}, keep=1)
+    rename = Path.rename
+
+    def crash(self: Path, target: Path) -> Path:
+        if self.suffix == ".draft":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "rename", crash)
+        save_checkpoint(tmp_path, 5, {"x": torch.zeros(3)}, {}, keep=1)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    assert before == [".step-000005.draft", ".step-000005.replaced"]
+    assert find_checkpoint(tmp_path).state["step"] == 5 and len(checkpoints(tmp_path)) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == before, "looking changes nothing"
+    assert float(load_checkpoint(tmp_path)[0]["x"].sum()) == 3.0
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-000005"]
+    save_checkpoint(tmp_path, 5, {"x": torch.zeros(3)}, {}, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000005"]
+
+
 def test_lines_of_steps_that_are_done_again_and_what_a_crash_left_of_one_are_dropped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "lo\0\0\0')

@@ -2,37 +2,47 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
+import time
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pydantic import SecretStr
 from redis import Redis
+from torch import Tensor
 
 from buffer.connection import Keys
 from buffer.control import Control
 from buffer.replay import ReplayBuffer
-from common.config import RunConfig
+from common.action_space import ActionSpace
+from common.config import LoraSection, RunConfig
 from common.config_loading import REDIS_URL_VARIABLE, save_resolved
 from common.trajectory import Behaviour, Query, Trajectory
 from learner.__main__ import train
 from learner.checkpoint import checkpoints, load_checkpoint
-from learner.distributed import decode, encode
+from learner.distributed import SharedPolicy, decode, encode
 from learner.passes import shares
 from learner.policy import Actions
 from tests.conftest import make_query
+from tests.processes import alive
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("several_processes.py")
 STEPS = 12
 LIMIT_S = 240
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SCRIPT))
 OBJECTIVES = ("subtb", "vargrad", "tb", "sft", "rloo", "grpo")
 QUERIES = [make_query(14, 15, 3, 9, 2), make_query(7), make_query(14, 8, 1, 1, 4, 4, 4, 9)]
 DIGITS = range(3, 13)
@@ -108,15 +118,18 @@ def run_alone(url: str, client: Redis, config: RunConfig) -> list[dict[str, floa
     return rows(config)
 
 
+def environment_of(url: str) -> dict[str, str]:
+    return {**os.environ, REDIS_URL_VARIABLE: url, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
 def start(url: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """A Python program with its output kept, in the time that it gets."""
-    environment = {**os.environ, REDIS_URL_VARIABLE: url, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S)
+    return subprocess.run(command, env=environment_of(url), cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S)
 
 
 def torchrun(url: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    return start(url, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, SCRIPT, *arguments)
+    return start(url, *TORCHRUN, *arguments)
 
 
 def assert_same_curve(one: list[dict[str, float]], two: list[dict[str, float]]) -> None:
@@ -186,6 +199,74 @@ def test_a_process_that_goes_wrong_ends_the_run_with_its_cause_and_nothing_is_lo
     redis_client.flushall()
     assert_same_curve(run_alone(redis_url, redis_client, prepare(redis_client, tmp_path, digit_model, "one")), together)
     assert (config.run_folder / "logs" / "learner-1.log").is_file()
+
+
+def test_processes_that_hang_in_a_step_end_with_torchrun_which_has_the_folder_s_lock(
+    redis_url: str, redis_client: Redis, digit_model: Path, tmp_path: Path
+) -> None:
+    config = prepare(redis_client, tmp_path, digit_model, "mine", num_processes=2)
+    command = [sys.executable, *TORCHRUN, "--hang", "2", str(config.run_folder)]
+    launched = subprocess.Popen(
+        command, env=environment_of(redis_url), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    workers: list[int] = []
+    try:
+        wait_for(lambda: (config.run_folder / "metrics.jsonl").is_file() or launched.poll() is not None, LIMIT_S)
+        workers = [int(pid) for pid in Path(f"/proc/{launched.pid}/task/{launched.pid}/children").read_text().split()]
+        assert len(workers) == 2
+        launched.kill()
+        launched.wait()
+        wait_for(lambda: not any(map(alive, workers)), 5)
+    finally:
+        launched.kill()
+        for pid in filter(alive, workers):
+            os.kill(pid, signal.SIGKILL)
+
+
+def wait_for(done: Callable[[], bool], limit_s: float) -> None:
+    deadline = time.monotonic() + limit_s
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+class Alone:
+    """Process 0 of one, with nobody to talk to."""
+
+    rank, size = 0, 1
+
+    def send(self, *_: object) -> None: ...
+
+    def share(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    summed = share
+
+    def gathered(self, tensor: Tensor) -> list[Tensor]:
+        return [tensor]
+
+    def together(self, work: Callable[[], Tensor]) -> Tensor:
+        return work()
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_a_step_s_tensors_go_with_the_step_and_wait_for_no_garbage_collection(digit_model: Path, used: bool) -> None:
+    lora, space = LoraSection(rank=4), ActionSpace(vocab_size=16, terminator_id=1, max_len=3)
+    policy = SharedPolicy.load(str(digit_model), lora, space, dtype="float32", device=torch.device("cpu"))
+    policy.processes = Alone()  # type: ignore[assignment]
+    gc.disable()
+    try:
+        found = policy.unmasked_log_prob([Actions.plain(QUERIES[0], [3, 4]), Actions.plain(QUERIES[1], [])])
+        node = found.grad_fn.next_functions[0][0]  # type: ignore[union-attr]
+        work = weakref.ref(node.work)  # type: ignore[union-attr]
+        if used:
+            found.sum().backward()  # type: ignore[no-untyped-call]
+            assert all(p.grad is not None for p in policy.trainable().values())
+        assert work() is not None
+        del found, node
+        assert work() is None
+    finally:
+        gc.enable()
 
 
 def test_a_batch_comes_out_of_its_integers_as_it_went_in() -> None:

@@ -1,4 +1,4 @@
-"""What a run writes of itself as it begins, and what a resumed one leaves of its earlier part until it gets further."""
+"""What a resumed run had before is put aside until it gets further, and put back if it doesn't."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from common.config import RunConfig
 from common.config_loading import save_resolved
-from common.tasks import Task
-from deploy.identity import FILE, identity_of, save_identity
-from learner.checkpoint import checkpoints
+from deploy.report import read_json
+from learner.checkpoint import checkpoints, place_of
 
 ASIDE = ".before-resume"
 CONFIG, SUMMARY, LEARNER_SUMMARY = "config.yaml", "summary.json", "learner_summary.json"
@@ -21,16 +19,10 @@ OF_THE_END = (LEARNER_SUMMARY, "evaluation_after.json", "evaluation_samples.json
 _NEWEST = "newest"
 
 
-def keep_identity(config: RunConfig, task: Task[Any]) -> None:
-    """Keep what the run is trained with; a resumed run has been held against it."""
-    if not (config.run_folder / FILE).exists():
-        save_identity(identity_of(config, task), config.run_folder)
-
-
 @contextlib.contextmanager
 def begun(config: RunConfig) -> Iterator[None]:
-    """Write the configuration. A resumed run that ends with no step done gets back what it had, its summary among it:
-    a good run that can't be gone on with is still a good run."""
+    """Write the configuration. A resumed run that fails or is stopped with no step done gets back what it had, its
+    summary among it: a good run that can't be gone on with is still a good run."""
     folder = config.run_folder
     if not config.run.resume:
         save_resolved(config, folder / CONFIG)
@@ -63,12 +55,18 @@ def _end(folder: Path) -> None:
     """Put back what was put aside, unless the run got further or to its end; then it is out of date."""
     aside = folder / ASIDE
     before = (aside / _NEWEST).read_text(encoding="utf-8") if (aside / _NEWEST).exists() else ""
-    if _newest(folder) == before and not (folder / LEARNER_SUMMARY).exists():
+    if _newest(folder) == before and not _learner_is_done(folder):
         for name in (CONFIG, SUMMARY, *OF_THE_END):
             if (aside / name).exists():
                 (aside / name).replace(folder / name)
     shutil.rmtree(aside)
 
 
+def _learner_is_done(folder: Path) -> bool:
+    """Whether it trained to its last step; one that is asked to stop writes its summary too."""
+    summary = read_json(folder / LEARNER_SUMMARY)
+    return bool(summary) and summary.get("stopped_because") is None
+
+
 def _newest(folder: Path) -> str:
-    return max((path.name for path in checkpoints(folder / "checkpoints")), default="")
+    return max((place_of(path).name for path in checkpoints(folder / "checkpoints")), default="")

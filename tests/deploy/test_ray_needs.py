@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from deploy.surroundings import MAX_SOCKET_PATH, check_ray
+from deploy.ray_needs import MAX_SOCKET_PATH, check_ray
 
 
 @pytest.fixture(autouse=True)
-def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def usual_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A home of its own, no token, and the usual temporary folder."""
     for name in ("RAY_TMPDIR", "TMPDIR", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
         monkeypatch.delenv(name, raising=False)
@@ -63,7 +63,7 @@ def test_a_temporary_folder_that_cannot_be_written_is_said(
     folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "f").write_text("")
-    monkeypatch.setattr("deploy.surroundings.MAX_SOCKET_PATH", 1_000)
+    monkeypatch.setattr("deploy.ray_needs.MAX_SOCKET_PATH", 1_000)
     monkeypatch.setenv("TMPDIR", folder.format(file=tmp_path / "f"))
     with pytest.raises(UserError, match=r"TMPDIR = .*for Ray's files nothing can be written there"):
         check_ray()
@@ -87,6 +87,6 @@ def test_a_token_that_is_there_is_all_that_the_home_is_needed_for(
         raise AssertionError("nothing need be written")
 
     monkeypatch.setenv("RAY_TMPDIR", "/tmp")
-    monkeypatch.setattr("deploy.surroundings._check_temporary_folder", lambda: None)
-    monkeypatch.setattr("deploy.surroundings.check_writable", refuse)
+    monkeypatch.setattr("deploy.ray_needs._check_temporary_folder", lambda: None)
+    monkeypatch.setattr("deploy.ray_needs.check_writable", refuse)
     check_ray()
