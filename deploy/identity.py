@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pydantic import TypeAdapter
+
 from common.config import RunConfig
 from common.errors import UserError
 from common.files import write_whole
@@ -70,9 +72,10 @@ def load_identity(folder: Path) -> dict[str, str]:
     """What was kept; empty for a run of an amortis that kept nothing."""
     path = folder / FILE
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+        return TypeAdapter(dict[str, str]).validate_json(path.read_bytes()) if path.is_file() else {}
     except (OSError, ValueError) as error:
-        raise UserError("RUN", str(folder), f"its {FILE} can't be read ({error})", "delete that file") from error
+        problem = f"its {FILE} can't be read ({type(error).__name__})"
+        raise UserError("RUN", str(folder), problem, "delete that file: what it says is then not looked at") from error
 
 
 def check_models(config: RunConfig, folder: Path) -> None:
