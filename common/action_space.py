@@ -58,14 +58,14 @@ class ActionSpace(BaseModel):
     def _check_allowed(self, allowed: tuple[int, ...]) -> None:
         if self.terminator_id not in allowed:
             raise UserError(
-                "task.allowed",
+                "task.allowed_characters",
                 None,
                 f"the mask forbids the terminator (token {self.terminator_id}), so no trajectory could end",
                 "allow the terminator's characters, or choose another task.terminator",
             )
         if len(set(allowed)) != len(allowed) or min(allowed) < 0 or max(allowed) >= self.vocab_size:
             raise UserError(
-                "task.allowed",
+                "task.allowed_characters",
                 None,
                 f"token ids repeat or lie outside 0..{self.vocab_size - 1}",
                 "give each allowed token once, from this model's vocabulary",
@@ -75,7 +75,9 @@ class ActionSpace(BaseModel):
                 "task.tool.trigger", None, "is masked out, or ends the rationale", "allow the trigger's characters"
             )
         if len(allowed) < 2:
-            raise UserError("task.allowed", None, "allows nothing but the terminator", "allow at least one other token")
+            raise UserError(
+                "task.allowed_characters", None, "allows nothing but the terminator", "allow at least one other token"
+            )
 
     @cached_property
     def allowed_array(self) -> NDArray[np.int64]:

@@ -30,7 +30,7 @@ def too_large(problem: str = "makes too large an automaton") -> Unusable:
     """Where counted repetitions multiply."""
     return Unusable(
         problem,
-        "shorten its counted repetitions, such as {1,80} or maxLength: task.max_len bounds the length anyhow",
+        "shorten its counted repetitions, such as {1,80}, maxLength or maxItems: task.max_len bounds the length anyhow",
     )
 
 

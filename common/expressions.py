@@ -7,6 +7,7 @@ classes and escapes mean here what they mean to `re.fullmatch`. What isn't regul
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable
 from functools import lru_cache
 
@@ -33,6 +34,7 @@ ANCHORS = {
 """Each said by lookarounds."""
 _OF_LINES = {_constants.AT_BEGINNING: _constants.AT_BEGINNING_LINE, _constants.AT_END: _constants.AT_END_LINE}
 _SETS = (_constants.LITERAL, _constants.NOT_LITERAL, _constants.ANY, _constants.IN)
+_POSIX_CLASS = re.compile(r"\[:\^?(?:alnum|alpha|blank|cntrl|digit|graph|lower|print|punct|space|upper|word|xdigit):\]")
 _REFUSED = {
     _constants.GROUPREF: ("a reference to a group, such as \\1", "write out what it is to repeat, or its alternatives"),
     _constants.GROUPREF_EXISTS: ("a condition on a group, such as (?(1)a|b)", "write both cases as alternatives"),
@@ -47,9 +49,7 @@ _REFUSED = {
 def automaton_of(pattern: str, characters: Iterable[str]) -> CharacterAutomaton:
     """Accepts those texts of these characters that `re.fullmatch` does; raises Unusable."""
     try:
-        # Some is refused after parsing only: a lookbehind of several widths.
-        re.compile(pattern)
-        tree = _parser.parse(pattern)
+        tree = parsed(pattern)
         writer = _Writer()
         writer.net.last = writer.write(tree, tree.state.flags, writer.net.place())
     except (re.error, OverflowError) as error:
@@ -61,6 +61,29 @@ def automaton_of(pattern: str, characters: Iterable[str]) -> CharacterAutomaton:
     alphabet = sorted(set(characters))
     sets = [frozenset(c for c in alphabet if contains(c)) for contains in writer.sets]
     return deterministic(writer.net, sets, alphabet)
+
+
+def parsed(pattern: str) -> Any:
+    """By Python's own parser; raises what `re.compile` does, and Unusable for a class such as [[:alpha:]], which Python
+    takes for a set of its letters."""
+    if _POSIX_CLASS.search(pattern):
+        raise _nested_set()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Possible nested set", FutureWarning)
+        try:
+            tree = _parser.parse(pattern)
+            # Some is refused after parsing only: a lookbehind of several widths.
+            re.compile(pattern)
+        except FutureWarning as error:
+            raise _nested_set() from error
+    return tree
+
+
+def _nested_set() -> Unusable:
+    return Unusable(
+        "holds a bracket within a set, as in [[:alpha:]], which Python's re takes for a character of the set",
+        r"list the characters, as in [A-Za-z], or write \[ for the bracket itself",
+    )
 
 
 def unusable(kind: Any) -> Unusable:
@@ -120,12 +143,15 @@ class _Writer:
 
     def _repeat(self, value: Any, flags: int, at: int, behind: bool) -> int:
         least, most, item = value
-        for _ in range(least):
+        endless = most is _constants.MAXREPEAT
+        # The last one that has to come may come again: a copy more would double what is nested with each level.
+        for _ in range(least - 1 if endless else least):
             at = self.write(item, flags, self._join([at]), behind)
-        if most is _constants.MAXREPEAT:
+        if endless:
             again = self._join([at])
-            self.net.free[self.write(item, flags, again, behind)].append(again)
-            return self._join([again])
+            end = self._join([self.write(item, flags, again, behind)])
+            self.net.free[end].append(again)
+            return self._join([end] if least else [again])
         ends = [at]
         for _ in range(most - least):
             ends.append(self.write(item, flags, self._join([ends[-1]]), behind))

@@ -7,8 +7,12 @@ own structured outputs know no such bounds, which is why they are not used: the 
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
-from collections.abc import Mapping, Sequence
+import resource
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any
 
@@ -20,7 +24,22 @@ from common.errors import UserError
 from common.expressions import automaton_of
 from common.token_automata import TokenAutomaton, over_tokens
 
-COMPILE_LIMIT_S = 60.0
+COMPILE_LIMIT_S = 60
+"""Of processor time, so that what else the machine does decides nothing, in the checks before a run."""
+_SLACK = 4
+"""Each process of a run compiles anew what the checks let through, and may be slower at it: it may take so many times
+as long. So much more than its processor time it may wait for a processor."""
+_limit_s: ContextVar[int | None] = ContextVar("limit_s", default=None)
+
+
+@contextlib.contextmanager
+def compile_limit(seconds: int) -> Iterator[None]:
+    """Within it expressions that take more processor time to compile are refused."""
+    token = _limit_s.set(seconds)
+    try:
+        yield
+    finally:
+        _limit_s.reset(token)
 
 
 class Grammar:
@@ -163,16 +182,20 @@ class Grammar:
 
 def _compile(pattern: str, tokens: Mapping[int, str], terminator_id: int) -> TokenAutomaton:
     """In a process of its own, as some expressions take hours; raises Unusable."""
+    limit = _limit_s.get() or COMPILE_LIMIT_S * _SLACK
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_build, args=(sender, pattern, tokens, terminator_id), daemon=True)
+    process = context.Process(target=_build, args=(sender, limit, pattern, tokens, terminator_id), daemon=True)
     process.start()
     sender.close()
     try:
-        if not receiver.poll(COMPILE_LIMIT_S):
-            raise too_large(f"takes longer than {COMPILE_LIMIT_S:g} s")
+        if not receiver.poll(limit * _SLACK):
+            raise too_large(f"takes longer than {limit * _SLACK} s, though less of a processor's time")
         found: TokenAutomaton | Unusable = receiver.recv()
     except EOFError as error:
+        process.join()
+        if process.exitcode == -signal.SIGXCPU:
+            raise too_large(f"takes longer than {limit} s") from error
         raise Unusable("could not be compiled", "see the messages above, or simplify it") from error
     finally:
         process.kill()
@@ -182,7 +205,12 @@ def _compile(pattern: str, tokens: Mapping[int, str], terminator_id: int) -> Tok
     return found
 
 
-def _build(sender: Any, pattern: str, tokens: Mapping[int, str], terminator_id: int) -> None:
+def _build(sender: Any, limit_s: int, pattern: str, tokens: Mapping[int, str], terminator_id: int) -> None:
+    # Whatever the parent does on this signal, here it ends the process, and leaves no core.
+    signal.signal(signal.SIGXCPU, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    most = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    resource.setrlimit(resource.RLIMIT_CPU, (limit_s if most == resource.RLIM_INFINITY else min(limit_s, most), most))
     try:
         sender.send(over_tokens(automaton_of(pattern, "".join(tokens.values())), tokens, terminator_id))
     except Unusable as error:

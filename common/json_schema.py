@@ -20,8 +20,18 @@ from common.json_numbers import MOST_EXACT, NUMBER, either, integers, numbers
 from common.json_strings import quoted, string
 from common.json_values import kind, same, spanned
 
-_TOLD = ("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly")
-_ANNOTATIONS = frozenset([*_TOLD, "$comment", "$schema", "$defs", "definitions"])
+_TOLD = (
+    "title",
+    "description",
+    "default",
+    "examples",
+    "example",
+    "deprecated",
+    "readOnly",
+    "writeOnly",
+    "externalDocs",
+)
+_ANNOTATIONS = frozenset([*_TOLD, "example", "enumNames", "$comment", "$schema", "$anchor", "$defs", "definitions"])
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _ENFORCED: Mapping[str, Sequence[str]] = {
     "string": ("minLength", "maxLength", "pattern"),
@@ -35,10 +45,18 @@ _ENFORCED: Mapping[str, Sequence[str]] = {
 """The keywords of each type."""
 _COMBINING = ("$ref", "anyOf", "oneOf", "allOf")
 _COMMA, _COLON = ",[ ]?", ":[ ]?"
+_WRAPPERS = ("response_format", "format", "json_schema", "schema", "function", "parameters", "input_schema")
+"""Where requests to language models' services and definitions of tools hold a schema."""
+_LONGEST = 1_000_000
+"""Characters of an expression."""
 
 
 def regex_of_schema(setting: str, schema: Any) -> str:
     """A regular expression for JSON texts that fit a schema; raises UserError naming `setting` and the keyword."""
+    wrapped = _wrapped(schema)
+    if wrapped:
+        problem = "is a request or a tool's definition that holds a schema, and not the schema itself"
+        raise UserError(setting, schema, problem, f"give what stands under {wrapped} alone")
     try:
         return _Schema(setting, schema).text(schema, "#")
     except RecursionError as error:
@@ -58,6 +76,13 @@ class _Schema:
 
     def text(self, schema: Any, path: str) -> str:
         """Matches the texts that fit the schema at `path`."""
+        found = self._text(schema, path)
+        # Definitions that use each other twice double it with each.
+        if len(found) > _LONGEST:
+            self._refuse(path, None, "makes too long an expression", "use fewer $ref, or definitions that hold less")
+        return found
+
+    def _text(self, schema: Any, path: str) -> str:
         if not isinstance(schema, Mapping):
             self._refuse(path, schema, "doesn't say what stands there", "give a schema with a type")
         keywords = _demands(schema, path)
@@ -71,7 +96,7 @@ class _Schema:
 
     def _alone(self, keywords: Mapping[str, Any], path: str, *allowed: str) -> None:
         """Refuses what stands beside keywords that say it all."""
-        for other in keywords.keys() - set(allowed):
+        for other in [keyword for keyword in keywords if keyword not in allowed]:
             self._refuse(
                 f"{path}/{other}",
                 keywords[other],
@@ -129,7 +154,7 @@ class _Schema:
         if given == [] or not isinstance(kinds, list) or any(not _among(name, _ENFORCED) for name in kinds):
             self._refuse(f"{path}/type", given, "is no type of JSON", f"choose among {', '.join(_ENFORCED)}")
         enforced = ["type", "enum", "const", *_COMBINING, *(own for name in kinds for own in _ENFORCED[name])]
-        for keyword in keywords.keys() - set(enforced):
+        for keyword in [keyword for keyword in keywords if keyword not in enforced]:
             self._refuse(
                 f"{path}/{keyword}",
                 keywords[keyword],
@@ -242,9 +267,9 @@ class _Schema:
         item = self.text(keywords["items"], f"{path}/items")
         if most == 0:
             return r"\[\]"
-        more = f"{{{max(least, 1) - 1},{'' if most is None else most - 1}}}"
-        some = f"{item}(?:{_COMMA}{item}){more}"
-        return rf"\[{some}\]" if least else rf"\[(?:{some})?\]"
+        # Written once, or each array within another would double the expression: no item begins with a bracket that
+        # closes, so that behind a comma another has to come, and where none stands the array ends.
+        return rf"\[(?:{item}(?:{_COMMA}(?!\])|(?=\]))){{{least},{'' if most is None else most}}}\]"
 
     def _object(self, keywords: Mapping[str, Any], path: str) -> str:
         others = keywords.get("additionalProperties", True)
@@ -302,7 +327,23 @@ def _demands(schema: Mapping[str, Any], path: str) -> dict[str, Any]:
     """Its keywords without those that only tell of it."""
     # Below the root an $id would change what $ref means.
     silent = _ANNOTATIONS | {"$id"} if path == "#" else _ANNOTATIONS
-    return {keyword: value for keyword, value in schema.items() if keyword not in silent}
+    return {keyword: value for keyword, value in schema.items() if keyword not in silent and not _is_extension(keyword)}
+
+
+def _is_extension(keyword: Any) -> bool:
+    """Whether it is a tool's own note, as OpenAPI has them, but for the one that lets null through."""
+    return isinstance(keyword, str) and keyword.startswith("x-") and keyword != "x-nullable"
+
+
+def _wrapped(given: Any) -> str:
+    """Where the schema stands in what only holds one, such as `json_schema.schema`; empty for a schema."""
+    demanding = {*_COMBINING, "enum", "const", *(own for keywords in _ENFORCED.values() for own in keywords)}
+    if not isinstance(given, Mapping) or demanding & given.keys() or _among(given.get("type"), _ENFORCED):
+        return ""
+    inner = [name for name, value in given.items() if isinstance(value, Mapping)]
+    if len(inner) != 1 or inner[0] not in _WRAPPERS:
+        return ""
+    return ".".join(filter(None, [inner[0], _wrapped(given[inner[0]])]))
 
 
 def _types(schema: Mapping[str, Any]) -> Any:

@@ -10,7 +10,7 @@ from re import _constants, _parser  # type: ignore[attr-defined]
 from typing import Any
 
 from common.automata import Unusable
-from common.expressions import unusable
+from common.expressions import parsed, unusable
 
 PLAIN = r'[^"\\\x00-\x1f]'
 """A character that stands for itself."""
@@ -52,8 +52,7 @@ def string(least: int, most: int | None, pattern: str | None) -> str:
 def _found(pattern: str) -> str:
     """A lookahead behind the opening quote for a string in which the pattern is found."""
     try:
-        re.compile(pattern)
-        tree = _parser.parse(pattern)
+        tree = parsed(pattern)
     except (re.error, OverflowError, RecursionError) as error:
         raise Unusable(f"is no regular expression ({error})", "mend it: it is read as Python's re does") from error
     flags, within = _letters(tree.state.flags & ~re.UNICODE), _written(tree)

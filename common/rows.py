@@ -5,6 +5,7 @@ What can't be used is counted with its line, before any model is loaded.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from common.tables import Reader, read_csv, read_tsv
 from common.templates import LITERAL_BRACES
 from common.text_files import UnreadableFile, check_start, numbered_lines, read_text, why_no_text
 
+HUB_LIMIT_S = 5.0
 HUB = "hf://"
 """hf://owner/name, hf://owner/name:split or hf://owner/name/configuration:split."""
 OnBadRow = Literal["refuse", "skip"]
@@ -222,12 +224,31 @@ def _hub(setting: str, source: str) -> Iterator[Mapping[str, Any]]:
     name, _, split = source.removeprefix(HUB).partition(":")
     owner, _, rest = name.partition("/")
     repository, _, configuration = rest.partition("/")
+    _ask_hub(f"{owner}/{repository}")
     try:
         yield from load_dataset(f"{owner}/{repository}", configuration or None, split=split or "train")
     except Exception as error:
         raise UserError(
             setting, source, f"can't be loaded ({type(error).__name__})", "write hf://owner/name:split, or use a file"
         ) from error
+
+
+def _ask_hub(repository: str) -> None:
+    """Ask the hub once: `datasets` would try for half a minute before it looks into its cache."""
+    import datasets
+    import huggingface_hub as hub
+
+    if hub.constants.HF_HUB_OFFLINE:
+        return
+    try:
+        hub.HfApi().dataset_info(repository, timeout=HUB_LIMIT_S)
+    except (hub.errors.HfHubHTTPError, hub.errors.HFValidationError):
+        # Whoever loads it is told at once.
+        return
+    except Exception:
+        # It can't be reached. What is known from an earlier run is there without it, in the other processes too.
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
 
 
 def _numbered(records: Iterable[Any]) -> Iterator[Row]:

@@ -16,7 +16,9 @@ from common.config import RunConfig
 from common.devices import resolve_devices
 from common.errors import UserError
 from common.files import check_writable
+from common.grammar import COMPILE_LIMIT_S, compile_limit
 from common.places import Kind, absolute, looks_like_path, places
+from common.rows import HUB_LIMIT_S
 from common.seeds import make_seed_jobs
 from common.tasks import Task, make_task
 from common.tasks.base import unreadable
@@ -27,7 +29,6 @@ from deploy.resuming import adopted, check_resume
 from deploy.run_folder import check_folder, check_name_in_redis
 from learner.tracking import check_tracking
 
-HUB_LIMIT_S = 5.0
 QUANTIZED = ("quantization_config", "compression_config", "quantization")
 """Keys under which a model's config.json says how its weights were quantized: transformers', and MLX' last."""
 
@@ -53,7 +54,8 @@ def prepare(config: RunConfig) -> RunConfig:
     config = config.model_copy(update={"model": config.model.model_copy(update={"name": find_model(model_name)})})
     assert config.model.name is not None
     model = ModelCheck.of(config.model.name)
-    task, n_seeds = _check_task(config, model)
+    with compile_limit(COMPILE_LIMIT_S):
+        task, n_seeds = _check_task(config, model)
     if config.learner.objective == "sft":
         # All of them are waited for, and nothing else.
         config = config.model_copy(update={"buffer": config.buffer.model_copy(update={"min_size": n_seeds})})

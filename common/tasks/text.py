@@ -14,7 +14,9 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from common.action_space import ActionSpace
+from common.automata import Unusable
 from common.errors import UserError
+from common.expressions import parsed
 from common.places import Kind, Place
 from common.row import BadRow, Row
 from common.rows import HUB, Loaded, OnBadRow, OnOverlap, load, overlap
@@ -64,8 +66,10 @@ class TextConfig(TaskConfig):
     @classmethod
     def _compiles(cls, value: str | None) -> str | None:
         try:
-            re.compile(value or "")
-        except re.error as error:
+            parsed(value or "")
+        except Unusable as error:
+            raise ValueError(f"{error.problem}: {error.remedy}") from error
+        except (re.error, OverflowError, RecursionError) as error:
             raise ValueError(f"is no regular expression ({error})") from error
         return value
 

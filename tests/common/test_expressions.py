@@ -162,6 +162,8 @@ def test_patterns_made_at_random_take_what_fullmatch_takes(pattern: str) -> None
         (r"(a|b)\1", "holds a reference to a group", "alternatives"),
         ("(?P<x>a)(?P=x)", "holds a reference to a group", "alternatives"),
         ("(a)?(?(1)b|c)", "holds a condition on a group", "both cases"),
+        ("[[:alpha:]]+", "holds a bracket within a set", "as in [A-Za-z]"),
+        ("[^[:alpha:]]|[_[:digit:]]", "holds a bracket within a set", "as in [A-Za-z]"),
         ("a++b", "holds a possessive repetition", "lookahead"),
         ("(?>a|ab)c", "holds an atomic group", "lookahead"),
         (r"(?<=\ba)b", "holds an assertion within a lookbehind", "outside of the lookbehind"),

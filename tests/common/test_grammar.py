@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import pickle
 import re
+import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ from numpy.typing import NDArray
 
 from common.action_space import ActionSpace
 from common.errors import UserError
-from common.grammar import Grammar
+from common.grammar import Grammar, compile_limit
+from common.token_automata import over_tokens
 from tests.tiny import VOCABULARY
 
 STOP = VOCABULARY.index(".")
@@ -149,10 +152,29 @@ def test_tokens_of_several_characters_are_walked_whole(pattern: str) -> None:
             assert mask.accepts(np.array(z, np.int32)) == (re.fullmatch(pattern, text) is not None), text
 
 
-def test_an_expression_that_takes_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("common.grammar.COMPILE_LIMIT_S", 0.0)
-    with pytest.raises(UserError, match="takes longer than 0 s; shorten its counted repetitions"):
-        grammar("[12]*1[12]{13}")
+LONG = "[12]*1[12]{12}"
+"""Takes a few seconds."""
+
+
+def test_an_expression_that_takes_too_long_is_refused() -> None:
+    with compile_limit(1), pytest.raises(UserError, match="takes longer than 1 s; shorten its counted repetitions"):
+        grammar(LONG)
+
+
+def test_only_the_processor_s_own_time_counts_against_an_expression(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slowly(*arguments: Any) -> Any:
+        time.sleep(1.5)
+        return over_tokens(*arguments)
+
+    monkeypatch.setattr("common.grammar.over_tokens", slowly)
+    with compile_limit(1):
+        assert grammar("1").accepts(np.array(ALLOWED[:1], np.int32))
+
+
+def test_the_processes_of_a_run_have_more_time_than_its_checks() -> None:
+    with compile_limit(1), pytest.raises(UserError, match="takes longer than 1 s"):
+        grammar(LONG)
+    assert grammar(LONG, max_len=13).accepts(np.full(13, ALLOWED[0], np.int32))
 
 
 def test_a_mask_is_the_same_in_another_process() -> None:

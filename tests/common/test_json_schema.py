@@ -15,6 +15,7 @@ import pytest
 
 from common.default_model import default_model_path
 from common.errors import UserError
+from common.expressions import automaton_of
 from common.grammar import Grammar
 from common.json_numbers import integers, numbers
 from common.json_schema import regex_of_schema
@@ -271,6 +272,76 @@ def test_keywords_that_are_not_enforced_are_refused_by_name(kind: str, keyword: 
 def test_schemas_that_cannot_be_used_are_refused(schema: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         regex_of_schema(SETTING, schema)
+
+
+def nested(levels: int, inner: Any = INTEGER, **bounds: int) -> Any:
+    """Arrays of arrays."""
+    for _ in range(levels):
+        inner = {"type": "array", "items": inner, **bounds}
+    return inner
+
+
+@pytest.mark.parametrize("bounds", [{}, {"minItems": 1}, {"maxItems": 1}, {"minItems": 1, "maxItems": 1}])
+def test_arrays_within_arrays_add_to_the_expression_and_do_not_multiply_it(bounds: dict[str, int]) -> None:
+    lengths = [len(regex_of_schema(SETTING, nested(levels, **bounds))) for levels in (20, 40, 60)]
+    assert lengths[2] - lengths[1] == lengths[1] - lengths[0]
+    mask = automaton_of(regex_of_schema(SETTING, nested(20, **bounds)), "[]1,")
+    assert mask.accepts("[" * 20 + "1" + "]" * 20) and not mask.accepts("[" * 19 + "1" + "]" * 19)
+
+
+def test_schemas_that_are_nested_too_deeply_are_refused_in_one_line() -> None:
+    with pytest.raises(UserError, match=f"^{re.escape(SETTING)}: is nested too deeply; simplify it$"):
+        regex_of_schema(SETTING, nested(900))
+
+
+def test_definitions_that_use_each_other_twice_are_refused_before_they_fill_the_memory() -> None:
+    names = [f"d{i}" for i in range(60)]
+    steps = {
+        one: record(a={"$ref": f"#/$defs/{other}"}, b={"$ref": f"#/$defs/{other}"})
+        for one, other in itertools.pairwise(names)
+    }
+    schema = {"$ref": "#/$defs/d0", "$defs": {**steps, "d59": INTEGER}}
+    with pytest.raises(UserError, match="makes too long an expression; use fewer \\$ref"):
+        regex_of_schema(SETTING, schema)
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "place"),
+    [
+        ({"name": "a", "strict": True, "schema": {}}, "schema"),
+        ({"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}, "json_schema.schema"),
+        ({"type": "json_schema", "name": "a", "schema": {}}, "schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}},
+            "response_format.json_schema.schema",
+        ),
+        ({"type": "function", "function": {"name": "a", "parameters": {}}}, "function.parameters"),
+        ({"name": "a", "description": "b", "input_schema": {}}, "input_schema"),
+    ],
+)
+def test_what_only_holds_a_schema_is_told_from_one(wrapper: dict[str, Any], place: str) -> None:
+    *_, last = place.split(".")
+    held: Any = wrapper
+    for step in place.split("."):
+        whole, held = held, held[step]
+    whole[last] = record("a", a=INTEGER)
+    with pytest.raises(UserError, match=f"give what stands under {re.escape(place)} alone"):
+        regex_of_schema(SETTING, wrapper)
+    assert regex_of_schema(SETTING, whole[last])
+
+
+def test_what_says_nothing_of_the_value_is_taken() -> None:
+    told = {"x-order": 3, "enumNames": ["a"], "readOnly": True, "writeOnly": False, "deprecated": True, "$anchor": "a"}
+    assert regex_of_schema(SETTING, record(a={**INTEGER, **told})) == regex_of_schema(SETTING, record(a=INTEGER))
+    with pytest.raises(UserError, match="#/x-nullable = True: can't be enforced"):
+        regex_of_schema(SETTING, {**INTEGER, "x-nullable": True})
+
+
+def test_the_first_of_several_keywords_that_are_not_enforced_is_named() -> None:
+    names = [f"k{i}" for i in range(20)]
+    for order in (names, names[::-1]):
+        with pytest.raises(UserError, match=f"at #/{order[0]} = 1: can't be enforced"):
+            regex_of_schema(SETTING, {"type": "integer", **dict.fromkeys(order, 1)})
 
 
 def test_integers_between_bounds_are_exactly_those() -> None:

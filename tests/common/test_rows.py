@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import re
+import time
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -134,6 +136,27 @@ def test_a_file_that_gives_nothing_is_named(
 def test_a_hub_id_that_can_not_be_loaded_is_named() -> None:
     with pytest.raises(UserError, match=r"task\.train_path = 'hf://nobody/nothing:train'.*can't be loaded"):
         load("task.train_path", "hf://nobody/nothing:train", Row.text, lambda item: item, "refuse")  # type: ignore[arg-type]
+
+
+def test_a_hub_that_can_not_be_reached_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+    import huggingface_hub as hub
+
+    asked = []
+
+    def unreachable(*_: Any, **__: Any) -> Any:
+        asked.append(1)
+        raise TimeoutError
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "")
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub.HfApi, "dataset_info", unreachable)
+    started = time.monotonic()
+    for _ in range(2):
+        with pytest.raises(UserError, match="can't be loaded"):
+            load("task.train_path", "hf://nobody/nothing", Row.text, lambda item: item, "refuse")  # type: ignore[arg-type]
+    assert len(asked) == 1 and time.monotonic() - started < 10
 
 
 def test_overlap_finds_the_test_items_that_were_trained_on() -> None:

@@ -123,7 +123,7 @@ def test_continuation_holds_out_test_prompts_and_reports_overlap(tmp_path: Path)
         ({"terminator": "the cat"}, "the\n", "task.terminator = 'the cat': is 2 tokens"),
         ({"forbidden": ["."]}, "the\n", "task.forbidden = '.': forbids the terminator"),
         ({"min_len": 9, "max_len": 4}, "the\n", "task.min_len = 9"),
-        ({"allowed_characters": "[~]"}, "the\n", "task.allowed: allows nothing but the terminator"),
+        ({"allowed_characters": "[~]"}, "the\n", "task.allowed_characters: allows nothing but the terminator"),
     ],
 )
 def test_unusable_continuation_settings_are_named(
