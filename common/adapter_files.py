@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Set
 from pathlib import Path
 
-from common.config import LoraSection
+from common.config import SERVED_RANKS, LoraSection
 from common.errors import UserError
 
 _PREFIX = "base_model.model."
@@ -18,6 +18,8 @@ _DESCRIBING = {
     *("corda_config", "lora_ga_config", "megatron_core", "qalora_group_size"),
 }
 """Settings of an adapter that are checked for themselves, or say nothing of what it computes."""
+_FLOATS = ("F32", "BF16", "F16", "F64")
+"""Types of an adapter's weights, as safetensors calls them, whose values are taken as they are."""
 
 
 def files_sha256(files: Mapping[str, bytes]) -> str:
@@ -54,7 +56,7 @@ def check_adapter(
         found = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         kind = found.get("peft_type", "LORA")
         rank, modules = (0, "") if kind != "LORA" else (int(found["r"]), found["target_modules"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             setting, str(folder), f"holds no PEFT adapter ({type(error).__name__})", "give a folder such as RUN/adapter"
         ) from error
@@ -76,25 +78,53 @@ def check_adapter(
             f"its target_modules are the pattern {modules!r}",
             f"name the modules one by one in its adapter_config.json, of {names}",
         )
+    parts = _adapted_parts(setting, folder, modules, linear_layers)
+    if not 1 <= rank <= SERVED_RANKS[-1]:
+        raise UserError(setting, str(folder), f"has rank {rank}", f"give an adapter of rank 1 to {SERVED_RANKS[-1]}")
     if rank > lora.served_rank or (same_rank and rank != lora.rank):
         raise UserError(setting, str(folder), f"has rank {rank}, model.lora.rank is {lora.rank}", "set that rank")
     alpha = found.get("lora_alpha", lora.alpha)
+    if not isinstance(alpha, int | float) or not 0 < alpha < float("inf"):
+        raise UserError(setting, str(folder), f"has alpha {alpha}", "give an adapter with an alpha above 0")
     if same_rank and alpha != lora.alpha:
         raise UserError(
             setting, str(folder), f"has alpha {alpha}, model.lora.alpha is {lora.alpha:g}", "set model.lora.alpha to it"
         )
-    if not set(modules) <= set(lora.target_modules) or (same_rank and set(modules) != set(lora.target_modules)):
-        shown = ", ".join(sorted(modules))
+    if not parts <= set(lora.target_modules) or (same_rank and parts != set(lora.target_modules)):
+        shown = ", ".join(sorted(parts))
         raise UserError(setting, str(folder), f"adapts {shown}", "set model.lora.target_modules to these")
     base = found.get("base_model_name_or_path")
-    if base and Path(base).name != Path(model).name:
+    if base and Path(str(base)).name != Path(model).name:
         raise UserError(
             setting,
             str(folder),
             f"was trained on {base}, model.name is {model}",
             "give that model; if it is the same one, write so into base_model_name_or_path of its adapter_config.json",
         )
-    _check_weights(setting, folder, rank, set(modules), linear_layers)
+    _check_weights(setting, folder, rank, parts, linear_layers)
+
+
+def _adapted_parts(
+    setting: str, folder: Path, modules: object, linear_layers: Mapping[str, tuple[int, int]]
+) -> set[str]:
+    """Last parts of the names of the layers that an adapter's target_modules name, be it by whole names."""
+    known = sorted({name.rpartition(".")[2] for name in linear_layers})
+    remedy = f"give an adapter of {', '.join(known)}, on all layers of each that it has"
+    if not isinstance(modules, list) or not modules or not all(isinstance(item, str) for item in modules):
+        problem = f"its adapter_config.json has target_modules = {json.dumps(modules)}, no list of names"
+        raise UserError(setting, str(folder), problem, remedy)
+    adapted: set[str] = set()
+    for module in modules:
+        found = {name for name in linear_layers if name == module or name.endswith(f".{module}")}
+        if not found:
+            problem = f"adapts {module}, which is no linear layer of this model that can be adapted"
+            raise UserError(setting, str(folder), problem, remedy)
+        adapted |= found
+    parts = {name.rpartition(".")[2] for name in adapted}
+    left = sorted(name for name in linear_layers if name.rpartition(".")[2] in parts and name not in adapted)
+    if left:
+        raise UserError(setting, str(folder), f"adapts some layers of a kind alone, and not {left[0]}", remedy)
+    return parts
 
 
 def _is_plain(name: str, value: object) -> bool:
@@ -108,13 +138,15 @@ def _is_plain(name: str, value: object) -> bool:
 def _check_weights(
     setting: str, folder: Path, rank: int, modules: Set[str], linear_layers: Mapping[str, tuple[int, int]]
 ) -> None:
-    """Both factors of every such layer, in the layer's shape, and nothing else."""
+    """Both factors of every such layer, in the layer's shape, of finite real numbers, and nothing else."""
+    import torch
     from safetensors import SafetensorError, safe_open
 
     path = folder / "adapter_model.safetensors"
     try:
-        with safe_open(path, framework="numpy") as file:
+        with safe_open(path, framework="pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            kinds = {name: file.get_slice(name).get_dtype() for name in shapes}
     except (OSError, SafetensorError) as error:
         raise UserError(
             setting, str(folder), f"its {path.name} can't be read ({type(error).__name__})", "give a whole adapter"
@@ -134,6 +166,15 @@ def _check_weights(
             f"expected is {_shown(expected.get(first), 'none')}",
             "give an adapter of this model",
         )
+    for name, kind in kinds.items():
+        if kind not in _FLOATS:
+            problem = f"its {name.removeprefix(_PREFIX)} is of type {kind}"
+            raise UserError(setting, str(folder), problem, f"give an adapter in {', '.join(_FLOATS)}")
+    with safe_open(path, framework="pt") as file:
+        for name in shapes:
+            if not torch.isfinite(file.get_tensor(name)).all():
+                problem = f"its {name.removeprefix(_PREFIX)} holds numbers that are not finite"
+                raise UserError(setting, str(folder), problem, "give an adapter from before its training diverged")
 
 
 def _shown(shape: tuple[int, ...] | None, absent: str) -> str:

@@ -16,7 +16,7 @@ def load_config(name: str) -> Any:
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=False)
     except Exception as error:
-        raise _cant_load(name, "model", error) from error
+        raise _unusable_config(name, error) or cant_load(name, "model", error) from error
 
 
 def load_tokenizer(name: str) -> Any:
@@ -26,7 +26,7 @@ def load_tokenizer(name: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:
-        raise _cant_load(name, "tokenizer", error) from error
+        raise cant_load(name, "tokenizer", error) from error
 
 
 def load_causal_lm(name: str, dtype: Any) -> Any:
@@ -59,13 +59,16 @@ def load_causal_lm(name: str, dtype: Any) -> Any:
     return model.eval()
 
 
-def causal_lm_without_weights(config: Any) -> Any:
-    """The model's modules by name and shape, nothing stored in them."""
+def causal_lm_without_weights(name: str, config: Any) -> Any:
+    """The model's modules by name and shape, nothing stored in them; raises UserError naming `model.name`."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:
+        raise _no_model(name, error) from error
 
 
 def vocabulary_size(name: str, config: Any) -> int:
@@ -83,7 +86,39 @@ def _attention(config: Any) -> str | None:
     return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else None
 
 
-def _cant_load(name: str, part: str, error: Exception) -> UserError:
+def _unusable_config(name: str, error: Exception) -> UserError | None:
+    """What to say of a configuration that is there, and that transformers can't use; None for others."""
+    import transformers
+
+    try:
+        found, _ = transformers.PretrainedConfig.get_config_dict(name)
+    except Exception:
+        # There is no configuration: the first error says so.
+        return None
+    kind = found.get("model_type")
+    if not found or found.get("auto_map"):
+        return None
+    if isinstance(kind, str) and kind in transformers.CONFIG_MAPPING:
+        return _no_model(name, error)
+    return UserError(
+        "model.name",
+        name,
+        f"its config.json has model_type = {kind!r}, which transformers {transformers.__version__} doesn't know",
+        "give a model of an architecture that this version has",
+    )
+
+
+def _no_model(name: str, error: Exception) -> UserError:
+    return UserError(
+        "model.name",
+        name,
+        f"no model can be made from its config.json ({type(error).__name__}: {error})",
+        "give a model whose settings transformers knows",
+    )
+
+
+def cant_load(name: str, part: str, error: Exception) -> UserError:
+    """What to say of a model that transformers can't load a part of."""
     if "trust_remote_code" in str(error):
         return UserError(
             "model.name",

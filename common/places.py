@@ -70,12 +70,20 @@ def on_hub(kind: Kind, text: str) -> bool:
     """Whether a text names what is on the hub, and no file or folder."""
     if kind is Kind.ROWS:
         return text.startswith(HUB)
-    return kind is Kind.MODEL and not looks_like_path(text) and not Path(text).is_dir()
+    return kind is Kind.MODEL and not looks_like_path(text) and not is_folder(text)
 
 
 def looks_like_path(model: str) -> bool:
     """Whether a model's name is meant for a folder, as no id on the hub is written so."""
     return model.startswith((".", "/", "~")) or model.count("/") > 1
+
+
+def is_folder(text: str) -> bool:
+    """Whether there is such a folder; a text that can't be the name of one, as it is too long, names none."""
+    try:
+        return Path(text).expanduser().is_dir()
+    except (OSError, ValueError, RuntimeError):
+        return False
 
 
 def _kind(metadata: list[Any], value: Any) -> Kind | None:

@@ -17,7 +17,8 @@ from common.devices import resolve_devices
 from common.errors import UserError
 from common.files import check_writable
 from common.grammar import COMPILE_LIMIT_S, compile_limit
-from common.places import Kind, absolute, looks_like_path, places
+from common.models import cant_load
+from common.places import Kind, absolute, is_folder, looks_like_path, places
 from common.rows import HUB_LIMIT_S
 from common.seeds import make_seed_jobs
 from common.tasks import Task, make_task
@@ -29,8 +30,10 @@ from deploy.resuming import adopted, check_resume
 from deploy.run_folder import check_folder, check_name_in_redis
 from learner.tracking import check_tracking
 
-QUANTIZED = ("quantization_config", "compression_config", "quantization")
-"""Keys under which a model's config.json says how its weights were quantized: transformers', and MLX' last."""
+QUANTIZED = ("quantization_config", "compression_config", "quantization", "hf_quant_config")
+"""Keys under which a model's config.json says how its weights were quantized: transformers', MLX', ModelOpt's."""
+QUANTIZED_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+"""What GPTQ and AWQ wrote before there was a place for it in config.json, and ModelOpt still does."""
 
 
 def prepare(config: RunConfig) -> RunConfig:
@@ -84,8 +87,9 @@ def find_model(name: str | None) -> str:
         if problems:
             raise UserError("model.name", None, f"the default model is not ready ({problems[0]})", "run `make setup`")
         return str(path)
-    path = Path(name).expanduser()
-    if path.is_dir():
+    if is_folder(name):
+        path = Path(name).expanduser()
+        _check_no_adapter(name, str(path))
         for pattern in ("config.json", "*.safetensors"):
             if not any(path.glob(pattern)):
                 raise UserError("model.name", name, f"the folder has no {pattern}", "give a Hugging Face model folder")
@@ -94,8 +98,34 @@ def find_model(name: str | None) -> str:
     if looks_like_path(name):
         raise UserError("model.name", name, "no such folder", "give an existing folder or a Hugging Face id")
     _check_hub(name)
+    _check_no_adapter(name, name)
     _check_not_quantized(name, None)
     return name
+
+
+def _check_no_adapter(name: str, model: str) -> None:
+    """Refuse a model with an adapter beside it: transformers puts it into the model unasked, and vLLM doesn't."""
+    if _file(model, "adapter_config.json") is not None:
+        raise UserError(
+            "model.name",
+            name,
+            "holds an adapter (adapter_config.json), which the learner would load into the model and the actors not",
+            "give a folder of the model alone, and the adapter by model.lora.start_from",
+        )
+
+
+def _file(model: str, name: str) -> Path | None:
+    """One of the files of a folder or hub id, as transformers itself would find it; None where there is none."""
+    from transformers.utils import cached_file
+
+    found = cached_file(
+        model,
+        name,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return None if found is None else Path(found)
 
 
 def _check_not_quantized(name: str, folder: Path | None) -> None:
@@ -103,14 +133,19 @@ def _check_not_quantized(name: str, folder: Path | None) -> None:
     if folder is None:
         from transformers import PretrainedConfig
 
-        found, _ = PretrainedConfig.get_config_dict(name)
+        try:
+            found, _ = PretrainedConfig.get_config_dict(name)
+        except Exception as error:
+            raise cant_load(name, "model", error) from error
     else:
         found = _read_config(folder / "config.json", name)
-        # What GPTQ and AWQ wrote before there was a place for it in config.json.
-        for old in ("quantize_config.json", "quant_config.json"):
-            if (folder / old).is_file():
-                found = {"quantization_config": {**_read_config(folder / old, name), "quant_method": old}, **found}
-    for part in (found, found.get("text_config") or {}):
+    text = found.get("text_config")
+    parts = [found, text if isinstance(text, dict) else {}]
+    for file in QUANTIZED_FILES:
+        path = _file(name if folder is None else str(folder), file)
+        if path is not None:
+            parts.append({QUANTIZED[0]: {**_read_config(path, name), "quant_method": file}})
+    for part in parts:
         settings = next((part[key] for key in QUANTIZED if part.get(key)), None)
         if settings is not None:
             raise UserError(
@@ -135,7 +170,7 @@ def _quantization(settings: Any) -> str:
 def _read_config(path: Path, name: str) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         remedy = "give a complete Hugging Face model folder"
         raise UserError("model.name", name, f"its {path.name} can't be read ({error})", remedy) from error
     if not isinstance(found, dict):
@@ -147,7 +182,11 @@ def _check_hub(name: str) -> None:
     """Ask the hub once: transformers would try for half a minute before it says that a model can't be had."""
     import huggingface_hub as hub
 
-    cached = isinstance(hub.try_to_load_from_cache(name, "config.json"), str)
+    try:
+        cached = isinstance(hub.try_to_load_from_cache(name, "config.json"), str)
+    except hub.errors.HFValidationError as error:
+        remedy = "give an existing folder, or an id written as OWNER/NAME"
+        raise UserError("model.name", name, "is no folder, and can't be an id on the hub", remedy) from error
     if os.environ.get("HF_HUB_OFFLINE") and cached:
         return
     try:
@@ -174,7 +213,7 @@ def _check_hub(name: str) -> None:
 def _check_models(config: RunConfig) -> None:
     """Those besides the run's own: most are loaded for the evaluation, when all else is done."""
     for name, kind, text in places(config):
-        if kind is Kind.MODEL and name != "model.name" and looks_like_path(str(text)) and not Path(text).is_dir():
+        if kind is Kind.MODEL and name != "model.name" and looks_like_path(str(text)) and not is_folder(str(text)):
             raise UserError(name, str(text), "no such folder", "give an existing folder or a Hugging Face id")
 
 

@@ -13,6 +13,7 @@ from deploy.vllm_registry import is_installed, serves_lora
 
 SERVED = "Llama, Mistral, Qwen 2 and 3, Gemma 2 and 3, Phi, Phi-3, OPT, GPT-NeoX"
 """Families that are tested through sampling, scoring and learning; others may work as well."""
+_SENSES = ("vision", "visual", "image", "video", "audio", "speech")
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class ModelCheck:
     def of(cls, name: str) -> ModelCheck:
         """Raises UserError naming `model.name`, with what it is and what would work."""
         config = load_config(name)
-        problem = _why_not(config)
+        problem = _why_not(name, config)
         if problem is not None:
             raise UserError("model.name", name, *problem)
         return cls(name, config)
@@ -39,7 +40,7 @@ class ModelCheck:
 
     @cached_property
     def _model(self) -> Any:
-        return causal_lm_without_weights(self.config)
+        return causal_lm_without_weights(self.name, self.config)
 
     @property
     def n_parameters(self) -> int:
@@ -104,28 +105,28 @@ class ModelCheck:
             )
 
 
-def _why_not(config: Any) -> tuple[str, str] | None:
+def _why_not(name: str, config: Any) -> tuple[str, str] | None:
     """What keeps a model from being used, and what to do; None for nothing."""
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    )
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     choose = f"choose a causal language model, such as one of {SERVED}"
-    kind, architectures = config.model_type, list(config.architectures or [])
+    kind, architectures = config.model_type, config.architectures or []
+    if not isinstance(architectures, list) or not all(isinstance(item, str) for item in architectures):
+        return f"its config.json has architectures = {architectures!r}, no list of names", 'write it as ["NAME"]'
     own = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
     shown = architectures[0] if architectures else f"a {kind}"
-    reads_both_ways = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and getattr(config, "is_decoder", None) is False
     if config.is_encoder_decoder:
         return f"is {shown}, an encoder with a decoder, which continues no prompt", choose
     text = config.get_text_config()
-    if text is not config:
+    if text is not config or _reads_more(config):
         save = "save its text part as a model of its own, as docs/models.md shows"
         return (
             f"is {shown}, which reads more than text: only models of text alone are served",
-            save if text.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else choose,
+            save
+            if text is not config and getattr(text, "model_type", None) in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+            else choose,
         )
-    if own is None or reads_both_ways:
+    if own is None or (getattr(config, "is_decoder", None) is False and _reads_both_ways(name, config)):
         return f"is {shown}, no causal language model", choose
     if not architectures:
         return "names no architecture in its config.json", f'add "architectures": ["{own}"]'
@@ -133,7 +134,7 @@ def _why_not(config: Any) -> tuple[str, str] | None:
         return f"is {shown}, no causal language model such as {own}", "give the model with its output layer"
     if not _served(own):
         return f"is {own}, which vLLM can't serve with LoRA adapters", choose
-    state = _unshared_state(config)
+    state = _unshared_state(own, config)
     if state is not None:
         return f"is {own}, whose layers keep a state ({state}) that rationales of one prompt can't share", choose
     return None
@@ -150,9 +151,31 @@ def _served(architecture: str) -> bool:
     return bool(model_class.is_backend_compatible() or model_class._can_set_attn_implementation())
 
 
-def _unshared_state(config: Any) -> str | None:
-    """A kind of cached layer that can't be repeated by trajectory, as the learner repeats a prompt's; None for none."""
-    from transformers import DynamicCache
+def _reads_more(config: Any) -> bool:
+    """Whether a part that reads no text has settings of its own, such as vision_config or audio_encoder_config."""
+    parts = [name for name, value in config.to_dict().items() if name.endswith("_config") and value]
+    return any(sense in name for name in [*parts, *config.sub_configs] for sense in _SENSES)
 
-    layers = DynamicCache(config=config).layers
-    return next((type(layer).__name__ for layer in layers if not hasattr(layer, "batch_select_indices")), None)
+
+def _reads_both_ways(name: str, config: Any) -> bool:
+    """Whether a layer looks at the tokens to come: GPT-NeoX isn't called a decoder either, and is one."""
+    modules = causal_lm_without_weights(name, config).modules()
+    return any(getattr(module, "is_causal", None) is False for module in modules)
+
+
+def _unshared_state(architecture: str, config: Any) -> str | None:
+    """A kind of cached layer that can't be repeated by trajectory, as the learner repeats a prompt's; None for none."""
+    import transformers
+    from transformers.cache_utils import LinearAttentionCacheLayerMixin
+
+    if getattr(transformers, architecture)._is_stateful:
+        return "a recurrent one"
+    try:
+        layers = transformers.DynamicCache(config=config).layers
+    except (AttributeError, ValueError, TypeError) as error:
+        return f"or none, as its config.json doesn't tell: {type(error).__name__}"
+    for layer in layers:
+        # A layer of both kinds repeats the keys and values alone.
+        if isinstance(layer, LinearAttentionCacheLayerMixin) or not hasattr(layer, "batch_select_indices"):
+            return type(layer).__name__
+    return None

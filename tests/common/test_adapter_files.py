@@ -58,6 +58,16 @@ def test_an_untrained_adapter_changes_nothing() -> None:
         ({"target_modules": ["q_proj"]}, True, "adapts q_proj; set model.lora.target_modules"),
         ({"target_modules": ["o_proj"]}, False, "adapts o_proj"),
         ({"r": "many"}, True, "holds no PEFT adapter"),
+        ({"r": 600}, True, "has rank 600; give an adapter of rank 1 to 512"),
+        ({"lora_alpha": -1}, True, "has alpha -1; give an adapter with an alpha above 0"),
+        ({"target_modules": None}, True, "has target_modules = null, no list of names; give an adapter of o_proj, q_"),
+        ({"target_modules": []}, False, "has target_modules = [], no list of names; give"),
+        ({"target_modules": [1]}, True, "has target_modules = [1], no list of names; give"),
+        ({"target_modules": [["q_proj"]]}, True, 'has target_modules = [["q_proj"]], no list of names; give'),
+        ({"target_modules": ["q_proj", "lm_head"]}, True, "adapts lm_head, which is no linear layer of this model"),
+        ({"target_modules": ["layers.0.q_proj", "v_proj"]}, True, "and not model.layers.1.q_proj; give an adapter of"),
+        ({"target_modules": sorted(LAYERS)}, True, "adapts o_proj, q_proj, v_proj; set model.lora.target_modules"),
+        ({"base_model_name_or_path": 5}, True, "was trained on 5, model.name is /models/tiny"),
         ({"base_model_name_or_path": "org/other"}, True, "was trained on org/other, model.name is /models/tiny"),
         (
             {"target_modules": r".*\.(q|v)_proj"},
@@ -120,6 +130,41 @@ def test_more_than_plain_lora_is_refused_by_its_name_and_value(
 def test_another_kind_of_adapter_is_refused_by_its_name(tmp_path: Path, kind: str) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": kind}))
     with pytest.raises(UserError, match=f"holds a {kind} adapter; give a LoRA adapter"):
+        check(tmp_path)
+
+
+def test_an_adapter_that_names_its_layers_whole_is_one_of_their_last_parts(tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path, CONFIG)
+    whole = [name for name in LAYERS if not name.endswith("o_proj")]
+    (folder / "adapter_config.json").write_text(json.dumps({**CONFIG, "target_modules": whole}))
+    check(folder)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("same_rank", [True, False])
+def test_weights_that_are_not_finite_are_refused_by_the_tensor(tmp_path: Path, value: float, same_rank: bool) -> None:
+    name = "base_model.model.model.layers.1.v_proj.lora_A.weight"
+    values = np.ones((4, 6), np.float32)
+    values[3, 5] = value
+    with pytest.raises(UserError, match=r"its model\.layers\.1\.v_proj\.lora_A\.weight holds numbers that are not fin"):
+        check(write_adapter(tmp_path, CONFIG, **{name: values}), same_rank=same_rank)
+
+
+@pytest.mark.parametrize(("kind", "shown"), [(np.int8, "I8"), (np.int64, "I64"), (np.bool_, "BOOL")])
+def test_weights_that_are_no_real_numbers_are_refused_by_their_type(tmp_path: Path, kind: type, shown: str) -> None:
+    name = "base_model.model.model.layers.0.q_proj.lora_B.weight"
+    with pytest.raises(UserError, match=rf"its model\.layers\.0\.q_proj\.lora_B\.weight is of type {shown}; give"):
+        check(write_adapter(tmp_path, CONFIG, **{name: np.ones((8, 4), kind)}))
+
+
+def test_weights_of_two_bytes_are_taken(tmp_path: Path) -> None:
+    name = "base_model.model.model.layers.0.q_proj.lora_B.weight"
+    check(write_adapter(tmp_path, CONFIG, **{name: np.ones((8, 4), np.float16)}))
+
+
+def test_a_description_nested_too_deep_to_be_read_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"holds no PEFT adapter \(RecursionError\)"):
         check(tmp_path)
 
 

@@ -100,6 +100,7 @@ def test_every_setting_of_a_task_that_speaks_of_a_file_a_folder_or_a_model_is_ma
         (Kind.MODEL, "./name", False),
         (Kind.MODEL, "/models/name", False),
         (Kind.MODEL, "classifier", False),
+        (Kind.MODEL, "n" * 300, True),
         (Kind.ROWS, "hf://owner/name", True),
         (Kind.ROWS, "owner/name", False),
         (Kind.FILE, "owner/name", False),

@@ -12,6 +12,7 @@ import pytest
 from common.errors import UserError
 from common.models import load_causal_lm, load_config, load_tokenizer, vocabulary_size
 from common.tokens import load_codec
+from deploy.checks import find_model
 from deploy.model_check import ModelCheck
 from tests.architectures import ARCHITECTURES, make_tokenizer, save_model
 
@@ -46,6 +47,14 @@ def refusal(folder: Path) -> str:
         ("GPTNeoConfig", "GPTNeoForCausalLM", "vLLM can't serve with LoRA adapters", SERVED),
         ("MambaConfig", "MambaForCausalLM", "vLLM can't serve with LoRA adapters", SERVED),
         ("Qwen3_5TextConfig", "Qwen3_5ForCausalLM", "keep a state", SERVED),
+        ("FalconH1Config", "FalconH1ForCausalLM", "keep a state", SERVED),
+        ("RecurrentGemmaConfig", "RecurrentGemmaForCausalLM", "keep a state", SERVED),
+        ("ZayaConfig", "ZayaForCausalLM", "keep a state", SERVED),
+        ("InklingTextConfig", "InklingForCausalLM", "keep a state", SERVED),
+        ("BertGenerationConfig", "BertGenerationDecoder", "no causal language model", SERVED),
+        ("GitConfig", "GitForCausalLM", "reads more than text", SERVED),
+        ("Phi4MultimodalConfig", "Phi4MultimodalForCausalLM", "reads more than text", SERVED),
+        ("MoshiConfig", "MoshiForCausalLM", "reads more than text", SERVED),
         ("T5Config", "T5ForConditionalGeneration", "an encoder with a decoder", SERVED),
         ("BartConfig", "BartForConditionalGeneration", "an encoder with a decoder", SERVED),
         ("WhisperConfig", "WhisperForConditionalGeneration", "an encoder with a decoder", SERVED),
@@ -65,6 +74,72 @@ def test_a_model_that_cannot_be_used_is_refused_by_its_architecture(
 ) -> None:
     message = refusal(config_folder(tmp_path, kind, architecture))
     assert f"is {architecture}, " in message and reason in message and remedy in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"rope_scaling": {"rope_type": "of_tomorrow", "factor": 2}},
+            "made from its config.json (KeyError: 'of_tomorrow",
+        ),
+        ({"hidden_act": "of_tomorrow"}, "made from its config.json (KeyError: 'of_tomorrow"),
+        ({"hidden_size": "x"}, "Field 'hidden_size' expected int, got str"),
+        ({"num_hidden_layers": -1}, "its config.json doesn't tell"),
+        ({"text_config": "x"}, "reads more than text"),
+        ({"vision_config": {"hidden_size": 8}}, "reads more than text"),
+        (
+            {"architectures": "LlamaForCausalLM"},
+            "has architectures = 'LlamaForCausalLM', no list of names; write it as",
+        ),
+        ({"architectures": [1]}, "has architectures = [1], no list of names; write it as"),
+        ({"model_type": "of_tomorrow"}, "has model_type = 'of_tomorrow', which transformers"),
+        ({"model_type": None}, "has model_type = None, which transformers"),
+    ],
+)
+def test_settings_that_no_model_can_be_made_from_are_told(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    path = config_folder(tmp_path, "LlamaConfig", "LlamaForCausalLM", **SMALL) / "config.json"
+    (tmp_path / "model.safetensors").touch()
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(UserError) as caught:
+        ModelCheck.of(find_model(str(tmp_path))).check_target_modules(["q_proj"])
+    shown = str(caught.value)
+    assert shown.startswith("model.name = ") and "\n" not in shown and message in shown
+    assert "give a local folder" not in shown, "it is one"
+
+
+def test_a_model_that_is_called_no_decoder_and_looks_only_back_is_taken(tmp_path: Path) -> None:
+    ModelCheck.of(str(config_folder(tmp_path, "LlamaConfig", "LlamaForCausalLM", is_decoder=False, **SMALL)))
+
+
+def test_a_model_with_an_adapter_beside_it_is_refused_as_only_the_learner_would_load_it(tmp_path: Path) -> None:
+    folder = save_model(ARCHITECTURES["Llama"], tmp_path)
+    assert find_model(str(folder)) == str(folder)
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"]}')
+    with pytest.raises(UserError, match=r"model\.name = .*holds an adapter.*the adapter by model\.lora\.start_from"):
+        find_model(str(folder))
+
+
+@pytest.mark.parametrize("name", ["  ", "a\nb", "a\0b", "x" * 300, "owner/" + "x" * 300])
+def test_a_name_that_neither_a_folder_nor_the_hub_can_have_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=r"model\.name = .*is no folder, and can't be an id on the hub") as caught:
+        find_model(name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["/" + "x" * 300, "~" + "x" * 300])
+def test_a_path_that_no_folder_can_have_is_no_folder(name: str) -> None:
+    with pytest.raises(UserError, match=r"model\.name = .*no such folder"):
+        find_model(name)
+
+
+def test_a_configuration_nested_too_deep_to_be_read_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"model\.name.*its config\.json can't be read"):
+        find_model(str(tmp_path))
 
 
 def test_a_configuration_without_architecture_is_told_which_to_name(tmp_path: Path) -> None:

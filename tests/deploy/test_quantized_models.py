@@ -27,6 +27,12 @@ BITSANDBYTES = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_
         ({"config.json": {"quantization": {"group_size": 64, "bits": 8}}}, "8 bits"),
         ({"quantize_config.json": {"bits": 4, "group_size": 128}}, "quantize_config.json, 4 bits"),
         ({"quant_config.json": {"w_bit": 4, "q_group_size": 128}}, "quant_config.json, 4 bits"),
+        ({"hf_quant_config.json": {"quantization": {"quant_algo": "NVFP4"}}}, "hf_quant_config.json"),
+        ({"config.json": {"hf_quant_config": {"quant_method": "modelopt"}}}, "modelopt"),
+        (
+            {"config.json": {"quantization_config": None}, "quantize_config.json": {"bits": 4}},
+            "quantize_config.json, 4 bits",
+        ),
     ],
 )
 def test_a_quantized_model_is_refused_as_its_reward_is_another_models(
