@@ -334,7 +334,11 @@ class LearnerSection(Section):
     evaluate_every: int = Field(
         0, ge=0, description="steps between exact evaluations, where a task has one; 0: ends only"
     )
-    max_wait_s: float = Field(300.0, gt=0, description="a longer wait for trajectories ends the run with the cause")
+    max_wait_s: float = Field(
+        300.0,
+        gt=0,
+        description="a longer wait for trajectories ends the run with the cause; three times as long while engines start",
+    )
     max_sampler_gap: float | None = Field(
         None,
         gt=0,
