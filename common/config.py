@@ -337,7 +337,7 @@ class LearnerSection(Section):
     max_wait_s: float = Field(
         300.0,
         gt=0,
-        description="a longer wait for trajectories ends the run with the cause; three times as long while engines start",
+        description="a longer wait for trajectories ends the run with the cause; thrice as long while engines start",
     )
     max_sampler_gap: float | None = Field(
         None,
