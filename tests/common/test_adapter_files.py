@@ -215,3 +215,24 @@ def test_what_peft_saves_of_a_plain_adapter_is_accepted(tmp_path: Path, digit_mo
     check_adapter("reference.adapter", tmp_path, LORA, str(digit_model), layers, same_rank=True)
     with pytest.raises(UserError, match="does not fit this model: model"):
         check_adapter("reference.adapter", tmp_path, LORA, str(digit_model), LAYERS, same_rank=True)
+
+
+def test_what_peft_saves_of_whole_names_can_be_started_from(tmp_path: Path, digit_model: Path) -> None:
+    import torch
+
+    from common.action_space import ActionSpace
+    from deploy.model_check import ModelCheck
+    from learner.policy import LoraPolicy
+
+    def policy(lora: LoraSection) -> LoraPolicy:
+        space = ActionSpace(vocab_size=16, terminator_id=13, max_len=3)
+        return LoraPolicy.load(str(digit_model), lora, space, dtype="float32", device=torch.device("cpu"))
+
+    layers = ModelCheck.of(str(digit_model)).linear_layers
+    policy(LORA).save_adapter(tmp_path)
+    description = tmp_path / "adapter_config.json"
+    whole = [name for name in layers if name.endswith(("q_proj", "v_proj"))]
+    description.write_text(json.dumps({**json.loads(description.read_text()), "target_modules": whole}))
+    check_adapter("model.lora.start_from", tmp_path, LORA, str(digit_model), layers, same_rank=True)
+    policy(LORA.model_copy(update={"start_from": tmp_path})).save_adapter(tmp_path / "again")
+    check_adapter("model.lora.start_from", tmp_path / "again", LORA, str(digit_model), layers, same_rank=True)

@@ -122,6 +122,30 @@ def test_a_model_with_an_adapter_beside_it_is_refused_as_only_the_learner_would_
         find_model(str(folder))
 
 
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [(None, None), ("adapter_config.json", "holds an adapter"), ("hf_quant_config.json", "weights are quantized")],
+)
+def test_the_files_beside_a_model_of_the_hub_are_looked_at_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str | None, message: str | None
+) -> None:
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    stored, commit = tmp_path / "models--owner--name", "0" * 40
+    config_folder(stored / "snapshots" / commit, "LlamaConfig", "LlamaForCausalLM", **SMALL)
+    (stored / "refs").mkdir()
+    (stored / "refs" / "main").write_text(commit)
+    if file is None or message is None:
+        assert find_model("owner/name") == "owner/name"
+        return
+    (stored / "snapshots" / commit / file).write_text('{"bits": 4}')
+    with pytest.raises(UserError, match=rf"model\.name = 'owner/name': .*{message}"):
+        find_model("owner/name")
+
+
 @pytest.mark.parametrize("name", ["  ", "a\nb", "a\0b", "x" * 300, "owner/" + "x" * 300])
 def test_a_name_that_neither_a_folder_nor_the_hub_can_have_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=r"model\.name = .*is no folder, and can't be an id on the hub") as caught:
