@@ -5,6 +5,7 @@ They are found by their type, `Path`, or by a mark in their annotation, and neve
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -13,9 +14,13 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
+from common.errors import UserError
 from common.rows import HUB
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 
 
 class Kind(Enum):
@@ -62,8 +67,24 @@ def moved(section: ModelT, move: Callable[[Kind, Path], Path]) -> ModelT:
 
 
 def absolute(section: ModelT) -> ModelT:
-    """The section with its places absolute, those that are relative taken from the working folder."""
+    """The section with its places absolute, those that are relative taken from the working folder; raises UserError."""
+    for name, kind, text in places(section):
+        if isinstance(text, Path) or not on_hub(kind, text):
+            _check(name, kind, text)
     return moved(section, lambda kind, path: path.expanduser().resolve())
+
+
+def _check(name: str, kind: Kind, text: str | Path) -> None:
+    """Raise UserError for what can't be made a path of this machine."""
+    scheme = _SCHEME.match(str(text))
+    if scheme:
+        hub = {Kind.ROWS: f", or {HUB}owner/name", Kind.MODEL: ", or its id on the hub, owner/name"}.get(kind, "")
+        problem = f"is an address ({scheme[1]}), and what it names is read from this machine alone"
+        raise UserError(name, str(text), problem, f"fetch it and name its path{hub}")
+    try:
+        Path(text).expanduser().resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(name, str(text), f"is no path ({error})", "name a path that there is, or can be") from error
 
 
 def on_hub(kind: Kind, text: str) -> bool:

@@ -39,7 +39,10 @@ def places(template: str) -> list[str]:
 
 
 def check_template(template: str, known: Collection[str] | None = None) -> str:
-    """The template itself; raises ValueError for a lone brace and, where all names are known, for any other."""
+    """The template itself; raises ValueError for a lone brace and, where all names are known, for any other, and for
+    one without a text."""
+    if known is not None and not template.strip():
+        raise ValueError("is empty, which leaves nothing to continue")
     for name in places(template):
         if known is not None and name not in known:
             there = " and ".join(f"{{{item}}}" for item in known)

@@ -199,3 +199,29 @@ def test_a_place_is_tried_and_left_as_it_was(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(UserError, match=r"run\.folder = 'x': nothing can be written there \(No such file"):
         check_writable("run.folder", "x", Path("/proc/self/fdinfo/a"), "choose another")
+
+
+@pytest.mark.parametrize(
+    "setting", ["task.train_path", "task.json_schema", "task.tool.folder", "run.folder", "seeds.file"]
+)
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("loop/a", r"is no path \(Symlink loop"),
+        ("a\0b", r"is no path \(embedded null byte"),
+        ("~nobody9/x", r"is no path \(Could not determine home"),
+        ("https://example.org/a.csv", r"is an address \(https\).*; fetch it and name its path"),
+        ("s3://bucket/a.csv", r"is an address \(s3\)"),
+    ],
+)
+def test_what_can_not_be_a_path_is_refused_by_its_setting(here: Path, setting: str, text: str, problem: str) -> None:
+    (here / "loop").symlink_to("loop")
+    given: dict[str, Any] = {"task": {**CONSTRAINED, "tool": {"name": "tools:double"}}}
+    *sections, last = setting.split(".")
+    section = given
+    for name in sections:
+        section = section.setdefault(name, {})
+    section[last] = text
+    with pytest.raises(UserError, match=problem) as found:
+        absolute(RunConfig.model_validate(given))
+    assert found.value.field == setting

@@ -50,3 +50,9 @@ def test_a_name_that_stands_for_nothing_is_refused_with_those_that_there_are() -
 
 def test_places_come_once_each_in_their_order() -> None:
     assert places("{b} {a} {{c}} {b}") == ["b", "a"]
+
+
+@pytest.mark.parametrize("text", ["", " "])
+def test_a_template_whose_names_are_all_known_holds_a_text(text: str) -> None:
+    with pytest.raises(ValueError, match="is empty"):
+        check_template(text, ("low", "high"))

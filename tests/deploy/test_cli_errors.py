@@ -65,6 +65,8 @@ def taken_port() -> Iterator[int]:
             [],
             ["task.train_path", "no column", "which task.prompt names", "twice: {{ or }}"],
         ),
+        ("task: {name: rng, prompt: ''}\n", [], ["task.prompt", "''", "is empty"]),
+        (RNG, ["--seeds.file", "https://example.org/seeds.jsonl"], ["seeds.file", "https", "is an address"]),
         ("task: {name: rng, terminator: '5'}\n", [], ["task.terminator", "'5'", "is a digit"]),
         (RNG, ["--metrics.port", "{port}"], ["metrics.port", "Address already in use", "choose another"]),
         (RNG, ["--actor.max_model_len", "9"], ["actor.max_model_len", "9", "raise it to"]),
