@@ -21,9 +21,9 @@ class BadRow(ValueError):
 class NoColumn(BadRow):
     """A column that a setting names and the row does not have."""
 
-    def __init__(self, column: str, known: Iterable[str], setting: str | None) -> None:
-        self.column, self.setting = column, setting
-        self.known = ", ".join(map(repr, list(known)[:8])) or "none"
+    def __init__(self, column: str, known: Iterable[str], setting: str | None, in_template: bool = False) -> None:
+        self.column, self.setting, self.in_template, self.names = column, setting, in_template, list(known)
+        self.known = ", ".join(map(repr, self.names[:8])) or "none"
         asked = "" if setting is None else f", which {setting} names"
         super().__init__(f"no column {column!r} (it has {self.known}){asked}")
 
@@ -41,13 +41,13 @@ class Row:
     last: int | None = None
     """Its last line, where it stands on several."""
 
-    def text(self, column: str, setting: str | None = None) -> str:
+    def text(self, column: str, setting: str | None = None, in_template: bool = False) -> str:
         """A column as text, white space at the ends left out; raises BadRow if it is missing or empty.
 
-        `setting` is what names the column.
+        `setting` is what names the column, as a place of a template or alone.
         """
         if column not in self.values:
-            raise NoColumn(column, self.values, setting)
+            raise NoColumn(column, self.values, setting, in_template)
         try:
             text = as_text(self.values[column]).strip()
         except BadRow as error:

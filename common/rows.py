@@ -101,15 +101,23 @@ def _no_such_column(setting: str, source: str, missing: Sequence[NoColumn]) -> U
     first = missing[0]
     rows = "its one row has" if len(missing) == 1 else f"none of its {len(missing)} rows has"
     lacking = f"{rows}{' no' if len(missing) == 1 else ' a'} column {first.column!r}"
-    # What is no usual name of a column may be meant as it stands, such as {"x": 1}.
-    braces = "" if first.column.isidentifier() else f", or {LITERAL_BRACES}"
+    # It may be meant as it stands, as {"x": 1} or LaTeX's \frac{a}{b}.
+    braces = f", or {LITERAL_BRACES}" if first.in_template else ""
     asked = "the task's settings" if first.setting is None else first.setting
     return UserError(
         setting,
         source,
         f"{lacking}, which {asked} names: the first has {first.known}",
-        f"name one of these in {asked}{braces}",
+        f"{_separated(source, first.names)}name one of these in {asked}{braces}",
     )
+
+
+def _separated(source: str, names: Sequence[str]) -> str:
+    """What to do where a table's only column looks like several."""
+    wanted = {".csv": ("comma", ";|\t"), ".tsv": ("tab", ",;|")}.get(Path(source).suffix.lower())
+    if wanted is None or len(names) != 1 or not set(wanted[1]) & set(names[0]):
+        return ""
+    return f"separate its columns by a {wanted[0]} each if this is more than one, or "
 
 
 def read(setting: str, source: str) -> Iterator[Row]:
@@ -136,9 +144,8 @@ def _reported(setting: str, path: Path, reader: Callable[[Path], Iterator[Row]])
     except UnreadableFile as error:
         raise UserError(setting, str(path), f"can't be read ({error.problem})", error.remedy) from error
     except OSError as error:
-        raise UserError(
-            setting, str(path), f"can't be read ({error.strerror or error})", "name a UTF-8 file"
-        ) from error
+        remedy = "name a file that is there" if isinstance(error, FileNotFoundError) else "name a UTF-8 file"
+        raise UserError(setting, str(path), f"can't be read ({error.strerror or error})", remedy) from error
 
 
 def overlap(train: Iterable[Hashable], test: Sequence[Hashable]) -> list[int]:

@@ -7,6 +7,7 @@ reading goes on with the line after it.
 from __future__ import annotations
 
 import csv
+import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -71,13 +72,20 @@ def _under_header(rows: Iterator[tuple[int, int, Fields]]) -> Iterator[Record]:
             yield Record(first, last, {}, problem)
         elif len(fields) != len(header):
             fewer = f"fewer fields than columns ({len(fields)} of {len(header)})"
-            yield Record(first, last, {}, fewer if len(fields) < len(header) else "more fields than columns")
+            alone = f" (the header is one column, {header[0]!r})" if len(header) == 1 else ""
+            more = f"more fields than columns{alone}"
+            yield Record(first, last, {}, fewer if len(fields) < len(header) else more)
         else:
             # A column without a name, such as the row numbers that pandas writes, can't be asked for.
             yield Record(first, last, {name: value for name, value in zip(header, fields) if name.strip()})
 
 
 def _checked_header(line: int, names: Sequence[str]) -> Sequence[str]:
+    if re.fullmatch("sep=.?", names[0].strip(), re.IGNORECASE):
+        raise UnreadableFile(
+            f"line {line} says how Excel is to separate the fields, {names[0]!r}",
+            "take the line out, and separate the fields by commas, or by tabs in a .tsv file",
+        )
     twice = [name for i, name in enumerate(names) if name.strip() and name in names[:i]]
     if twice:
         raise UnreadableFile(f"line {line}, the header: two columns are named {twice[0]!r}", "rename one")

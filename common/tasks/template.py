@@ -80,6 +80,12 @@ class TemplateTask(TextTask[TemplateConfigT]):
     def example(self, row: Row) -> Example:
         config = self.config
         prompt, reference = self.prompt(row), self.reference_prompt(row)
+        for setting, text in (("prompt", prompt), ("reference_prompt", reference), ("target", config.target)):
+            if text is not None and not text.strip():
+                # A column's text is never empty, so that it is no row's fault.
+                raise UserError(f"task.{setting}", text, "is empty", "give a text, or a column such as {text}")
+        if "" in config.choices:
+            raise UserError("task.choices", config.choices, "holds an empty text", "take it off the list")
         target = None if config.target is None else fill_row(config.target, row, "task.target")
         others = [choice for choice in config.choices if choice != target] if target is not None else []
         if target is not None and config.choices and target not in config.choices:

@@ -189,7 +189,16 @@ class TextTask(Task[TextConfigT]):
         return [self._load("task.test_path", path, limit) for path in paths]
 
     def _load(self, setting: str, path: str, limit: int | None) -> Loaded[Example]:
-        found = load(setting, path, self._checked_example, lambda example: example.query.id, self.config.on_bad_row)
+        config = self.config
+        if self.max_model_len is not None and config.max_len + 3 > self.max_model_len:
+            # No row could be short enough.
+            raise UserError(
+                "task.max_len",
+                config.max_len,
+                f"leaves no room for a prompt within actor.max_model_len = {self.max_model_len}",
+                "lower it, or raise actor.max_model_len",
+            )
+        found = load(setting, path, self._checked_example, lambda example: example.query.id, config.on_bad_row)
         return replace(found, items=found.items[:limit])
 
     def _checked_example(self, row: Row) -> Example:
@@ -306,7 +315,7 @@ def character_space(
 def fill_row(template: str, row: Row, setting: str) -> str:
     """A template, which `setting` holds, with {column} replaced by the row's text; raises BadRow for a missing or empty
     column."""
-    return fill(template, lambda column: row.text(column, setting))
+    return fill(template, lambda column: row.text(column, setting, in_template=True))
 
 
 def distinct_names(sources: Sequence[str]) -> list[str]:

@@ -115,7 +115,12 @@ def test_bad_rows_refuse_the_file_where_that_is_asked_for(tmp_path: Path) -> Non
         ("a.jsonl", "", "holds no row"),
         ("a.json", "{", "1 bad rows: line 1: no JSON"),
         ("a.csv", "text\none,two\n", "line 2: more fields than columns"),
-        ("missing.jsonl", None, "can't be read"),
+        ("missing.jsonl", None, "No such file or directory.; name a file that is there"),
+        ("a.csv", "txt;label\na;b\n", "separate its columns by a comma each .*, or name one of these"),
+        ("a.tsv", "txt,label\na,b\n", "separate its columns by a tab each .*, or name one of these"),
+        ("a.csv", "txt;label\na,b;c\n", "line 2: more fields than columns .the header is one column, 'txt;label'"),
+        ("a.csv", "sep=;\ntext;label\na;b\n", "line 1 says how Excel is to separate the fields.*; take the line out"),
+        ("a.csv", "sep=,\ntext,label\na,b\n", "line 1 says how Excel is to separate the fields.*; take the line out"),
         ("a.txt", b"\xff\xfe\x00", "can't be read"),
     ],
 )
@@ -246,14 +251,16 @@ def test_a_column_that_no_row_has_is_an_error_of_the_setting_and_not_of_the_rows
     path = tmp_path / "a.csv"
     path.write_text("question,y\na,1\nb,2\n")
 
-    def asked(column: str) -> str:
+    def asked(column: str, in_template: bool = True) -> str:
         with pytest.raises(UserError) as found:
-            load("task.train_path", str(path), lambda row: row.text(column, "task.prompt"), str, "skip")
+            load("task.train_path", str(path), lambda row: row.text(column, "task.prompt", in_template), str, "skip")
         return str(found.value)
 
     assert "none of its 2 rows has a column 'q', which task.prompt names: the first has 'question', 'y'" in asked("q")
-    assert "twice" not in asked("q") and "name one of these in task.prompt" in asked("q")
-    assert asked('"x": 1').endswith("write a brace that stands for itself twice: {{ or }}")
+    assert asked("q", in_template=False).endswith("name one of these in task.prompt")
+    # As of LaTeX's fractions, or an object of JSON.
+    for column in ("a", '"x": 1'):
+        assert asked(column).endswith("task.prompt, or write a brace that stands for itself twice: {{ or }}")
 
 
 def test_reasons_that_many_rows_share_are_said_once_with_their_lines(tmp_path: Path) -> None:

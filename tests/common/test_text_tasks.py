@@ -235,10 +235,26 @@ def test_bad_rows_are_found_before_any_model_is_loaded(
     assert len(kept.examples[0]) == 8 and "skipped 1 bad rows: line 11" in " ".join(kept.data_notes())  # type: ignore[attr-defined]
 
 
-def test_a_target_that_tokenises_to_nothing_is_a_bad_row(codec: HuggingFaceCodec, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"target": ""}, r"^task\.target = '': is empty"),
+        ({"prompt": ""}, r"^task\.prompt = '': is empty"),
+        ({"reference_prompt": " "}, r"^task\.reference_prompt = ' ': is empty"),
+        ({"target": "{q}", "choices": ["a", ""]}, r"^task\.choices = .*holds an empty text"),
+        ({"max_len": 256}, r"^task\.max_len = 256: leaves no room for a prompt within actor\.max_model_len = 256"),
+    ],
+)
+def test_what_would_make_every_row_bad_is_an_error_of_its_setting(
+    codec: HuggingFaceCodec, tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
     path = write(tmp_path / "q.jsonl", [{"q": "a"}])
-    with pytest.raises(UserError, match="the target tokenises to nothing"):
-        task_of(codec, "jsonl", train_path=path, prompt="{q}", target="").queries("train")
+    for on_bad_row in ("refuse", "skip"):
+        task = task_of(
+            codec, "jsonl", 256, **{"train_path": path, "prompt": "{q}", "on_bad_row": on_bad_row, **settings}
+        )
+        with pytest.raises(UserError, match=message):
+            task.queries("train")
 
 
 def test_braces_of_rows_stand_as_they_are_and_those_of_templates_are_doubled(
