@@ -93,6 +93,19 @@ def edited(path: Path, number: int, **changes: Any) -> None:
     path.write_text("\n".join(lines))
 
 
+def check_that_line_3_alone_is_rejected(
+    full: ReplayBuffer, redis_client: Redis, folder: Path, changes: dict[str, Any], reason: str
+) -> None:
+    """Import an export whose third line was changed."""
+    path = folder / "a.jsonl"
+    export_buffer(full, path)
+    edited(path, 3, **changes)
+    report = import_buffer(make_buffer(redis_client, "other"), path)
+    assert report.added == 6
+    ((where, why),) = report.rejected
+    assert where == "line 3" and reason in why
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -111,13 +124,7 @@ def edited(path: Path, number: int, **changes: Any) -> None:
 def test_a_bad_line_is_rejected_with_its_reason_and_the_others_are_taken(
     full: ReplayBuffer, redis_client: Redis, tmp_path: Path, changes: dict[str, Any], reason: str
 ) -> None:
-    path = tmp_path / "a.jsonl"
-    export_buffer(full, path)
-    edited(path, 3, **changes)
-    report = import_buffer(make_buffer(redis_client, "other"), path)
-    assert report.added == 6
-    ((where, why),) = report.rejected
-    assert where == "line 3" and reason in why
+    check_that_line_3_alone_is_rejected(full, redis_client, tmp_path, changes, reason)
 
 
 def test_lines_that_are_no_json_are_rejected(full: ReplayBuffer, redis_client: Redis, tmp_path: Path) -> None:
@@ -170,13 +177,7 @@ def test_a_line_that_python_stumbles_over_costs_no_other(
 def test_what_the_buffer_cannot_store_is_rejected_before_anything_is_inserted(
     full: ReplayBuffer, redis_client: Redis, tmp_path: Path, changes: dict[str, Any], reason: str
 ) -> None:
-    path = tmp_path / "a.jsonl"
-    export_buffer(full, path)
-    edited(path, 3, **changes)
-    report = import_buffer(make_buffer(redis_client, "other"), path)
-    assert report.added == 6
-    ((where, why),) = report.rejected
-    assert where == "line 3" and reason in why
+    check_that_line_3_alone_is_rejected(full, redis_client, tmp_path, changes, reason)
 
 
 def test_files_of_another_encoding_are_one_line(redis_client: Redis, tmp_path: Path) -> None:
