@@ -20,6 +20,6 @@ test: lint
 	.venv/bin/python -m pytest -n 2
 
 docs: setup
-	.venv/bin/python -m deploy.reference > docs/configuration.md
-	.venv/bin/python -m deploy.grafana.build
-	.venv/bin/python -m deploy.prometheus_rules > deploy/kubernetes/rules.yaml
+	.venv/bin/python -m deploy.cli.reference > docs/configuration.md
+	.venv/bin/python -m deploy.monitoring.grafana.build
+	.venv/bin/python -m deploy.monitoring.prometheus_rules > deploy/kubernetes/rules.yaml

@@ -18,21 +18,21 @@ from typing import Any
 
 from common.config import EMSection, LearnerSection
 from common.tasks.figures import on_hull
-from deploy.compare import Comparison
-from deploy.comparison_table import Table
+from deploy.comparison.compare import Comparison
+from deploy.comparison.table import Table
 
 ROOT = Path(__file__).parents[1]
 TABLES, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "results.md"
-COMPARISONS = ROOT / "deploy" / "comparisons"
+COMPARISONS = ROOT / "deploy" / "comparison"
 
 _INTRODUCTION = """# Results
 
 Generated from the saved tables in `benchmarks/results/` by `python -m benchmarks.results`; don't edit it by hand.
 
-Each section is one comparison in `deploy/comparisons/`, run with
+Each section is one comparison in `deploy/comparison/`, run with
 
 ```console
-$ amortis compare deploy/comparisons/arithmetic.yaml --data FOLDER
+$ amortis compare deploy/comparison/arithmetic.yaml --data FOLDER
 ```
 
 on SmolLM2-135M-Instruct and CPU cores. Figures are mean ± standard error over seeds; one without an error is of a

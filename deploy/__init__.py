@@ -1,1 +1,1 @@
-"""How amortis is started and watched: command line, launcher, checks and displays."""
+"""How amortis is started, watched, compared and used; a room for each concern."""

@@ -18,7 +18,7 @@ from buffer.connection import Keys, connect
 from buffer.embedded import EmbeddedRedis
 from common.config import RedisSection
 from common.trajectory import Behaviour, Query, Trajectory
-from deploy import tools
+from deploy.monitoring import tools
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Threads that spin while they wait slow everything down where tests start processes beside themselves.

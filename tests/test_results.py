@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import results
-from deploy.comparison_table import Measurement, PlotSection, Table
+from deploy.comparison.table import Measurement, PlotSection, Table
 
 Rows = Mapping[tuple[str, str], Mapping[str, float]]
 TimedRows = Mapping[tuple[str, str], tuple[Mapping[str, float], float]]

@@ -10,7 +10,7 @@ import pytest
 
 from actors.ray_actor import start_actor
 from common.config import RunConfig
-from deploy.cluster import room_for_actors
+from deploy.run.cluster import room_for_actors
 
 pytestmark = pytest.mark.integration
 LIMIT_S = 120

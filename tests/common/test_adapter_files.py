@@ -206,7 +206,7 @@ def test_what_peft_saves_of_a_plain_adapter_is_accepted(tmp_path: Path, digit_mo
     import torch
 
     from common.action_space import ActionSpace
-    from deploy.model_check import ModelCheck
+    from deploy.run.model_check import ModelCheck
     from learner.policy import LoraPolicy
 
     space = ActionSpace(vocab_size=16, terminator_id=13, max_len=3)
@@ -221,7 +221,7 @@ def test_what_peft_saves_of_whole_names_can_be_started_from(tmp_path: Path, digi
     import torch
 
     from common.action_space import ActionSpace
-    from deploy.model_check import ModelCheck
+    from deploy.run.model_check import ModelCheck
     from learner.policy import LoraPolicy
 
     def policy(lora: LoraSection) -> LoraPolicy:

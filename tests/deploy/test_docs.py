@@ -11,10 +11,10 @@ from prometheus_client import CollectorRegistry
 
 from common.config_loading import known_keys, load_config
 from common.metrics import ActorMetrics, LauncherMetrics, LearnerMetrics
-from deploy.cli import _parser
-from deploy.compare import Comparison
-from deploy.reference import reference
-from tests.deploy.prometheus_files import rules
+from deploy.cli.main import _parser
+from deploy.cli.reference import reference
+from deploy.comparison.compare import Comparison
+from tests.deploy.monitoring.prometheus_files import rules
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -47,7 +47,7 @@ def check_comparison(path: Path, folder: Path) -> None:
         load_config(settings)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "deploy" / "comparisons").glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "deploy" / "comparison").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_comparison_loads(path: Path, tmp_path: Path) -> None:
     check_comparison(path, tmp_path)
 

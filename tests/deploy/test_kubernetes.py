@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from common.config_loading import load_config
-from deploy.prometheus_config import RULES
-from deploy.prometheus_rules import manifest
+from deploy.monitoring.prometheus_config import RULES
+from deploy.monitoring.prometheus_rules import manifest
 from tests import compose
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deploy.model_check import SERVED, ModelCheck
+from deploy.run.model_check import SERVED, ModelCheck
 from learner.policy import load_base_model
 from tests.architectures import ARCHITECTURES, make_tokenizer
 

@@ -47,7 +47,7 @@ def write_config(folder: Path, model: Path, **learner: Any) -> Path:
 
 def command(*arguments: str) -> list[str]:
     """An amortis command line."""
-    return [sys.executable, "-m", "deploy.cli", *arguments]
+    return [sys.executable, "-m", "deploy.cli.main", *arguments]
 
 
 def amortis(*arguments: str, status: int = 0) -> str:

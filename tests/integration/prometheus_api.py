@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import yaml
 
-from deploy.grafana.build import DASHBOARDS
+from deploy.monitoring.grafana.build import DASHBOARDS
 from tests.integration.conftest import ROOT
 
 RUN = "watched"

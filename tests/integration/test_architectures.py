@@ -28,8 +28,8 @@ from common.tasks import SampleRequest
 from common.tasks.constrained import ConstrainedConfig, ConstrainedTask
 from common.tokens import load_codec
 from common.trajectory import Query, Trajectory
-from deploy.model_check import ModelCheck
-from deploy.vllm_registry import serves_lora
+from deploy.run.model_check import ModelCheck
+from deploy.run.vllm_registry import serves_lora
 from learner.gap import measure_gap
 from learner.policy import LoraPolicy, load_base_model
 from tests.architectures import ARCHITECTURES, WORDS, save_model

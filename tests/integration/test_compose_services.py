@@ -18,7 +18,7 @@ import pytest
 from buffer.connection import Keys, connect
 from buffer.control import Control
 from common.config import RedisSection
-from deploy.tools import find_tool
+from deploy.monitoring.tools import find_tool
 from tests import compose, hosts
 from tests.compose_hosts import ComposeHosts, redis_programs
 from tests.integration.conftest import write_config

@@ -22,7 +22,7 @@ from peft import PeftModel
 
 from common.tasks import SampleRequest
 from common.trajectory import Query
-from deploy.inference import FinishedRun
+from deploy.sampler.finished_run import FinishedRun
 from learner.policy import Actions, LoraPolicy, load_base_model
 from tests.integration.conftest import amortis
 from tests.tiny import VOCABULARY

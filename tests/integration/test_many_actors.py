@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from buffer.embedded import free_port
 from common.metrics import ActorMetrics, LauncherMetrics, LearnerMetrics, new_registry
-from deploy.prometheus_config import configuration
+from deploy.monitoring.prometheus_config import configuration
 from tests.conftest import Tell, ToolFinder
 from tests.integration.prometheus_api import RUN, panel_queries, prometheus, without_data
 

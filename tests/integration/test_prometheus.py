@@ -16,9 +16,9 @@ import pytest
 from buffer.connection import connect
 from buffer.embedded import EmbeddedRedis, free_port
 from common.config import RedisSection
-from deploy.prometheus_config import configuration
+from deploy.monitoring.prometheus_config import configuration
 from tests.conftest import Tell, ToolFinder
-from tests.deploy.prometheus_files import rules
+from tests.deploy.monitoring.prometheus_files import rules
 from tests.integration.conftest import command, write_config
 from tests.integration.prometheus_api import RUN, Watched, panel_queries, process, prometheus, wait_for, without_data
 from tests.promql import selectors

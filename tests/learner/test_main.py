@@ -65,7 +65,7 @@ def test_a_gap_that_stops_the_run_is_served_until_prometheus_has_seen_it(
     redis_client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (stayed_s,) = fail_with(SamplerGapFault("too far apart"), redis_client, monkeypatch)
-    path = ROOT / "deploy" / "prometheus" / "prometheus.yml"
+    path = ROOT / "deploy" / "monitoring" / "prometheus" / "prometheus.yml"
     interval = yaml.safe_load(path.read_text(encoding="utf-8"))["global"]["scrape_interval"]
     assert stayed_s > 2 * float(interval.removesuffix("s"))
 

@@ -1,0 +1,1 @@
+"""The commands, one file a group; nothing stands on them."""

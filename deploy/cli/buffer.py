@@ -1,0 +1,216 @@
+"""`amortis buffer stats | export | import | clear | quarantine` on the buffer of a run, in progress or over."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from redis.exceptions import RedisError
+from rich.console import Console
+from rich.table import Table
+
+from buffer.connection import Client, Keys, connect, memory_of
+from buffer.control import Control
+from buffer.embedded import EmbeddedRedis, running_server
+from buffer.exchange import export_buffer, import_buffer
+from buffer.replay import BufferFull, ReplayBuffer
+from common.config import RunConfig
+from common.config_loading import load_run
+from common.errors import RunFault, UserError
+from common.json_text import dumps
+from common.trajectory import MalformedTrajectory, Trajectory
+from deploy.cli.display import print_figures
+
+URL_VARIABLE = "AMORTIS_REDIS__URL"
+_SHOWN = 10
+
+
+@dataclass
+class OpenBuffer:
+    """A run's buffer and what it is read with."""
+
+    config: RunConfig
+    client: Client
+    keys: Keys
+    buffer: ReplayBuffer
+
+
+@contextlib.contextmanager
+def open_buffer(run: Path, url: str | None) -> Iterator[OpenBuffer]:
+    """The buffer of a run's folder: in the given Redis, in the run's own if it is up, else from its data folder."""
+    config = load_run(run)
+    data = run / "redis"
+    address = url or os.environ.get(URL_VARIABLE) or running_server(data)
+    with contextlib.ExitStack() as stack:
+        if address is None:
+            if not data.is_dir():
+                raise UserError(
+                    "redis.url", None, f"{run} has no Redis of its own", f"set {URL_VARIABLE} or give --redis-url"
+                )
+            address = stack.enter_context(EmbeddedRedis(data)).url
+        client = connect(config.redis, address)
+        stack.callback(client.close)
+        keys = Keys(config.redis_name)
+        buffer = ReplayBuffer.of(config, client, keys)
+        buffer.check()
+        yield OpenBuffer(config, client, keys, buffer)
+
+
+def add_buffer_command(sub: argparse.ArgumentParser) -> None:
+    """Declare the actions of `amortis buffer`."""
+    actions = sub.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        action = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
+        action.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
+        action.add_argument(
+            "--redis-url", help=f"where the run's buffer is, if it was given a Redis; better in {URL_VARIABLE}"
+        )
+        action.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
+        return action
+
+    add("stats", "Show sizes and counters.")
+    export = add("export", "Write all trajectories to a file.")
+    export.add_argument("file", type=Path, metavar="FILE", help="JSON Lines if it ends in .jsonl, else binary")
+    export.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    import_ = add("import", "Insert the trajectories of a file that export wrote.")
+    import_.add_argument("file", type=Path, metavar="FILE", help="JSON Lines if it ends in .jsonl, else binary")
+    clear = add("clear", "Delete all trajectories of the run; adapters and checkpoints stay.")
+    clear.add_argument("--yes", action="store_true", help="don't ask")
+    quarantine = add("quarantine", "Show what was set aside as malformed, newest first.")
+    quarantine.add_argument("-n", type=int, default=20, help="entries (default: 20)")
+
+
+def buffer_command(options: argparse.Namespace, _: list[str], console: Console) -> int:
+    """`amortis buffer ACTION RUN …`."""
+    action = {"stats": stats, "export": export, "import": import_, "clear": clear, "quarantine": quarantine}
+    with open_buffer(options.run, options.redis_url) as opened:
+        try:
+            result, status = action[options.action](options, opened, console)
+        except BufferFull as error:
+            raise RunFault(str(error)) from error
+        except RedisError as error:
+            raise RunFault(f"Redis was lost: {error}") from error
+    if options.json:
+        print(dumps(result))
+    return status
+
+
+def stats(options: argparse.Namespace, opened: OpenBuffer, console: Console) -> tuple[Any, int]:
+    """Sizes and counters."""
+    found: dict[str, Any] = asdict(opened.buffer.stats())
+    memory = memory_of(opened.client)
+    found.update(
+        queries=len(opened.buffer.queries()),
+        queries_with_trajectories=len(opened.buffer.counts()),
+        max_bytes=opened.config.buffer.max_bytes,
+        redis_used_bytes=memory.used,
+        redis_max_bytes=memory.limit,
+    )
+    if not options.json:
+        shown = {name.replace("_", " "): f"{value:,}" for name, value in found.items()}
+        print_figures(console, str(options.run), shown)
+    return found, 0
+
+
+def export(options: argparse.Namespace, opened: OpenBuffer, console: Console) -> tuple[Any, int]:
+    """To a file."""
+    if options.file.exists() and not options.overwrite:
+        raise UserError("FILE", str(options.file), "exists", "choose another, or give --overwrite")
+    if not options.file.resolve().parent.is_dir():
+        raise UserError("FILE", str(options.file), "is in no existing folder", "make the folder first")
+    n = export_buffer(opened.buffer, options.file, _codec(opened.config).decode)
+    size = options.file.stat().st_size
+    _show(options, console, f"{n} trajectories, {size:,} bytes: {options.file}")
+    return {"exported": n, "bytes": size, "file": str(options.file)}, 0
+
+
+def import_(options: argparse.Namespace, opened: OpenBuffer, console: Console) -> tuple[Any, int]:
+    """From a file; exit status 1 if any trajectory was rejected."""
+    from common.tasks import make_task
+
+    task = make_task(opened.config.task, _codec(opened.config), opened.config.actor.max_model_len)
+    space = task.action_space
+
+    def why_invalid(item: Trajectory) -> str | None:
+        if item.task != task.name:
+            return f"of task {item.task}, this run's is {task.name}"
+        return space.why_invalid(item.action_ids)
+
+    opened.buffer.open()
+    if not opened.buffer.queries():
+        opened.buffer.put_queries(task.queries("train"))
+    report = import_buffer(opened.buffer, options.file, why_invalid)
+    counts = f"{report.read} read, {report.added} added, {report.duplicates} there already, {report.evicted} evicted"
+    _show(options, console, f"{counts}, {len(report.rejected)} rejected")
+    for where, reason in report.rejected[:_SHOWN]:
+        _show(options, console, f"  {where}: {reason}")
+    if len(report.rejected) > _SHOWN:
+        _show(options, console, f"  and {len(report.rejected) - _SHOWN} more (--json lists all)")
+    return asdict(report), 1 if report.rejected else 0
+
+
+def clear(options: argparse.Namespace, opened: OpenBuffer, console: Console) -> tuple[Any, int]:
+    """Everything that is stored."""
+    size = opened.buffer.stats().size
+    running = any(actor["alive"] for actor in Control(opened.client, opened.keys).actors().values())
+    if not options.yes:
+        raise UserError(
+            "--yes",
+            None,
+            f"{size} trajectories of {options.run}{' (in progress)' if running else ''} would be deleted",
+            "give --yes to delete them; `amortis buffer export` saves them first",
+        )
+    opened.buffer.clear()
+    _show(options, console, f"{size} trajectories deleted")
+    return {"deleted": size}, 0
+
+
+def quarantine(options: argparse.Namespace, opened: OpenBuffer, console: Console) -> tuple[Any, int]:
+    """What could not be used."""
+    found = opened.buffer.quarantine.newest(max(1, options.n))
+    table = Table("when", "reason", "origin", "bytes", "actions")
+    rows = []
+    for entry in found:
+        actions = _actions(entry.payload)
+        at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry.at))
+        shown = "unreadable" if actions is None else str(actions[:8])
+        table.add_row(at, entry.reason, entry.origin, str(len(entry.payload)), shown)
+        rows.append(
+            {
+                "at": entry.at,
+                "reason": entry.reason,
+                "origin": entry.origin,
+                "payload_hex": entry.payload.hex(),
+                "action_ids": actions,
+            }
+        )
+    total = opened.buffer.quarantine.count
+    _show(options, console, table if rows else "nothing was set aside")
+    if total > len(rows):
+        _show(options, console, f"{total} were set aside in all, {len(rows)} are shown")
+    return rows, 0
+
+
+def _actions(payload: bytes) -> list[int] | None:
+    try:
+        return [int(token) for token in Trajectory.from_bytes(payload).action_ids]
+    except MalformedTrajectory:
+        return None
+
+
+def _codec(config: RunConfig) -> Any:
+    from common.tokens import codec_of
+
+    return codec_of(config.model)
+
+
+def _show(options: argparse.Namespace, console: Console, what: Any) -> None:
+    if not options.json:
+        console.print(what, markup=False, highlight=False) if isinstance(what, str) else console.print(what)

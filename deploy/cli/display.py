@@ -1,0 +1,101 @@
+"""What a person sees while a run trains, and how results are printed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from deploy.run.launcher import RunState
+
+
+class LiveDisplay:
+    """A live table on a terminal; a line now and then elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
+        self._last_line = 0.0
+        self._last_phase = ""
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def watch(self, state: RunState) -> None:
+        """Show the run's present state."""
+        if self._live:
+            self._live.update(state_table(state))
+            return
+        now = time.monotonic()
+        if state.phase != self._last_phase or now - self._last_line > 10:
+            self._last_phase, self._last_line = state.phase, now
+            self._console.print(state_line(state), highlight=False, markup=False, soft_wrap=True)
+
+
+def _figures(state: RunState) -> dict[str, str]:
+    learner, elapsed = state.learner, time.monotonic() - state.started
+    step, steps = int(learner.get("step", 0)), int(learner.get("steps", state.config.learner.steps))
+    version = int(learner.get("adapter_version", 0))
+    alive = sum(actor["alive"] for actor in state.actors.values())
+    serving = "/".join(str(actor["adapter_version"]) for actor in state.actors.values()) or "-"
+    trained_s = float(learner.get("elapsed_s", 0.0))
+    eta = f"{(steps - step) * trained_s / step:.0f} s" if step and trained_s else "-"
+    figures = {
+        "step": f"{step}/{steps}",
+        "loss": _number(learner.get("loss")),
+        "mean log R": _number(learner.get("log_reward"), " nats"),
+        "log Z estimate": _number(learner.get("log_z"), " nats"),
+        "buffer": f"{state.buffer_size} ({state.pushed} pushed)",
+        "adapter": f"v{version}, actors serve {serving}",
+        "staleness": _number(learner.get("staleness"), " versions"),
+        "samples/s": f"{state.pushed / elapsed:.1f}",
+        "actors alive": f"{alive}/{state.actors_wanted}",
+        "elapsed": f"{elapsed:.0f} s",
+        "ETA": eta,
+    }
+    if "total_variation" in learner:
+        figures["total variation"] = _number(learner["total_variation"])
+    return figures
+
+
+def _number(value: Any, unit: str = "") -> str:
+    return "-" if value is None else f"{value:.3f}{unit}"
+
+
+def state_table(state: RunState) -> Table:
+    """The run's state as a table of two columns."""
+    table = Table(title=f"amortis: {state.config.run.name} — {state.phase}", show_header=False, title_justify="left")
+    for name, value in _figures(state).items():
+        table.add_row(name, value)
+    return table
+
+
+def state_line(state: RunState) -> str:
+    """The run's state as one line."""
+    if not state.learner.get("step"):
+        return f"[{time.monotonic() - state.started:4.0f} s] {state.phase}"
+    parts = [f"{name} {value}" for name, value in _figures(state).items() if name not in ("elapsed", "actors alive")]
+    return f"[{time.monotonic() - state.started:4.0f} s] {state.phase}: " + ", ".join(parts)
+
+
+def print_figures(console: Console, title: str, figures: Mapping[str, Any]) -> None:
+    """Print names and values as a table; nested values are left to the JSON file."""
+    table = Table(title=title, show_header=False, title_justify="left")
+    for name, value in figures.items():
+        if isinstance(value, dict | list) or value is None:
+            continue
+        table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+    console.print(table)

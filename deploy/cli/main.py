@@ -1,0 +1,190 @@
+"""The command line: `amortis train`, `compare`, `doctor`, `learner`, and the others from the files beside."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from rich.console import Console
+
+from common.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_USER, RunFault, UserError
+from common.json_text import dumps
+
+if TYPE_CHECKING:
+    from common.config import RunConfig
+
+Command = Callable[[argparse.Namespace, list[str], Console], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; errors that a user can mend are one line and exit status 2."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and not options.takes_settings:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Libraries' notes to their own developers; ours are errors and logs.
+    warnings.simplefilter("ignore", FutureWarning)
+    console = Console(stderr=options.json)
+    try:
+        command: Command = options.command
+        return command(options, rest, console)
+    except UserError as error:
+        print(f"amortis: {error}", file=sys.stderr)
+        return EXIT_USER
+    except RunFault as fault:
+        runs = options.command in (train, compare, learner)
+        print(f"amortis: {'the run stopped itself: ' if runs else ''}{fault}", file=sys.stderr)
+        return EXIT_FAULT
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+class _Parser(argparse.ArgumentParser):
+    """One whose errors are one line; its commands' parsers are of this kind too."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USER, f"amortis: {message}; see `{self.prog} --help`\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="amortis", description="Fine-tune a language model into a sampler of an intractable posterior."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Command, text: str, **extra: Any) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False, **extra)
+        sub.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
+        sub.set_defaults(command=command, takes_settings=command in (train, compare))
+        return sub
+
+    sub = add(
+        "train",
+        train,
+        "Train a sampler; writes runs/NAME/.",
+        epilog="Any setting can follow, e.g. --learner.lr 1e-4 --run.name mine; docs/configuration.md lists them. "
+        "Environment variables such as AMORTIS_LEARNER__LR come next, then the file.",
+    )
+    sub.add_argument("config", type=Path, metavar="CONFIG", help="YAML file")
+    sub = add(
+        "compare",
+        compare,
+        "Train and evaluate several configurations for several seeds; one table and one plot.",
+        epilog="Settings for all of them can follow, e.g. --learner.steps 50. What is done already is kept: the same "
+        "command goes on where an earlier one was interrupted.",
+    )
+    sub.add_argument("configs", type=Path, nargs="+", metavar="CONFIG", help="run configurations, or one comparison")
+    sub.add_argument("--seeds", type=int, nargs="+", help="seeds of each (default: the comparison's, or 0 1)")
+    sub.add_argument("--folder", type=Path, help="where it is kept (default: comparisons/NAME)")
+    sub.add_argument("--parallel", type=int, default=1, metavar="N", help="cells to run at a time (default: 1)")
+    sub.add_argument("--data", type=Path, help="folder that relative paths of data are in (default: the working one)")
+    from deploy.cli.sampler import add_sampler_commands
+
+    add_sampler_commands(add)
+    from deploy.cli.buffer import add_buffer_command, buffer_command
+
+    sub = commands.add_parser("buffer", help="Look into, export, import or clear a run's replay buffer.")
+    sub.set_defaults(command=buffer_command, takes_settings=False)
+    add_buffer_command(sub)
+    from deploy.cli.runs import add_run_commands
+
+    add_run_commands(commands)
+    sub = add("doctor", doctor, "Check that every component is there and works.")
+    sub.add_argument("--quick", action="store_true", help="don't start an engine or Ray")
+    sub = add("learner", learner, "Run the learner process of a run by hand (the launcher does it otherwise).")
+    sub.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
+    return parser
+
+
+def train(options: argparse.Namespace, overrides: list[str], console: Console) -> int:
+    """`amortis train CONFIG`."""
+    from common.config_loading import load_config
+    from deploy.cli.display import print_figures
+    from deploy.run.checks import prepare
+    from deploy.run.run_folder import claimed
+
+    with claimed(prepare(load_config(options.config, overrides))) as config:
+        summary = _run(config, console)
+    if options.json:
+        print(dumps(summary))
+    print_figures(console, f"{config.run_folder}", summary)
+    from deploy.cli.runs import OPERATOR_STOP
+
+    # Stopped on purpose is no failure; a supervisor that starts failed runs again must leave it alone.
+    on_purpose = summary.get("stopped_because") == OPERATOR_STOP
+    return EXIT_INTERRUPTED if summary["interrupted"] and not on_purpose else 0
+
+
+def _run(config: RunConfig, console: Console) -> dict[str, Any]:
+    """A run of either kind, whose folder is claimed; its summary."""
+    if config.em.iterations:
+        from deploy.run.em import run_em
+
+        def evaluate(folder: Path) -> dict[str, Any]:
+            from deploy.sampler.finished_run import FinishedRun
+
+            return FinishedRun(folder).figures()
+
+        return run_em(config, evaluate, lambda text: console.print(text, markup=False, highlight=False))
+    if config.learner.objective == "prompting":
+        from deploy.run.prompting import run_prompting
+
+        return run_prompting(config)
+    from deploy.cli.display import LiveDisplay
+    from deploy.run.launcher import Launcher
+
+    with LiveDisplay(console) as display:
+        return Launcher(config, display.watch).run()
+
+
+def compare(options: argparse.Namespace, overrides: list[str], console: Console) -> int:
+    """`amortis compare CONFIG…`."""
+    from deploy.comparison.compare import Comparison, run_comparison
+
+    if options.parallel < 1:
+        raise UserError("--parallel", options.parallel, "runs nothing", "give 1 or more")
+    comparison = Comparison.load(options.configs, seeds=options.seeds, data=options.data, overrides=overrides)
+    folder = options.folder or Path("comparisons") / comparison.name
+    table, unfinished = run_comparison(comparison, folder, console, options.parallel)
+    if options.json:
+        print(table.to_json())
+    table.show(console)
+    for problem in unfinished:
+        print(f"amortis: {problem}", file=sys.stderr)
+    return EXIT_FAULT if unfinished else 0
+
+
+def doctor(options: argparse.Namespace, _: list[str], console: Console) -> int:
+    """`amortis doctor`."""
+    from rich.table import Table
+
+    from deploy.cli.doctor import examine
+
+    findings = examine(quick=options.quick)
+    if options.json:
+        print(json.dumps([finding.__dict__ for finding in findings]))
+    else:
+        table = Table("component", "found", "version", "works", "remark")
+        for finding in findings:
+            works = "-" if finding.works is None else "yes" if finding.works else "NO"
+            table.add_row(finding.component, "yes" if finding.found else "NO", finding.version, works, finding.remark)
+        console.print(table)
+    return 0 if all(finding.found and finding.works is not False for finding in findings) else EXIT_FAULT
+
+
+def learner(options: argparse.Namespace, _: list[str], console: Console) -> int:
+    """`amortis learner RUN`."""
+    from learner.__main__ import main as learner_main
+
+    return learner_main([str(options.run)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

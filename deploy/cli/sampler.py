@@ -1,0 +1,93 @@
+"""`amortis evaluate | sample` on a finished run."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from common.errors import UserError
+from common.json_text import dumps
+
+AddCommand = Callable[..., argparse.ArgumentParser]
+"""Declares a command: name, function, help."""
+
+
+def add_sampler_commands(add: AddCommand) -> None:
+    """Declare them."""
+    moved = (
+        "Settings can follow where they are others than in training, e.g. --model.name PATH if the model lies "
+        "elsewhere by now, or --task.test_path FILE."
+    )
+    sub = add("evaluate", evaluate, "Measure a trained sampler anew.", epilog=moved)
+    sub.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
+    sub.set_defaults(takes_settings=True)
+    sub = add("sample", sample, "Draw from a trained sampler, with log q and log R of each sample.", epilog=moved)
+    sub.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
+    sub.add_argument("--prompt", help="X; without it the task's first test query")
+    sub.add_argument("-n", type=int, default=8, help="samples (default: 8)")
+    sub.add_argument("--temperature", type=float, default=1.0, help="sampling temperature (default: 1)")
+    sub.add_argument("--base", action="store_true", help="sample from the base model under the same mask")
+    sub.set_defaults(takes_settings=True)
+
+
+def evaluate(options: argparse.Namespace, overrides: list[str], console: Console) -> int:
+    """`amortis evaluate RUN`."""
+    from common.files import check_writable, write_whole
+    from deploy.cli.display import print_figures
+    from deploy.sampler.finished_run import FinishedRun
+
+    run = FinishedRun(options.run, overrides)
+    check_writable("RUN", str(options.run), options.run, "copy it to where it can be", "for evaluation.json ")
+    figures = run.figures()
+    write_whole(options.run / "evaluation.json", dumps(figures, indent=2))
+    if options.json:
+        print(dumps(figures))
+    else:
+        print_figures(console, f"{options.run}", figures)
+        for label, row in figures.get("samplers", {}).items():
+            print_figures(console, label, row)
+    return 0
+
+
+def sample(options: argparse.Namespace, overrides: list[str], console: Console) -> int:
+    """`amortis sample RUN --prompt … -n 8`."""
+    if options.n < 1:
+        raise UserError("-n", options.n, "draws nothing", "give 1 or more")
+    from rich.table import Table
+
+    from common.tasks import SampleRequest
+    from common.tasks.base import HIGHEST_TEMPERATURE
+
+    if not 0 < options.temperature <= HIGHEST_TEMPERATURE:
+        problem = f"is not above 0 and up to {HIGHEST_TEMPERATURE:g}"
+        raise UserError("--temperature", options.temperature, problem, "give e.g. 1.0")
+    from deploy.sampler.finished_run import FinishedRun
+
+    run = FinishedRun(options.run, overrides)
+    query = run.query(options.prompt)
+    sampler, adapter = run.sampler()
+    request = SampleRequest("samples", not options.base, options.temperature, options.n)
+    drawn = sampler.collect([query], request, adapter, run.config.actor.max_in_flight)[query.id]
+    rows = [
+        {
+            "text": run.codec.decode(item.action_ids),
+            "log_q": item.behaviour.log_prob,
+            "log_r": float(item.log_reward(run.config.reward_weights)[-1]),
+            "token_ids": item.action_ids.tolist(),
+        }
+        for item in drawn
+    ]
+    if options.json:
+        print(dumps(rows))
+        return 0
+    console.print(run.codec.decode_prompt(query.prompt_ids), markup=False, highlight=False)
+    table = Table()
+    for column in ("log q", "log R", "Z"):
+        table.add_column(column, justify="left" if column == "Z" else "right")
+    for row in rows:
+        table.add_row(f"{row['log_q']:.3f}", f"{row['log_r']:.3f}", repr(row["text"]))
+    console.print(table)
+    return 0

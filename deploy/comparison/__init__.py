@@ -1,0 +1,1 @@
+"""`amortis compare`: several configurations for several seeds, one table and one plot."""

@@ -1,0 +1,441 @@
+"""`amortis compare`: every cell of conditions × methods × seeds trained and evaluated, one table and one plot of all.
+
+A cell is a run of its own, in a process of its own. What is finished is never done again: an interrupted comparison
+goes on with the cell it was at, from that cell's last checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from rich.console import Console
+
+from common.config import RunConfig
+from common.config_loading import load_config, read_yaml
+from common.devices import available_cores
+from common.errors import EXIT_INTERRUPTED, UserError
+from common.files import check_writable, write_whole
+from common.folder_lock import LAUNCHER, locked
+from common.json_text import dumps
+from common.processes import die_with_parent
+from common.rows import HUB
+from common.tasks import TASKS
+from deploy.comparison.table import Measurement, PlotSection, Table
+from deploy.run.checks import prepare
+from deploy.run.summary import can_go_on, read_json
+
+DATA_SETTINGS = ("train_path", "test_path")
+DEFAULT_SEEDS = [0, 1]
+SEED = "{seed}"
+"""Stands for the cell's seed where a setting of a comparison should follow it."""
+_ADAPTER = re.compile(r"\{adapter:(.+)\}")
+"""Stands for the adapter that another method gives under the same condition and seed."""
+_POLL_S = 0.2
+
+
+class ComparisonFile(BaseModel):
+    """A comparison: settings that all cells share, those of each condition, and those of each method."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    base: dict[str, Any] = Field({}, description="settings of every cell, as in a run's configuration")
+    conditions: dict[str, dict[str, Any]] = Field({"": {}}, min_length=1, description="by name: other data, …")
+    methods: dict[str, dict[str, Any]] = Field(min_length=1, description="by name: other objectives, …")
+    seeds: list[int] = Field(DEFAULT_SEEDS, min_length=1, description="seeds of every cell")
+    figures: list[str] = Field([], description="names of the table's figures; the task's own without it")
+    plot: PlotSection = Field(PlotSection(), description="what the plot shows")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a comparison."""
+
+    condition: str
+    method: str
+    seed: int
+    settings: Mapping[str, Any]
+    after: str | None = None
+    """The cell whose adapter it starts from."""
+
+    @property
+    def name(self) -> str:
+        """Of the run."""
+        return cell_name(self.condition, self.method, self.seed)
+
+
+def cell_name(condition: str, method: str, seed: int) -> str:
+    """Of a cell's run."""
+    parts = [part for part in (condition, method) if part]
+    words = "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", part).strip("-.") for part in parts)
+    # Two names that differ in signs only must not share a folder.
+    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:6]
+    return f"{words}-{digest}-seed{seed}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is to be run."""
+
+    name: str
+    file: ComparisonFile
+    overrides: tuple[str, ...]
+
+    @classmethod
+    def load(
+        cls, paths: Sequence[Path], *, seeds: Sequence[int] | None, data: Path | None, overrides: Sequence[str]
+    ) -> Self:
+        """One comparison file, or run configurations, each a method named as its file.
+
+        Raises UserError for what can't be used.
+        """
+        found = [read_yaml(path) for path in paths]
+        if any("methods" in content for content in found):
+            if len(paths) > 1:
+                raise UserError(
+                    "CONFIG", [str(path) for path in paths], "mixes a comparison with others", "give it alone"
+                )
+            content = found[0]
+        else:
+            names = [path.stem for path in paths]
+            if len(set(names)) < len(names):
+                raise UserError("CONFIG", names, "two files have the same name", "rename one: it names the method")
+            content = {"methods": dict(zip(names, found, strict=True))}
+        try:
+            file = ComparisonFile.model_validate(content)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            field = ".".join(map(str, first["loc"])) or "CONFIG"
+            raise UserError(field, None, first["msg"], "see the docs on comparing") from error
+        if seeds is not None:
+            file = file.model_copy(update={"seeds": list(seeds)})
+        if len(set(file.seeds)) < len(file.seeds) or min(file.seeds) < 0:
+            raise UserError("--seeds", file.seeds, "repeats or is below 0", "give distinct seeds from 0 on")
+        if data is not None:
+            file = _with_data(file, data)
+        return cls("-".join(path.stem for path in paths), file, tuple(overrides))
+
+    def cells(self, folder: Path) -> Iterator[Cell]:
+        """One seed of everything first, so that an early look at the table is of use."""
+        for seed in self.file.seeds:
+            for condition, own in self.file.conditions.items():
+                done: list[str] = []
+                for method, settings in self.file.methods.items():
+                    merged = _merged(_merged(self.file.base, own), settings)
+                    needed = sorted(set(_needed(merged)))
+                    if len(needed) > 1 or not set(needed) <= set(done):
+                        raise UserError(
+                            f"methods.{method}", needed, "names adapters of no one earlier method", "put it after it"
+                        )
+                    after = cell_name(condition, needed[0], seed) if needed else None
+                    adapter = "" if after is None else str((folder / "cells" / after / "adapter").resolve())
+                    yield Cell(condition, method, seed, _filled(merged, seed, adapter), after)
+                    done.append(method)
+
+
+_Waiting = tuple[int, Cell, RunConfig]
+"""A cell with its number, from 1."""
+
+
+@dataclass
+class _Begun:
+    """A cell whose process runs."""
+
+    cell: Cell
+    config: RunConfig
+    process: subprocess.Popen[bytes]
+    started: float
+    """On the monotonic clock."""
+    earlier_s: float
+    """That the cell took before it was interrupted."""
+
+
+def run_comparison(
+    comparison: Comparison, folder: Path, console: Console, parallel: int = 1
+) -> tuple[Table, list[str]]:
+    """Run what is not done yet, up to `parallel` cells at a time; the table of all that is, and what went wrong.
+
+    Saves after every cell.
+    """
+    cells = list(comparison.cells(folder))
+    remedy = "choose another --folder"
+    check_writable("--folder", str(folder), folder, remedy)
+    (folder / "cells").mkdir(parents=True, exist_ok=True)
+    busy = UserError("--folder", str(folder), "is that of a comparison in progress", f"wait for its end, or {remedy}")
+    with locked(folder, LAUNCHER, busy):
+        return _run_cells(comparison, cells, folder, console, parallel)
+
+
+def _run_cells(
+    comparison: Comparison, cells: Sequence[Cell], folder: Path, console: Console, parallel: int
+) -> tuple[Table, list[str]]:
+    configs = _checked(comparison, cells, folder)
+    waiting = [
+        (number, cell, config)
+        for number, (cell, config) in enumerate(zip(cells, configs, strict=True), start=1)
+        if not _is_done(folder, cell, config)
+    ]
+    running: list[_Begun] = []
+    problems: list[str] = []
+    interrupted = False
+    while running or (waiting and not interrupted):
+        try:
+            while len(running) < parallel and not interrupted and (ready := _next(waiting, running)):
+                waiting.remove(ready)
+                number, cell, config = ready
+                if cell.after is not None and not read_json(_mark(folder, cell.after)).get("done"):
+                    problems.append(f"cell {cell.name}: cell {cell.after}, whose adapter it starts from, is not done")
+                    continue
+                console.print(f"cell {number} of {len(cells)}: {cell.name}", markup=False, highlight=False)
+                running.append(_begin(comparison, folder, cell, config, parallel))
+            if running:
+                _wait_for_any(running)
+        except KeyboardInterrupt:
+            # Handed on, so that the runs stop in good order, and a second one at once.
+            interrupted = True
+            for begun in running:
+                begun.process.send_signal(signal.SIGINT)
+        for begun in [item for item in running if item.process.poll() is not None]:
+            running.remove(begun)
+            problem = _end(folder, begun, parallel)
+            if problem is not None:
+                problems.append(f"cell {begun.cell.name}: {problem}")
+            interrupted |= begun.process.returncode in (EXIT_INTERRUPTED, -signal.SIGINT)
+            _table(comparison, folder, cells, configs).save(folder)
+    if interrupted and (waiting or problems):
+        problems.append("interrupted; the same command goes on from here")
+    table = _table(comparison, folder, cells, configs)
+    table.save(folder)
+    return table, problems
+
+
+def _next(waiting: Sequence[_Waiting], running: Sequence[_Begun]) -> _Waiting | None:
+    """The first cell that starts from none that is still to end."""
+    unfinished = {cell.name for _, cell, _ in waiting} | {begun.cell.name for begun in running}
+    return next((item for item in waiting if item[1].after not in unfinished), None)
+
+
+def _checked(comparison: Comparison, cells: Sequence[Cell], folder: Path) -> list[RunConfig]:
+    """The configuration of every cell, all checked before any is run; raises UserError naming the cell's setting."""
+    configs: list[RunConfig] = []
+    examined: set[str] = set()
+    for cell in cells:
+        path = _settings_path(folder, cell)
+        try:
+            write_whole(path, yaml.safe_dump(dict(cell.settings), sort_keys=False, allow_unicode=True))
+        except OSError as error:
+            problem = f"can't be written ({error.strerror})"
+            raise UserError(f"methods.{cell.method}", str(path), problem, "shorten names or --folder") from error
+        config = load_config(path, [*comparison.overrides, *_run_settings(folder, cell)])
+        configs.append(config)
+        # The same task with the same seeds need not be read twice.
+        digest = hashlib.sha256(
+            json.dumps(config.model_dump(mode="json", include={"task", "seeds", "actor", "model"})).encode()
+        ).hexdigest()
+        if digest not in examined and cell.after is None and not _is_done(folder, cell, config):
+            examined.add(digest)
+            prepare(config)
+    return configs
+
+
+def _run_settings(folder: Path, cell: Cell) -> list[str]:
+    return [
+        "--run.name",
+        cell.name,
+        "--run.folder",
+        str((folder / "cells").resolve()),
+        "--run.seed",
+        str(cell.seed),
+        "--run.overwrite",
+        "true",
+    ]
+
+
+def _settings_path(folder: Path, cell: Cell) -> Path:
+    return folder / "cells" / f"{cell.name}.yaml"
+
+
+def _begin(comparison: Comparison, folder: Path, cell: Cell, config: RunConfig, parallel: int) -> _Begun:
+    """Start or resume a cell."""
+    mark, fingerprint, earlier_s = _mark(folder, cell.name), _fingerprint(folder, cell, config), 0.0
+    earlier = read_json(mark)
+    resume = (
+        earlier.get("fingerprint") == fingerprint
+        and can_go_on(folder / "cells" / cell.name)
+        and config.learner.objective != "prompting"
+    )
+    if resume:
+        earlier_s = earlier.get("seconds", 0.0)
+    write_whole(mark, json.dumps({"fingerprint": fingerprint, "done": False, "seconds": earlier_s}))
+    with (folder / "cells" / f"{cell.name}.log").open("ab") as log:
+        process = subprocess.Popen(
+            _command(comparison, folder, cell, resume=resume),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={**_threads(parallel), **os.environ},
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
+    return _Begun(cell, config, process, time.monotonic(), earlier_s)
+
+
+def _command(comparison: Comparison, folder: Path, cell: Cell, *, resume: bool) -> list[str]:
+    settings = [*comparison.overrides, *_run_settings(folder, cell), *(["--run.resume", "true"] if resume else [])]
+    return [sys.executable, "-m", "deploy.cli.main", "train", str(_settings_path(folder, cell)), "--json", *settings]
+
+
+def _threads(parallel: int) -> dict[str, str]:
+    """Environment of cells that share this machine: each its share of the cores, and none spins while it waits."""
+    if parallel == 1:
+        return {}
+    return {"OMP_NUM_THREADS": str(max(1, available_cores() // parallel)), "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def _wait_for_any(running: Sequence[_Begun]) -> None:
+    while all(begun.process.poll() is None for begun in running):
+        time.sleep(_POLL_S)
+
+
+def _end(folder: Path, begun: _Begun, parallel: int) -> str | None:
+    """Mark a cell that ended with what it took and gave; what went wrong, or None."""
+    name, status = begun.cell.name, begun.process.returncode
+    summary = read_json(folder / "cells" / name / "summary.json")
+    done = status == 0 and bool(summary) and not summary.get("fault") and not summary.get("interrupted")
+    result = {
+        "fingerprint": _fingerprint(folder, begun.cell, begun.config),
+        "done": done,
+        "seconds": begun.earlier_s + time.monotonic() - begun.started,
+        "parallel": parallel,
+        **({"summary": summary} if done else {}),
+    }
+    write_whole(_mark(folder, name), dumps(result))
+    return None if done else f"status {status}; see {folder}/cells/{name}.log"
+
+
+def _mark(folder: Path, name: str) -> Path:
+    """The file that says how far a cell is."""
+    return folder / "cells" / f"{name}.json"
+
+
+def _fingerprint(folder: Path, cell: Cell, config: RunConfig) -> str:
+    """Of everything that decides a cell's result, the cell that it starts from included."""
+    where_and_how = {"metrics": True, "ray": True, "redis": True, "tracking": True}
+    exclude: Any = {"run": {"folder", "name", "overwrite", "redis_name", "resume"}, **where_and_how}
+    settings = config.model_dump(mode="json", exclude=exclude)
+    before = "" if cell.after is None else read_json(_mark(folder, cell.after)).get("fingerprint")
+    return hashlib.sha256(json.dumps([settings, before], sort_keys=True).encode()).hexdigest()
+
+
+def _is_done(folder: Path, cell: Cell, config: RunConfig) -> bool:
+    found = read_json(_mark(folder, cell.name))
+    return bool(found.get("done")) and found.get("fingerprint") == _fingerprint(folder, cell, config)
+
+
+def _table(comparison: Comparison, folder: Path, cells: Sequence[Cell], configs: Sequence[RunConfig]) -> Table:
+    measured: list[Measurement] = []
+    for cell, config in zip(cells, configs, strict=True):
+        if _is_done(folder, cell, config):
+            found = read_json(_mark(folder, cell.name))
+            untrained = config.learner.objective == "prompting"
+            for method, figures in _rows(found["summary"], cell.method, untrained=untrained):
+                measured.append(
+                    Measurement(
+                        cell.condition,
+                        method,
+                        cell.seed,
+                        figures,
+                        found["seconds"],
+                        cell.method,
+                        parallel=found.get("parallel", 1),
+                    )
+                )
+    main = comparison.file.figures or list(TASKS[configs[0].task.name].main_figures)
+    return Table(measured, main, comparison.file.plot, planned=len(cells))
+
+
+def _rows(summary: Mapping[str, Any], method: str, *, untrained: bool) -> Iterator[tuple[str, dict[str, float]]]:
+    """The cell's own figures under its method's name, those of other samplers that it evaluated under theirs."""
+    own = dict(_numbers(summary))
+    for label, figures in summary.get("samplers", {}).items():
+        if label == "trained" or (untrained and label == "base"):
+            own.update(_numbers(figures))
+        elif label != "base":
+            yield label, dict(_numbers(figures))
+    yield method, own
+
+
+def _numbers(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in figures.items():
+        if name == "samplers":
+            continue
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{prefix}{name}", float(value)
+
+
+def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """`second` over `first`, section by section."""
+    out = dict(first)
+    for key, value in second.items():
+        before = out.get(key)
+        nested = isinstance(before, Mapping) and isinstance(value, Mapping)
+        out[key] = _merged(before, value) if nested else value  # type: ignore[arg-type]
+    return out
+
+
+def _filled(settings: Any, seed: int, adapter: str) -> Any:
+    if isinstance(settings, Mapping):
+        return {key: _filled(value, seed, adapter) for key, value in settings.items()}
+    if isinstance(settings, str) and _ADAPTER.fullmatch(settings):
+        return adapter
+    return seed if settings == SEED else settings
+
+
+def _needed(settings: Any) -> Iterator[str]:
+    """Methods whose adapters are named."""
+    if isinstance(settings, Mapping):
+        for value in settings.values():
+            yield from _needed(value)
+    elif isinstance(settings, str) and (found := _ADAPTER.fullmatch(settings)):
+        yield found[1]
+
+
+def _with_data(file: ComparisonFile, data: Path) -> ComparisonFile:
+    """Relative paths of data made paths within `data`."""
+
+    def placed(settings: Mapping[str, Any]) -> dict[str, Any]:
+        task = settings.get("task")
+        if not isinstance(task, Mapping):
+            return dict(settings)
+        paths = {key: _within(data, task[key]) for key in DATA_SETTINGS if task.get(key) is not None}
+        return {**settings, "task": {**task, **paths}}
+
+    return file.model_copy(
+        update={
+            "base": placed(file.base),
+            "conditions": {name: placed(settings) for name, settings in file.conditions.items()},
+            "methods": {name: placed(settings) for name, settings in file.methods.items()},
+        }
+    )
+
+
+def _within(data: Path, value: Any) -> Any:
+    if isinstance(value, list):
+        return [_within(data, item) for item in value]
+    if not isinstance(value, str) or value.startswith(HUB):
+        return value
+    return str(data.expanduser().resolve() / Path(value).expanduser())

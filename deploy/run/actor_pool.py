@@ -1,0 +1,295 @@
+"""A run's Ray actors: as many as are wanted, placed, called, looked after and stopped; with Ray, if it started here."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from buffer.control import STARTING, Control
+from common.config import RunConfig
+from common.devices import available_cores
+from common.errors import EngineDisturbed, EngineFault, RunFault, UserError
+from common.log import get_logger
+from common.tasks import SampleRequest, Split
+from deploy.run.cluster import own_gpus, room_for_actors
+
+log = get_logger("actors")
+RETRIES = 3
+DISTURBANCES = 3
+"""An engine's starts that others on its GPU may disturb, beyond the retries; each takes seconds."""
+END_LIMIT_S = 15.0
+"""Longest time that actors get at the end of a run to push what they have."""
+EVALUATION_LIMIT_S = 300.0
+"""Longest wait for actors to start or to finish what they were at before the evaluation's samples are drawn."""
+LOOK_S = 0.5
+"""Between looks whether the evaluation is to stop."""
+
+
+class EvaluationStopped(Exception):
+    """The evaluation was given up because that was asked for."""
+
+
+@dataclass
+class _Member:
+    """One actor: its handle and placement group, and the call of its loop."""
+
+    index: int
+    handle: Any
+    group: Any
+    loop: Any
+    started_at: float
+    """Unix time."""
+    failures: int = 0
+    disturbed: int = 0
+    """Times that its engine could not start as a process beside it was in the way."""
+    first_cause: str = ""
+    """Of the failures."""
+    retiring: bool = False
+    done: bool = False
+    """Whether its loop has returned."""
+
+    @property
+    def id(self) -> str:
+        return f"actor-{self.index}"
+
+
+class ActorPool:
+    """Keeps as many actors as are wanted; nothing here waits for a node that is not there."""
+
+    def __init__(self, config: RunConfig, redis_url: str, control: Control) -> None:
+        self._config, self._redis_url, self._control = config, redis_url, control
+        self._members: list[_Member] = []
+        self._started: Counter[int] = Counter()
+        self.wanted = config.actor.least_count
+        self._told = self._capped = 0
+
+    def __enter__(self) -> ActorPool:
+        import ray
+        import torch
+
+        self._ray = ray
+        section = self._config.actor
+        # Ray lowers its workers' priority: on few cores the learner would then starve the actors.
+        os.environ.setdefault("RAY_worker_niceness", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        local: dict[str, Any] = {}
+        if self._config.ray.address is None:
+            # Cores are shared with the learner: what Ray counts is not what the machine has.
+            needed = int(section.least_count * section.num_cpus + 0.999)
+            local = {"num_cpus": max(available_cores(), needed), "include_dashboard": False}
+            learners = own_gpus(self._config)
+            if learners:
+                # All but the last.
+                local["num_gpus"] = torch.cuda.device_count() - len(learners)
+        address = self._config.ray.address
+        try:
+            ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **local)
+        except Exception as error:
+            if address is None:
+                remedy = "look at /tmp/ray/session_latest/logs, run `amortis doctor`, or set ray.address"
+                raise UserError("ray", None, f"could not be started ({_last_line(error)})", remedy) from error
+            raise UserError(
+                "ray.address",
+                address,
+                f"no Ray cluster can be joined there ({_last_line(error)})",
+                "start Ray on this machine first, look at RAY_AUTH_TOKEN, or leave ray.address out",
+            ) from error
+        if address is not None and not room_for_actors(ray.nodes(), section):
+            needs = f"{section.num_cpus:g} cores and {section.num_gpus or 0:g} GPUs"
+            log.warning("no node of the cluster has the %s that an actor needs; waiting for one that joins", needs)
+        self.follow(None)
+        return self
+
+    def follow(self, asked: int | None) -> None:
+        """Have `asked` actors, or as many as the configuration says: start what lacks, retire what is too many."""
+        self.wanted = asked or self._configured()
+        section = self._config.actor
+        if asked and self._config.ray.address is None and (section.num_cpus or section.num_gpus):
+            # More than Ray was started for would wait for ever.
+            self.wanted = min(asked, max(1, room_for_actors(self._ray.nodes(), section)))
+            if self.wanted < asked != self._capped:
+                log.warning("%d actors were asked for; this machine has room for %d", asked, self.wanted)
+                self._capped = asked
+        if self._told != self.wanted:
+            self._told = self.wanted
+            self._control.tell_actors_wanted(self.wanted)
+        kept = [member for member in self._members if not member.retiring]
+        for member in self._too_many(kept):
+            log.info("retiring %s", member.id)
+            member.retiring = True
+            self._control.retire(member.id)
+        taken = {member.index for member in self._members}
+        free = (index for index in range(len(taken) + self.wanted) if index not in taken)
+        for _ in range(self.wanted - len(kept)):
+            self._members.append(self._start(next(free)))
+
+    def _too_many(self, kept: list[_Member]) -> list[_Member]:
+        """Those beyond the wanted number: first who isn't heard of, as its node may be lost, then the latest."""
+        if len(kept) <= self.wanted:
+            return []
+        heard = self._control.actors()
+        return sorted(kept, key=lambda member: not heard.get(member.id, {}).get("alive"))[self.wanted :]
+
+    def _configured(self) -> int:
+        section = self._config.actor
+        if section.count != "auto":
+            return section.count
+        return max(1, room_for_actors(self._ray.nodes(), section))
+
+    def _start(self, index: int) -> _Member:
+        from actors.ray_actor import start_actor
+
+        # An actor that takes the place of a retired one draws other samples.
+        started_at = time.time()
+        handle, group = start_actor(self._config, index, self._redis_url, generation=self._started[index])
+        self._started[index] += 1
+        return _Member(index, handle, group, handle.run.remote(), started_at)
+
+    def look_after(self) -> str | None:
+        """Take away who retired, call actors again whose loop failed; what makes going on pointless, or None."""
+        heard = self._control.actors() if any(member.retiring for member in self._members) else {}
+        for member in self._finished():
+            problem = self._ended(member)
+            if problem is not None:
+                return problem
+        for member in [member for member in self._members if member.retiring]:
+            # One on a lost node never answers.
+            if member.done or not heard.get(member.id, {}).get("alive"):
+                self._remove(member)
+        return None
+
+    def _finished(self) -> list[_Member]:
+        open_loops = {member.loop: member for member in self._members if not member.done}
+        if not open_loops:
+            return []
+        done, _ = self._ray.wait(list(open_loops), num_returns=len(open_loops), timeout=0)
+        return [open_loops[loop] for loop in done]
+
+    def _ended(self, member: _Member) -> str | None:
+        member.done = True
+        try:
+            self._ray.get(member.loop)
+            return None
+        except Exception as error:
+            cause = getattr(error, "cause", None) or error
+            log.error("%s failed: %s", member.id, _last_line(error))
+            ends_all = isinstance(cause, UserError | RunFault)
+            if ends_all and not isinstance(cause, EngineFault | EngineDisturbed):
+                return str(cause)
+            if isinstance(cause, EngineDisturbed) and member.disturbed < DISTURBANCES:
+                member.disturbed += 1
+            else:
+                member.failures += 1
+                member.first_cause = member.first_cause or _last_line(error)
+            if member.failures >= RETRIES:
+                return (
+                    f"an actor failed {member.failures} times, first: {member.first_cause}; last: {_last_line(error)}; "
+                    "see logs/actor-*.log"
+                )
+            if not member.retiring:
+                self._replace(member)
+            return None
+
+    def _replace(self, member: _Member) -> None:
+        """Another process takes the place of an actor that failed: what its engine holds may be in no good state."""
+        self._release(member)
+        fresh = self._start(member.index)
+        fresh.failures, fresh.disturbed, fresh.first_cause = member.failures, member.disturbed, member.first_cause
+        self._members[self._members.index(member)] = fresh
+
+    def _remove(self, member: _Member) -> None:
+        self._members.remove(member)
+        self._release(member)
+        self._control.forget_actor(member.id)
+
+    def _release(self, member: _Member) -> None:
+        with contextlib.suppress(Exception):
+            self._ray.kill(member.handle)
+        if member.group is not None:
+            with contextlib.suppress(Exception):
+                self._ray.util.remove_placement_group(member.group)
+
+    def evaluate(
+        self,
+        requests: Sequence[SampleRequest],
+        split: Split = "test",
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> dict[str, dict[str, list[bytes]]]:
+        """Samples for the task's evaluation, drawn by the first actor that can; a fresh one is tried where none can.
+
+        Raises RunFault if that can't either, EvaluationStopped soon after `should_stop` says so.
+        """
+        self._wait_for_loops(EVALUATION_LIMIT_S, for_one=True, should_stop=should_stop)
+        found, last = self._evaluate_by_one(requests, split, should_stop)
+        if found is None and last is not None:
+            log.info("a fresh actor takes the evaluation over")
+            self._replace(next(member for member in self._members if member.done))
+            self._wait_for_loops(EVALUATION_LIMIT_S, for_one=True, should_stop=should_stop)
+            found, last = self._evaluate_by_one(requests, split, should_stop)
+        if found is None:
+            why = "none is there" if last is None else _last_line(last)
+            raise RunFault(f"no actor could sample for the evaluation: {why}")
+        return found
+
+    def _evaluate_by_one(
+        self, requests: Sequence[SampleRequest], split: Split, should_stop: Callable[[], bool]
+    ) -> tuple[dict[str, dict[str, list[bytes]]] | None, Exception | None]:
+        """The samples of the first actor that can, or why the last one that was tried could not."""
+        last: Exception | None = None
+        for member in self._members:
+            if not member.done:
+                continue
+            try:
+                call = member.handle.evaluate.remote(requests, split)
+                while not self._ray.wait([call], timeout=LOOK_S)[0]:
+                    if should_stop():
+                        raise EvaluationStopped
+                return self._ray.get(call), None
+            except self._ray.exceptions.RayError as error:
+                log.error("%s could not evaluate: %s", member.id, _last_line(error))
+                last = error
+        return None, last
+
+    def _wait_for_loops(
+        self, limit_s: float, *, for_one: bool = False, should_stop: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Until all loops of actors that live have returned; with `for_one`, an actor that still starts will do."""
+        deadline = time.monotonic() + limit_s
+        while time.monotonic() < deadline:
+            if should_stop():
+                raise EvaluationStopped
+            for member in self._finished():
+                member.done = True
+            heard = self._control.actors()
+            open_ = [member for member in self._members if not member.done]
+            alive = any(heard.get(member.id, {}).get("alive") for member in open_)
+            # A resumed run's last steps may need no new samples, and be over before an actor is there.
+            starting = any(_starts(member, heard.get(member.id, {})) for member in open_)
+            enough = not for_one or not starting or any(member.done for member in self._members)
+            if not alive and enough:
+                return
+            time.sleep(0.1)
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(Exception):
+            self._wait_for_loops(END_LIMIT_S)
+        for member in self._members:
+            if member.done:
+                with contextlib.suppress(Exception):
+                    self._ray.get(member.handle.close.remote(), timeout=2)
+            self._release(member)
+        self._ray.shutdown()
+
+
+def _starts(member: _Member, word: Mapping[str, Any]) -> bool:
+    """Whether an actor is still on its way: not heard of since its start, or silent while its engine starts."""
+    return float(word.get("at", 0.0)) < member.started_at or str(word.get("phase")).startswith(STARTING)
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

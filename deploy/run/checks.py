@@ -1,0 +1,176 @@
+"""Everything that can be found wrong before minutes of work are spent, found within seconds."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from typing import Any
+
+from buffer.connection import connect_impatiently
+from buffer.embedded import find_redis_server
+from common.adapter_files import check_adapter
+from common.config import RunConfig
+from common.devices import resolve_devices
+from common.errors import UserError
+from common.grammar import COMPILE_LIMIT_S, compile_limit
+from common.places import Kind, absolute, is_folder, looks_like_path, places
+from common.seeds import make_seed_jobs
+from common.tasks import Task, make_task
+from common.tasks.base import unreadable
+from common.tokens import codec_of
+from deploy.run.find_model import find_model
+from deploy.run.model_check import ModelCheck
+from deploy.run.ray_needs import check_ray
+from deploy.run.resuming import adopted, check_resume
+from deploy.run.run_folder import check_folder, check_name_in_redis
+from learner.tracking import check_tracking
+
+
+def prepare(config: RunConfig) -> RunConfig:
+    """The resolved configuration of a run that can start; raises UserError for the first thing that can't be used.
+
+    Nothing is written, and a run without a name has none yet: `deploy.run.run_folder.claimed` makes its folder.
+    """
+    check_tracking(config.tracking)
+    model_name = config.model.name
+    # The learner, the actors and later commands may have another working folder.
+    config = absolute(config)
+    check_folder(config)
+    if config.run.resume:
+        config = adopted(config)
+    if config.ray.address is None and config.learner.objective != "prompting":
+        check_ray()
+    _check_ports(config)
+    _check_redis(config)
+    check_name_in_redis(config)
+    _check_models(config)
+    config = config.model_copy(update={"model": config.model.model_copy(update={"name": find_model(model_name)})})
+    assert config.model.name is not None
+    model = ModelCheck.of(config.model.name)
+    with compile_limit(COMPILE_LIMIT_S):
+        task, n_seeds = _check_task(config, model)
+    if config.learner.objective == "sft":
+        # All of them are waited for, and nothing else.
+        config = config.model_copy(update={"buffer": config.buffer.model_copy(update={"min_size": n_seeds})})
+    lora = config.model.lora
+    model.check_target_modules(lora.target_modules)
+    model.check_tensor_parallel(config.actor.tensor_parallel_size)
+    if lora.start_from is not None:
+        check_adapter("model.lora.start_from", lora.start_from, lora, model.name, model.linear_layers, same_rank=True)
+    if config.reference.adapter is not None:
+        given = config.reference.adapter
+        check_adapter("reference.adapter", given, lora, model.name, model.linear_layers, same_rank=False)
+    config = resolve_devices(config, model.n_parameters)
+    _check_gpus(config)
+    if config.run.resume:
+        check_resume(config, task)
+    return config
+
+
+def _check_models(config: RunConfig) -> None:
+    """Those besides the run's own: most are loaded for the evaluation, when all else is done."""
+    for name, kind, text in places(config):
+        if kind is Kind.MODEL and name != "model.name" and looks_like_path(str(text)) and not is_folder(str(text)):
+            raise UserError(name, str(text), "no such folder", "give an existing folder or a Hugging Face id")
+
+
+def _check_ports(config: RunConfig) -> None:
+    section = config.metrics
+    if not (section.enabled and section.port):
+        return
+    for port in range(section.port, section.port + 2 + config.actor.least_count):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((section.host, port))
+            except OSError as error:
+                raise UserError(
+                    "metrics.port",
+                    section.port,
+                    f"port {port} can't be listened on ({error.strerror})",
+                    "choose another, or 0 for free ones",
+                ) from error
+
+
+def _check_redis(config: RunConfig) -> None:
+    if config.redis.url is not None:
+        connect_impatiently(config.redis).close()
+        return
+    if config.ray.address is not None:
+        raise UserError("redis.url", None, "actors on a cluster can't reach an embedded server", "set redis.url")
+    if find_redis_server() is None:
+        raise UserError("redis.url", None, "no redis-server binary was found", "run `make setup`, or set redis.url")
+
+
+def _check_task(config: RunConfig, model: ModelCheck) -> tuple[Task[Any], int]:
+    """Make the task's queries, mask and seeds, and hold them against the model's and the engine's limits.
+
+    Returns the task, and how many distinct seeds there are.
+    """
+    assert config.model.name is not None
+    task = make_task(config.task, codec_of(config.model), config.actor.max_model_len)
+    space = task.action_space
+    # Made here, so that a user's tool that can't be imported shows at once.
+    _ = task.tool
+    for note in task.data_notes():
+        print(f"amortis: {note}", file=sys.stderr)
+    needed = max(query.tokens_needed(space.max_len) for query in task.queries("train"))
+    if needed > config.actor.max_model_len:
+        raise UserError(
+            "actor.max_model_len",
+            config.actor.max_model_len,
+            f"the longest prompt, rationale and target take {needed} tokens",
+            f"raise it to {needed}",
+        )
+    for query in (*task.queries("train"), *task.queries("test")):
+        for what, ids in query.texts():
+            reason = unreadable(task.codec, ids)
+            if reason is not None:
+                raise UserError("task.name", config.task.name, f"{what}: {reason}", "choose another text or model")
+    learner = config.learner
+    if space.min_len > 0 and learner.objective in ("subtb", "db") and learner.trajectories_per_query < 2:
+        raise UserError(
+            "learner.trajectories_per_query",
+            learner.trajectories_per_query,
+            f"with task.min_len = {space.min_len}, {learner.objective} compares trajectories of a query up to min_len",
+            "give 2 or more",
+        )
+    jobs = make_seed_jobs(config.seeds, task)
+    for job in jobs:
+        if job.hint_ids is not None and len(job.hint_ids) + space.max_len + 2 > config.actor.max_model_len:
+            raise UserError(
+                "actor.max_model_len",
+                config.actor.max_model_len,
+                f"the longest hint and rationale take {len(job.hint_ids) + space.max_len + 2} tokens",
+                "raise it, or shorten seeds.hint",
+            )
+    limit = model.context_length
+    if limit is not None and config.actor.max_model_len > limit:
+        raise UserError(
+            "actor.max_model_len",
+            config.actor.max_model_len,
+            f"the model's context has {limit} tokens",
+            f"lower it to {limit}",
+        )
+    return task, max(1, len({(job.query_id, job.action_ids) for job in jobs}))
+
+
+def _check_gpus(config: RunConfig) -> None:
+    """The GPUs of this machine against what a learner and an actor need of them at once."""
+    import torch
+
+    n, actor = config.learner.num_processes, config.actor
+    found = torch.cuda.device_count()
+    if config.learner.device == "cuda" and n > max(1, found):
+        raise UserError(
+            "learner.num_processes", n, f"each needs a GPU, and this machine has {found}", f"lower it to {found}"
+        )
+    needed = actor.num_gpus or 0.0
+    if config.ray.address is None and needed > max(1, found):
+        name = "num_gpus" if actor.tensor_parallel_size == 1 else "tensor_parallel_size"
+        raise UserError(
+            f"actor.{name}",
+            getattr(actor, name),
+            f"an actor needs {needed:g} GPUs on one node, and this machine has {found}",
+            f"lower it to {found}, or set ray.address to a cluster that has such nodes",
+        )

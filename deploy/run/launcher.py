@@ -1,0 +1,313 @@
+"""A run on one node: Redis, Ray actors, the learner process, and their orderly end.
+
+The launcher holds no arithmetic. It starts the parts, watches that they live, and collects what they leave.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from redis.exceptions import RedisError
+
+from buffer.connection import Keys, Memory, connect, forget, memory_of
+from buffer.control import Control
+from buffer.embedded import EmbeddedRedis
+from buffer.log_stream import LogStream
+from buffer.replay import ReplayBuffer
+from buffer.seed_queue import SeedQueue
+from buffer.stats import BufferStats
+from common.config import RunConfig
+from common.config_loading import REDIS_URL_VARIABLE
+from common.errors import RunFault, UserError
+from common.files import write_whole
+from common.folder_lock import LEARNER, locked
+from common.json_text import dumps
+from common.log import get_logger, set_up_logging
+from common.metrics import LauncherMetrics, new_registry, serve, targets
+from common.processes import die_with_parent
+from common.seeds import make_seed_jobs
+from common.tasks import SampleRequest, Task, make_task
+from common.tokens import codec_of
+from common.trajectory import Trajectory
+from deploy.run.actor_pool import ActorPool, EvaluationStopped
+from deploy.run.cluster import own_gpus
+from deploy.run.identity import keep_identity
+from deploy.run.put_aside import begun
+from deploy.run.summary import wanted_requests, write_summary
+
+log = get_logger("launcher")
+POLL_S = 0.5
+DRAWN = "samples.jsonl"
+"""Samples of the training queries that a run was asked for, in its folder."""
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOP_LIMIT_S = 120.0
+"""Longest time that the learner gets to finish its step, checkpoint and evaluate after a stop was asked for."""
+
+
+@dataclass
+class RunState:
+    """What a display shows."""
+
+    config: RunConfig
+    started: float = field(default_factory=time.monotonic)
+    phase: str = "starting"
+    learner: dict[str, Any] = field(default_factory=dict)
+    actors: dict[str, dict[str, Any]] = field(default_factory=dict)
+    actors_wanted: int = 1
+    buffer_size: int = 0
+    pushed: int = 0
+
+
+Watcher = Callable[[RunState], None]
+
+
+class Launcher:
+    """One run, from its resolved configuration to its summary."""
+
+    def __init__(self, config: RunConfig, watch: Watcher = lambda state: None, draw: int = 0) -> None:
+        """`draw` asks for so many samples of each training query at the end, kept in the run's folder as seeds."""
+        self.config, self._watch, self._draw = config, watch, draw
+        self.state = RunState(config)
+        self._interrupts = 0
+        self._stopped: str | None = None
+
+    def run(self) -> dict[str, Any]:
+        """Run to the end; the summary. Raises RunFault or UserError after everything was stopped and saved.
+
+        The run's folder is its own by now, and empty unless it is resumed.
+        """
+        folder = self.config.run_folder
+        folder.mkdir(parents=True, exist_ok=True)
+        set_up_logging(folder / "logs" / "launcher.log", terminal=False, run=self.config.run.name, process="launcher")
+        with begun(self.config):
+            return self._run(folder)
+
+    def _run(self, folder: Path) -> dict[str, Any]:
+        with self._signals(), ExitStack() as stack:
+            try:
+                fault = self._run_parts(stack, folder)
+            except RedisError as error:
+                fault = f"Redis was lost: {error}; the last checkpoint is kept, go on with --run.resume true"
+            except RunFault as error:
+                fault = str(error)
+        wall_s = time.monotonic() - self.state.started
+        interrupted = self._interrupts > 0 or self._stopped is not None
+        summary = write_summary(self.config, folder, self.state.pushed, wall_s, fault, interrupted=interrupted)
+        if fault is not None:
+            raise RunFault(fault)
+        return summary
+
+    def _run_parts(self, stack: ExitStack, folder: Path) -> str | None:
+        """Start everything, wait for the learner, evaluate, stop everything; what went wrong, or None."""
+        url = self._start_redis(stack, folder)
+        client, keys = connect(self.config.redis, url), Keys(self.config.redis_name)
+        self._client = client
+        LogStream(client, keys).attach()
+        self.control = Control(client, keys)
+        self.buffer = ReplayBuffer.of(self.config, client, keys)
+        if not self.config.run.resume:
+            forget(client, keys)
+        self.control.reset()
+        self.control.put_config(self.config)
+        self.buffer.open()
+        task = make_task(self.config.task, codec_of(self.config.model), self.config.actor.max_model_len)
+        keep_identity(self.config, task)
+        self.buffer.put_queries([*task.queries("train")])
+        if not self.config.run.resume:
+            SeedQueue(client, keys).put(make_seed_jobs(self.config.seeds, task))
+        self._serve_metrics(url)
+        stack.callback(self._tell_ended)
+        learner = stack.enter_context(self._learner(folder, url))
+        self._show("starting actors")
+        actors = stack.enter_context(ActorPool(self.config, url, self.control))
+        # Ray puts a handler of its own in place, which would end this process at once.
+        self._catch_signals()
+        try:
+            self._watch_training(learner, actors)
+            fault = self.control.fault()
+            if fault is None and learner.returncode:
+                fault = f"the learner ended with status {learner.returncode}; see {folder}/logs/learner.err"
+            self._stopped = self.control.stop_reason() if fault is None else None
+            if fault is None and self._stopped is None:
+                self._evaluate(task, actors, folder)
+        finally:
+            self._show("stopping")
+            with contextlib.suppress(RedisError):
+                self.control.request_stop("the run is over")
+        return fault
+
+    def _tell_ended(self) -> None:
+        with contextlib.suppress(RedisError):
+            self.control.tell_ended()
+
+    def _start_redis(self, stack: ExitStack, folder: Path) -> str:
+        if self.config.redis.url is not None:
+            return self.config.redis.url.get_secret_value()
+        self._show("starting Redis")
+        server = EmbeddedRedis(folder / "redis", appendfsync=self.config.redis.appendfsync)
+        return stack.enter_context(server).url
+
+    def _serve_metrics(self, url: str) -> None:
+        registry = new_registry()
+        self._metrics = LauncherMetrics(registry)
+        self._metrics.buffer_max_bytes.set(self.config.buffer.max_bytes)
+        # A resumed run's counts must not be served as 0 first: that would look like growth.
+        self._export(self.buffer.stats(), memory_of(self._client))
+        name = self.config.run.name or ""
+        address = serve(registry, self.config.metrics, 0, url, lambda: targets(name, self.control.processes()))
+        self.control.register("launcher", "launcher", address)
+        log.info("metrics on %s, all processes on %s/targets", address, address)
+
+    @contextlib.contextmanager
+    def _learner(self, folder: Path, url: str) -> Iterator[subprocess.Popen[bytes]]:
+        environment = {**os.environ, REDIS_URL_VARIABLE: url, "TOKENIZERS_PARALLELISM": "false"}
+        gpus = own_gpus(self.config)
+        if gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+        busy = UserError("RUN", str(folder), "has a learner at work", "wait for its end")
+        with (
+            (folder / "logs" / "learner.err").open("ab") as errors,
+            # The learner alone has it then, and keeps another run out if it outlives this process by a step.
+            locked(folder, LEARNER, busy) as lock,
+        ):
+            process = subprocess.Popen(
+                [sys.executable, "-m", "learner", str(folder)],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=errors,
+                stderr=errors,
+                pass_fds=(lock,),
+                # Ctrl-C is for the launcher, which then asks the learner to finish.
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                try:
+                    # After a stop that was asked for, `_watch_training` has waited already.
+                    process.wait(1.0 if self._interrupts else STOP_LIMIT_S)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+
+    def _watch_training(self, learner: subprocess.Popen[bytes], actors: ActorPool) -> None:
+        """Look at everything until the learner is done, a stop was asked for, or something failed."""
+        stop_deadline: float | None = None
+        while learner.poll() is None:
+            time.sleep(POLL_S)
+            self._look(actors)
+            problem = actors.look_after()
+            if problem is not None:
+                self.control.report_fault("actors", problem)
+            if self._interrupts and stop_deadline is None:
+                self.control.request_stop("interrupted")
+                stop_deadline = time.monotonic() + STOP_LIMIT_S
+            overdue = stop_deadline is not None and time.monotonic() > stop_deadline
+            if overdue or self._interrupts > 1:
+                return
+
+    def _look(self, actors: ActorPool) -> None:
+        """Read the run's state from Redis, show it, and export it."""
+        try:
+            stats, memory = self.buffer.stats(), memory_of(self._client)
+            self.state.learner, self.state.actors = self.control.learner(), self.control.actors()
+            actors.follow(self.control.wanted_actors())
+        except RedisError as error:
+            # Redis may restart; the next look finds it again.
+            log.warning("Redis can't be read: %s", error)
+            return
+        self.state.buffer_size, self.state.pushed = stats.size, stats.pushed
+        self.state.actors_wanted = actors.wanted
+        self._export(stats, memory)
+        self._metrics.actors_wanted.set(actors.wanted)
+        self._metrics.actors_alive.set(sum(actor["alive"] for actor in self.state.actors.values()))
+        self._show(str(self.state.learner.get("phase", self.state.phase)))
+
+    def _export(self, stats: BufferStats, memory: Memory) -> None:
+        metrics = self._metrics
+        metrics.buffer_size.set(stats.size)
+        metrics.buffer_bytes.set(stats.bytes)
+        metrics.redis_bytes.set(memory.used)
+        metrics.redis_max_bytes.set(memory.limit)
+        metrics.buffer_seeded.set(stats.seeded)
+        metrics.buffer_near_duplicates.set(stats.near_duplicates)
+        metrics.buffer_expired.set(stats.expired)
+        metrics.buffer_refused.set(stats.refused)
+        metrics.buffer_pushed.set(stats.pushed)
+        metrics.buffer_duplicates.set(stats.duplicates)
+        metrics.buffer_evicted.set(stats.evicted)
+        metrics.buffer_quarantined.set(stats.quarantined)
+
+    def _show(self, phase: str) -> None:
+        if phase != self.state.phase:
+            log.info("%s", phase)
+        self.state.phase = phase
+        self._watch(self.state)
+
+    def _evaluate(self, task: Task[Any], actors: ActorPool, folder: Path) -> None:
+        """Draw what the task's evaluation needs with the actors' engines, and keep the figures."""
+        requests = wanted_requests(task, self.config)
+        self.control.request_stop("training is done")
+        try:
+            if self._draw:
+                self._keep_samples(actors, folder)
+            if not requests:
+                return
+            self._show("evaluating samples")
+            encoded = actors.evaluate(requests, should_stop=self._is_interrupted)
+        except EvaluationStopped:
+            log.info("the evaluation was given up")
+            return
+        samples = {
+            label: {query: [Trajectory.from_bytes(item) for item in group] for query, group in groups.items()}
+            for label, groups in encoded.items()
+        }
+        found = task.evaluate_samples(samples, self.config.reward_weights)
+        write_whole(folder / "evaluation_samples.json", dumps(found, indent=2))
+
+    def _keep_samples(self, actors: ActorPool, folder: Path) -> None:
+        """Distinct rationales of the training queries from the trained sampler, as a file of seeds."""
+        self._show("drawing samples")
+        request = SampleRequest("drawn", adapter=True, temperature=1.0, n=self._draw)
+        groups = actors.evaluate([request], "train", self._is_interrupted)[request.label]
+        drawn = [Trajectory.from_bytes(item) for group in groups.values() for item in group]
+        distinct = dict.fromkeys((item.query_id, tuple(item.action_ids.tolist())) for item in drawn)
+        lines = [json.dumps({"query_id": key, "rationale_ids": list(ids)}) for key, ids in distinct]
+        write_whole(folder / DRAWN, "".join(f"{line}\n" for line in lines))
+
+    def _is_interrupted(self) -> bool:
+        return self._interrupts > 0
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM stop in good order; a second one doesn't wait for the learner."""
+
+        before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+        self._catch_signals()
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _catch_signals(self) -> None:
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            self._interrupts += 1
+
+        for number in STOP_SIGNALS:
+            signal.signal(number, on_signal)

@@ -1,0 +1,72 @@
+"""What a resumed run had before is put aside until it gets further, and put back if it doesn't."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from common.config import RunConfig
+from common.config_loading import save_resolved
+from deploy.run.summary import read_json
+from learner.checkpoint import checkpoints, place_of
+
+ASIDE = ".before-resume"
+CONFIG, SUMMARY, LEARNER_SUMMARY = "config.yaml", "summary.json", "learner_summary.json"
+OF_THE_END = (LEARNER_SUMMARY, "evaluation_after.json", "evaluation_samples.json")
+"""What an earlier part of a resumed run left is not this part's."""
+_NEWEST = "newest"
+
+
+@contextlib.contextmanager
+def begun(config: RunConfig) -> Iterator[None]:
+    """Write the configuration. A resumed run that fails or is stopped with no step done gets back what it had, its
+    summary among it: a good run that can't be gone on with is still a good run."""
+    folder = config.run_folder
+    if not config.run.resume:
+        save_resolved(config, folder / CONFIG)
+        yield
+        return
+    _put_aside(folder)
+    save_resolved(config, folder / CONFIG)
+    try:
+        yield
+    finally:
+        _end(folder)
+
+
+def _put_aside(folder: Path) -> None:
+    aside = folder / ASIDE
+    if aside.exists():
+        # An earlier attempt was killed.
+        _end(folder)
+    aside.mkdir()
+    (aside / _NEWEST).write_text(_newest(folder), encoding="utf-8")
+    for name in (CONFIG, SUMMARY):
+        if (folder / name).exists():
+            shutil.copy2(folder / name, aside / name)
+    for name in OF_THE_END:
+        if (folder / name).exists():
+            (folder / name).rename(aside / name)
+
+
+def _end(folder: Path) -> None:
+    """Put back what was put aside, unless the run got further or to its end; then it is out of date."""
+    aside = folder / ASIDE
+    before = (aside / _NEWEST).read_text(encoding="utf-8") if (aside / _NEWEST).exists() else ""
+    if _newest(folder) == before and not _learner_is_done(folder):
+        for name in (CONFIG, SUMMARY, *OF_THE_END):
+            if (aside / name).exists():
+                (aside / name).replace(folder / name)
+    shutil.rmtree(aside)
+
+
+def _learner_is_done(folder: Path) -> bool:
+    """Whether it trained to its last step; one that is asked to stop writes its summary too."""
+    summary = read_json(folder / LEARNER_SUMMARY)
+    return bool(summary) and summary.get("stopped_because") is None
+
+
+def _newest(folder: Path) -> str:
+    return max((place_of(path).name for path in checkpoints(folder / "checkpoints")), default="")

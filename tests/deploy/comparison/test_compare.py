@@ -1,0 +1,296 @@
+"""Comparisons: which cells they have, how settings come together, and the figures of the table."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+
+from common.errors import UserError
+from common.folder_lock import LAUNCHER, locked
+from deploy.comparison import compare
+from deploy.comparison.compare import Comparison
+from deploy.comparison.table import Measurement, PlotSection, Table
+
+
+def load(folder: Path, content: dict[str, Any], **options: Any) -> Comparison:
+    path = folder / "some.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return Comparison.load([path], **{"seeds": None, "data": None, "overrides": [], **options})
+
+
+def test_cells_are_conditions_by_methods_by_seeds_with_later_settings_over_earlier_ones(tmp_path: Path) -> None:
+    found = load(
+        tmp_path,
+        {
+            "seeds": [3, 4],
+            "base": {"task": {"name": "rng", "high": 5}, "learner": {"lr": 1.0, "steps": 7}},
+            "conditions": {"small": {"task": {"high": 2}}, "large": {}},
+            "methods": {"one": {"learner": {"lr": 2.0}}, "two": {"run": {"seed": "{seed}"}}},
+        },
+    )
+    cells = list(found.cells(tmp_path))
+    assert [(cell.condition, cell.method, cell.seed) for cell in cells] == [
+        (condition, method, seed) for seed in (3, 4) for condition in ("small", "large") for method in ("one", "two")
+    ]
+    assert cells[0].settings == {"task": {"name": "rng", "high": 2}, "learner": {"lr": 2.0, "steps": 7}}
+    assert cells[7].settings["run"] == {"seed": 4} and cells[7].settings["task"]["high"] == 5
+    assert len({cell.name for cell in cells}) == 8
+
+
+def test_a_cell_can_start_from_the_adapter_of_another_under_the_same_condition_and_seed(tmp_path: Path) -> None:
+    methods = {"first": {}, "second": {"model": {"lora": {"start_from": "{adapter:first}"}}}}
+    first, second = load(tmp_path, {"methods": methods, "seeds": [5]}).cells(tmp_path)
+    assert second.after == first.name
+    assert second.settings["model"]["lora"]["start_from"] == str(tmp_path / "cells" / first.name / "adapter")
+    backwards = dict(reversed(methods.items()))
+    with pytest.raises(UserError, match=r"methods.second.*put it after it"):
+        list(load(tmp_path, {"methods": backwards}).cells(tmp_path))
+
+
+def test_run_configurations_are_methods_named_as_their_files(tmp_path: Path) -> None:
+    paths = [tmp_path / "a.yaml", tmp_path / "b.yaml"]
+    for path in paths:
+        path.write_text("task: {name: rng}")
+    found = Comparison.load(paths, seeds=[0], data=None, overrides=[])
+    assert [cell.method for cell in found.cells(tmp_path)] == ["a", "b"] and found.name == "a-b"
+
+
+def test_relative_paths_of_data_are_within_the_given_folder(tmp_path: Path) -> None:
+    content = {
+        "base": {"task": {"train_path": "x.json", "test_path": ["y.json", "hf://a/b:test", "~/z.json", "/z.json"]}},
+        "methods": {"m": {}},
+    }
+    (cell,) = load(tmp_path, content, seeds=[0], data=tmp_path / "data").cells(tmp_path)
+    task = cell.settings["task"]
+    assert task["train_path"] == str(tmp_path / "data" / "x.json")
+    assert task["test_path"] == [
+        str(tmp_path / "data" / "y.json"),
+        "hf://a/b:test",
+        str(Path.home() / "z.json"),
+        "/z.json",
+    ]
+
+
+def test_paths_of_data_that_are_none_are_left_to_the_configuration_s_own_check(tmp_path: Path) -> None:
+    content = {"methods": {"m": {"task": {"name": "jsonl", "train_path": 5, "test_path": [], "prompt": "x"}}}}
+    (cell,) = load(tmp_path, content, seeds=[0], data=tmp_path).cells(tmp_path)
+    assert cell.settings["task"]["train_path"] == 5 and cell.settings["task"]["test_path"] == []
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        ({"methods": {}}, {}, "methods: "),
+        ({"methods": {"m": {}}, "figure": []}, {}, "figure: "),
+        ({"methods": {"m": {}}}, {"seeds": [1, 1]}, "--seeds.*repeats or is below 0"),
+        ({"methods": {"m": {}}}, {"seeds": [-1]}, "--seeds.*repeats or is below 0"),
+    ],
+)
+def test_comparisons_that_cannot_be_used_are_refused(
+    tmp_path: Path, content: dict[str, Any], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        load(tmp_path, content, **options)
+
+
+def table(*measured: Measurement) -> Table:
+    return Table(measured, ["accuracy"], PlotSection(), planned=9)
+
+
+def test_the_table_gives_mean_and_standard_error_over_seeds(tmp_path: Path) -> None:
+    found = table(
+        Measurement("10", "SFT", 0, {"accuracy": 0.5, "x.accuracy": 0.1, "loss": 7.0}, 60.0, "SFT"),
+        Measurement("10", "SFT", 1, {"accuracy": 0.7, "x.accuracy": 0.1, "loss": 9.0}, 30.0, "SFT"),
+        Measurement("10", "other", 0, {"loss": 3.0, "accuracy": 0.25}, 60.0, "SFT"),
+    )
+    assert found.columns == ["accuracy", "x.accuracy"]
+    # Standard deviation of 0.5 and 0.7 is √0.02; over √2 it is 0.1.
+    assert list(found.rows()) == [
+        ("10", "SFT", ["0.600 ± 0.100", "0.100 ± 0.000"]),
+        ("10", "other", ["0.250", "-"]),
+    ]
+    saved = json.loads(found.to_json())
+    loss = next(entry for entry in saved["entries"] if entry["figure"] == "loss" and entry["method"] == "SFT")
+    assert loss["mean"] == 8.0 and math.isclose(loss["standard_error"], 1.0) and loss["values"] == [7.0, 9.0]
+    assert saved["seconds"] == 90.0 and saved["longest_cell_s"] == 60.0 and saved["cells_planned"] == 9
+    # The other sampler was evaluated by the first cell.
+    assert saved["cells_done"] == 2
+    found.save(tmp_path)
+    assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    assert "| 10 | SFT | 0.600 ± 0.100 | 0.100 ± 0.000 |" in (tmp_path / "table.md").read_text()
+
+
+def test_cells_of_another_seed_come_beside_those_that_are_saved_and_the_same_in_their_place() -> None:
+    first = table(
+        Measurement("10", "SFT", 0, {"accuracy": 0.5}, 60.0, "SFT"),
+        Measurement("10", "other", 0, {"accuracy": 0.25}, 60.0, "SFT"),
+    )
+    later = table(
+        Measurement("10", "SFT", 1, {"accuracy": 0.7}, 30.0, "SFT"),
+        Measurement("10", "other", 0, {"accuracy": 0.35}, 50.0, "SFT"),
+    )
+    found = Table.from_json(first.to_json()).updated(later)
+    assert list(found.rows()) == [("10", "SFT", ["0.600 ± 0.100"]), ("10", "other", ["0.350"])]
+    again = Table.from_json(found.to_json())
+    assert list(again.rows()) == list(found.rows()) and again.plot == found.plot
+
+
+def test_one_figure_is_drawn_against_another(tmp_path: Path) -> None:
+    plot = PlotSection(x="diversity", y="accuracy")
+    item = Measurement("", "SFT", 0, {"accuracy": 0.5, "diversity": 0.1}, 1.0)
+    Table([item], ["accuracy"], plot, planned=1).save(tmp_path)
+    assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_empty_table_can_be_saved(tmp_path: Path) -> None:
+    table().save(tmp_path)
+    assert json.loads((tmp_path / "table.json").read_text())["entries"] == []
+
+
+CELL = """
+import json, os, signal, sys, time
+from pathlib import Path
+folder, name, status = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+(folder / f"{name}.begun").touch()
+if status == -1:
+    # Ends when the other cell runs too.
+    while len(list(folder.glob("*.begun"))) < 2:
+        time.sleep(0.01)
+    status = 0
+if status == 130:
+    # Ends when it is interrupted.
+    time.sleep(60)
+(folder / "cells" / name).mkdir(exist_ok=True)
+summary = {"figure": float(os.environ.get("OMP_NUM_THREADS", 0)), "interrupted": status == 130}
+(folder / "cells" / name / "summary.json").write_text(json.dumps(summary))
+sys.exit(status)
+"""
+"""Stands for a run; `deploy.cli.main` is not what these tests are about."""
+
+
+Begun = list[tuple[str, bool]]
+
+
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> Begun:
+    """Methods of the cells that were begun, and whether each was to go on. A cell ends as its method's name says."""
+    found: Begun = []
+
+    def command(comparison: Comparison, folder: Path, cell: compare.Cell, *, resume: bool) -> list[str]:
+        found.append((cell.method, resume))
+        status = cell.method.rpartition("ends with ")[2] if "ends with" in cell.method else "0"
+        return [sys.executable, "-c", CELL, str(folder), cell.name, status]
+
+    monkeypatch.setattr(compare, "prepare", lambda config: None)
+    monkeypatch.setattr(compare, "_command", command)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    return found
+
+
+def run(folder: Path, methods: dict[str, Any], parallel: int = 1) -> tuple[Table, list[str]]:
+    found = load(folder, {"base": {"task": {"name": "rng"}}, "methods": methods, "seeds": [0]})
+    return compare.run_comparison(found, folder, Console(quiet=True), parallel)
+
+
+@pytest.mark.parametrize(
+    ("settings", "checkpoint", "resumes"),
+    [
+        ({}, "checkpoints/step-5", True),
+        ({}, None, False),
+        ({"em": {"iterations": 1}}, "e1/checkpoints/step-5", True),
+        ({"em": {"iterations": 1}}, None, False),
+        ({"learner": {"objective": "prompting"}}, "checkpoints/step-5", False),
+    ],
+)
+def test_a_cell_that_was_begun_goes_on_from_its_checkpoints_those_of_em_steps_included(
+    tmp_path: Path, begun: Begun, settings: dict[str, Any], checkpoint: str | None, resumes: bool
+) -> None:
+    seconds = []
+    for _ in range(2):
+        run(tmp_path, {"ends with 1": settings})
+        (mark,) = (tmp_path / "cells").glob("*-seed0.json")
+        seconds.append(json.loads(mark.read_text())["seconds"])
+        if checkpoint is not None:
+            (tmp_path / "cells" / mark.stem / checkpoint).mkdir(parents=True, exist_ok=True)
+    assert [resume for _, resume in begun] == [False, resumes]
+    # What a cell took before it was interrupted counts, unless it is thrown away.
+    assert not resumes or seconds[1] > seconds[0] > 0
+
+
+def test_cells_run_as_many_at_a_time_as_asked_each_with_its_share_of_the_cores(
+    tmp_path: Path, begun: Begun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare, "available_cores", lambda: 8)
+    # Each of these ends only when it has company.
+    found, problems = run(tmp_path, {"first ends with -1": {}, "second ends with -1": {}, "third": {}}, parallel=2)
+    assert problems == [] and {method for method, _ in begun} == {"first ends with -1", "second ends with -1", "third"}
+    assert {(item.parallel, item.figures["figure"]) for item in found.measured} == {(2, 4.0)}
+
+
+def test_a_cell_waits_for_the_one_whose_adapter_it_starts_from_while_others_go_ahead(
+    tmp_path: Path, begun: Begun
+) -> None:
+    after = {"model": {"lora": {"start_from": "{adapter:first}"}}}
+    found, problems = run(tmp_path, {"first": {}, "second": after, "third": {}}, parallel=3)
+    assert problems == [] and len(found.measured) == 3
+    assert [method for method, _ in begun] == ["first", "third", "second"]
+
+
+def test_a_cell_that_fails_keeps_back_only_what_starts_from_it(tmp_path: Path, begun: Begun) -> None:
+    after = {"model": {"lora": {"start_from": "{adapter:ends with 1}"}}}
+    found, problems = run(tmp_path, {"ends with 1": {}, "after": after, "other": {}}, parallel=2)
+    assert [item.method for item in found.measured] == ["other"]
+    assert len(problems) == 2 and "status 1" in problems[0] and "whose adapter it starts from" in problems[1]
+
+
+def test_an_interruption_is_handed_on_to_every_cell_and_the_same_command_goes_on(
+    tmp_path: Path, begun: Begun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait, interruptions = compare._wait_for_any, [KeyboardInterrupt()]
+
+    def interrupted(running: Sequence[Any]) -> None:
+        if interruptions:
+            while len(list(tmp_path.glob("*.begun"))) < 3:
+                time.sleep(0.01)
+            raise interruptions.pop()
+        wait(running)
+
+    monkeypatch.setattr(compare, "_wait_for_any", interrupted)
+    methods = {"quick": {}, "a ends with 130": {}, "b ends with 130": {}, "never": {}}
+    found, problems = run(tmp_path, methods, parallel=3)
+    assert {method for method, _ in begun} == set(list(methods)[:3])
+    assert [item.method for item in found.measured] == ["quick"] and len(problems) == 3
+    assert problems[-1] == "interrupted; the same command goes on from here"
+
+
+def test_two_comparisons_never_work_in_one_folder(tmp_path: Path) -> None:
+    comparison = load(tmp_path, {"methods": {"m": {"task": {"name": "rng"}}}}, seeds=[0])
+    folder = tmp_path / "comparison"
+    folder.mkdir()
+    with locked(folder, LAUNCHER, UserError("x", None, "y", "z")), pytest.raises(UserError, match="in progress"):
+        compare.run_comparison(comparison, folder, Console(quiet=True))
+    assert not list((folder / "cells").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("folder", "method", "message"),
+    [
+        ("/proc/none", "m", r"--folder = '/proc/none': nothing can be written there"),
+        ("{tmp}/some.yaml/below", "m", r"--folder = .*nothing can be written there \(Not a directory\)"),
+        ("{tmp}/fine", "m" * 300, r"methods\.mmm.*can't be written \(File name too long\)"),
+    ],
+)
+def test_a_comparison_that_cannot_be_kept_is_one_line(tmp_path: Path, folder: str, method: str, message: str) -> None:
+    comparison = load(tmp_path, {"methods": {method: {"task": {"name": "rng"}}}}, seeds=[0])
+    with pytest.raises(UserError, match=message):
+        compare.run_comparison(comparison, Path(folder.format(tmp=tmp_path)), Console(quiet=True))

@@ -1,0 +1,60 @@
+"""What an M step is made of, and what the whole is evaluated by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import deploy.run.em
+from common.action_space import ActionSpace
+from common.config import LoraSection, RunConfig
+from common.config_loading import load_run
+from common.errors import UserError
+from deploy.run.checks import prepare
+from deploy.run.em import _finish, _m_step
+from deploy.sampler.finished_run import FinishedRun
+from learner.policy import LoraPolicy
+from tests.deploy.run.runs import config_of, make_run
+
+
+@pytest.mark.parametrize(("learner", "threads"), [({}, 8), ({"threads": 3}, 3)])
+def test_an_m_step_waits_for_all_samples_and_takes_every_core_then(
+    learner: dict[str, int], threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deploy.run.em, "available_cores", lambda: 8)
+    (tmp_path / "samples.jsonl").write_text("{}\n" * 5)
+    settings = {"task": {"name": "rng"}, "run": {"name": "em", "folder": tmp_path}, "em": {"iterations": 1}}
+    config = RunConfig.model_validate({**settings, "actor": {"count": 3}, "learner": learner})
+    step = _m_step(config, 1, None, tmp_path / "samples.jsonl")
+    assert (step.learner.objective, step.learner.threads, step.buffer.min_size) == ("sft", threads, 5)
+
+
+def save_adapter(model: Path, folder: Path, seed: int) -> Path:
+    torch.manual_seed(seed)
+    space = ActionSpace(vocab_size=16, terminator_id=1, max_len=2)
+    policy = LoraPolicy.load(str(model), LoraSection(), space, dtype="float32", device=torch.device("cpu"))
+    policy.save_adapter(folder)
+    return folder
+
+
+def test_a_run_that_was_given_a_reference_is_evaluated_by_its_last_m_step_and_gone_on_with(
+    tmp_path: Path, digit_model: Path
+) -> None:
+    given = save_adapter(digit_model, tmp_path / "given", seed=1)
+    options = ["--run.name", "em", "--em.iterations", "1", "--reference.adapter", str(given)]
+    config = prepare(config_of(tmp_path, digit_model, *options))
+    folder = make_run(config)
+    sampler = save_adapter(digit_model, folder / "e1" / "adapter", seed=2)
+    made = save_adapter(digit_model, folder / "m1" / "adapter", seed=3)
+    _finish(config, sampler, made)
+    assert FinishedRun(folder).config.reference.adapter == made
+    # By the settings of the first start, and by the run's own configuration.
+    for reference in (given, made):
+        changed = ["--run.resume", "true", "--em.iterations", "2", "--reference.adapter", str(reference)]
+        assert prepare(config_of(tmp_path, digit_model, *options[:2], *changed)).em.iterations == 2
+    save_adapter(digit_model, tmp_path / "other", seed=4)
+    with pytest.raises(UserError, match=r"reference\.adapter = '.*other': is not what the run was trained with"):
+        FinishedRun(folder, ["--reference.adapter", str(tmp_path / "other")])
+    assert load_run(folder).reference.adapter == made

@@ -1,0 +1,113 @@
+"""A finished run opened elsewhere than it was trained, as far as that needs no engine."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.errors import EXIT_USER, UserError
+from deploy.cli.main import main
+from deploy.sampler.finished_run import FinishedRun
+from tests.deploy.run.runs import config_of, make_run, other_weights
+
+TASK = (
+    "task: {name: constrained, train_path: rows.jsonl, prompt: '{x}', json_schema: schema.json, max_len: 8,"
+    " allowed_characters: null}"
+)
+
+
+@pytest.fixture
+def moved(tmp_path: Path, digit_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run on rows and a model that are gone, in another folder and under another name; looked at from a third."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.chdir(home)
+    shutil.copytree(digit_model, home / "model")
+    Path("rows.jsonl").write_text("".join(json.dumps({"x": f"number {i}"}) + "\n" for i in range(9)))
+    Path("schema.json").write_text(json.dumps({"enum": [12, 34]}))
+    folder = make_run(config_of(home, Path("model"), "--run.name", "mine", task=TASK))
+    monkeypatch.chdir(tmp_path)
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "adapter_config.json").write_text("{}")
+    there = tmp_path / "there" / "renamed"
+    there.parent.mkdir()
+    folder.rename(there)
+    (home / "rows.jsonl").unlink()
+    return there
+
+
+def test_a_prompt_of_one_s_own_needs_neither_the_data_nor_the_folder_that_training_was_in(moved: Path) -> None:
+    run = FinishedRun(moved)
+    query = run.query("number :")
+    assert run.codec.decode(query.prompt_ids) == "number:" and run.task.config.train_path.endswith("home/rows.jsonl")
+    # The schema was given as a relative path.
+    valid = {
+        text: run.task.action_space.why_invalid(np.asarray(run.codec.encode(text), np.int32)) for text in ("12", "56")
+    }
+    assert valid["12"] is None and valid["56"] is not None
+    with pytest.raises(UserError, match=r"task\.train_path = '.*home/rows\.jsonl'"):
+        run.query(None)
+
+
+def test_the_model_can_lie_elsewhere_and_must_be_the_same(
+    moved: Path, tmp_path: Path, digit_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(tmp_path / "home" / "model")
+    with pytest.raises(UserError, match=r"model\.name = '.*home/model': no such folder"):
+        FinishedRun(moved)
+    run = FinishedRun(moved, ["--model.name", str(digit_model)])
+    assert run.config.model.name == run.model == str(digit_model)
+    other = other_weights(digit_model, tmp_path / "other")
+    for command in ("sample", "evaluate"):
+        assert main([command, str(moved), "--model.name", str(other)]) == EXIT_USER
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "model.name = '" in line and "is not what the run was trained with" in line
+
+
+def test_a_model_that_was_replaced_since_is_noticed(moved: Path, tmp_path: Path, digit_model: Path) -> None:
+    shutil.rmtree(tmp_path / "home" / "model")
+    other_weights(digit_model, tmp_path / "home" / "model")
+    with pytest.raises(UserError, match=r"model\.name = '.*home/model': is not what the run was trained with"):
+        FinishedRun(moved)
+
+
+def test_a_schema_that_was_changed_since_is_noticed(moved: Path, tmp_path: Path) -> None:
+    (tmp_path / "home" / "schema.json").write_text(json.dumps({"enum": [56]}))
+    with pytest.raises(UserError, match=r"task\.json_schema = '.*schema\.json': is not what the run was trained with"):
+        FinishedRun(moved)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        (
+            "number " * 70,
+            r"--prompt = .*: takes \d+ tokens with its rationale, the engine 64 .*shorten it by \d+ tokens",
+        ),
+        ("", r"--prompt = '': is empty"),
+    ],
+)
+def test_a_prompt_that_cannot_be_sampled_for_is_one_line_before_an_engine_starts(
+    moved: Path, prompt: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sample", str(moved), "--prompt", prompt]) == EXIT_USER
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(expected, line), line
+
+
+def test_the_longest_prompt_that_fits_is_taken(moved: Path) -> None:
+    run = FinishedRun(moved)
+    taken = run.query("1" * (64 - 8 - 2))
+    assert taken.tokens_needed(8) == 64
+    with pytest.raises(UserError, match=r"takes 65 tokens .*by 1 tokens"):
+        run.query("1" * (64 - 8 - 1))
+
+
+def test_settings_that_are_none_are_said(moved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", str(moved), "--promt", "x"]) == EXIT_USER
+    assert "promt: is no setting" in capsys.readouterr().err
