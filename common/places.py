@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from common.errors import UserError
+from common.own_modules import is_python_file
 from common.rows import HUB
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -30,6 +31,7 @@ class Kind(Enum):
     FOLDER = "a folder"
     ROWS = "a file of rows, or a data set of the hub"
     MODEL = "a model's folder, or its id on the hub"
+    MODULE = "a Python file, or the name that Python imports it by"
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,9 @@ def _check(name: str, kind: Kind, text: str | Path) -> None:
 
 
 def on_hub(kind: Kind, text: str) -> bool:
-    """Whether a text names what is on the hub, and no file or folder."""
+    """Whether a text names what is on the hub, or a module that Python finds itself, and no file or folder."""
+    if kind is Kind.MODULE:
+        return not is_python_file(text)
     if kind is Kind.ROWS:
         return text.startswith(HUB)
     return kind is Kind.MODEL and not looks_like_path(text) and not is_folder(text)

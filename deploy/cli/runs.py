@@ -60,7 +60,7 @@ def open_run(run: str, url: str | None) -> Iterator[OpenRun]:
     """A run by its folder, or by its name in a given Redis. Raises UserError if it can't be found."""
     folder = _step_in_progress(Path(run))
     is_folder = (folder / "config.yaml").is_file()
-    own = load_run(folder) if is_folder else None
+    own = load_run(folder, load_task=False) if is_folder else None
     server = running_server(folder / "redis") if is_folder else None
     address = url or server or os.environ.get(URL_VARIABLE)
     if address is None and is_folder:

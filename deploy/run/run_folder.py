@@ -255,7 +255,7 @@ def _refuse_another_s(config: RunConfig, client: Client, name: str) -> None:
     kept, own = found.run_folder, {config.run_folder}
     if config.run.resume:
         # As it was before the folder was moved.
-        own.add(load_resolved(config.run_folder / "config.yaml").run_folder)
+        own.add(load_resolved(config.run_folder / "config.yaml", load_task=False).run_folder)
     if kept not in own and not (config.em.iterations and kept.parent in own):
         otherwise = "" if config.run.resume else ", or delete it with --run.overwrite true"
         raise UserError(

@@ -39,6 +39,11 @@ def test_every_configuration_example_loads(page: str, text: str, tmp_path: Path)
         load_config(path)
 
 
+def test_the_own_task_that_is_shown_is_the_file_that_is_run() -> None:
+    shown = [text for page, text in blocks("python") if page == "tasks.md"]
+    assert shown == [(ROOT / "docs" / "examples" / "even_task.py").read_text(encoding="utf-8")]
+
+
 def check_comparison(path: Path, folder: Path) -> None:
     """Every cell has settings that load."""
     for cell in Comparison.load([path], seeds=None, data=folder, overrides=[]).cells(folder):
