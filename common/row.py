@@ -48,8 +48,11 @@ class Row:
         """
         if column not in self.values:
             raise NoColumn(column, self.values, setting, in_template)
+        value = self.values[column]
+        if isinstance(value, list) and value and all(isinstance(item, Mapping) and "role" in item for item in value):
+            raise BadRow(f"column {column!r} holds messages: set task.chat: true, and name it alone, '{{{column}}}'")
         try:
-            text = as_text(self.values[column]).strip()
+            text = as_text(value).strip()
         except BadRow as error:
             raise BadRow(f"column {column!r} {error}") from error
         if not text:

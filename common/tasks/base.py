@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from common.action_space import ActionSpace
+from common.chat import Chat, user
 from common.errors import UserError
 from common.reward import FloatArray, RewardWeights
 from common.tools import ToolBox
@@ -59,6 +60,9 @@ class TokenCodec(Protocol):
 
     def decode_prompt(self, ids: Sequence[int] | NDArray[np.int32]) -> str:
         """The text of ids that begin with a prompt's, without what opens it."""
+
+    def chat(self, system: str | None, variables: Mapping[str, Any]) -> Chat:
+        """How conversations are rendered by the tokenizer's own template; raises UserError naming `task.chat`."""
 
 
 def one_token(codec: TokenCodec, text: str, field: str, remedy: str) -> int:
@@ -140,6 +144,15 @@ class Task(ABC, Generic[ConfigT]):
 
     def __init__(self, config: ConfigT, codec: TokenCodec, max_model_len: int | None = None) -> None:
         self.config, self.codec, self.max_model_len = config, codec, max_model_len
+
+    @property
+    def chat(self) -> Chat | None:
+        """How prompts are rendered, as turns of a conversation; None where they are plain text."""
+        return None
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """Token ids of a prompt, in a chat of the user's message; raises BadRow where a chat can't say it."""
+        return self.codec.encode_prompt(text) if self.chat is None else self.chat.ids([user(text)])
 
     @property
     @abstractmethod
