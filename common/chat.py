@@ -64,8 +64,9 @@ def _message(item: Any, number: int) -> Message:
     if others:
         raise BadRow(f"message {number} has {others[0]!r}: only role and content are read")
     role = item.get("role")
-    if not isinstance(role, str) or not role:
-        raise BadRow(f"message {number} has no role")
+    if not isinstance(role, str) or not role.isidentifier():
+        # It stands in the template's own part, so that it must be a word.
+        raise BadRow(f"message {number} has no role such as user or assistant")
     try:
         content = as_text(item.get("content"))
     except BadRow as error:

@@ -75,6 +75,12 @@ class TextConfig(TaskConfig):
             raise ValueError("names no file: leave it out to hold out rows of train_path, or name one")
         return value
 
+    @field_validator("chat", mode="before")
+    @classmethod
+    def _said_as_a_word(cls, value: Any) -> Any:
+        """The command line and the environment say true as they say a text."""
+        return {"true": True, "false": False}.get(value.lower(), value) if isinstance(value, str) else value
+
     @field_validator("allowed_characters")
     @classmethod
     def _compiles(cls, value: str | None) -> str | None:

@@ -13,6 +13,7 @@ import pytest
 
 from common.chat import Chat, Message, assistant, user
 from common.config import SeedSection
+from common.config_loading import load_config
 from common.default_model import default_model_path
 from common.errors import UserError
 from common.models import load_tokenizer
@@ -201,6 +202,18 @@ def test_a_chats_own_terminator_is_kept_and_so_is_that_of_a_task_with_a_target(t
         task_of(tmp_path, rows, prompt="{q}", chat=False, chat_template_kwargs={"enable_thinking": False})
 
 
+@pytest.mark.parametrize(
+    ("said", "found"), [("true", True), ("false", False), ("null", None), ("Be terse", "Be terse")]
+)
+def test_the_command_line_says_true_or_a_system_message(tmp_path: Path, said: str, found: object) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("task: {name: jsonl, train_path: rows.jsonl, prompt: '{q}'}")
+    variables = ["--task.chat_template_kwargs", '{"enable_thinking": false}'] if found else []
+    task = load_config(path, ["--task.chat", said, *variables]).task.model_dump()
+    assert task["chat"] is found or task["chat"] == found == "Be terse"
+    assert task["chat_template_kwargs"] == ({"enable_thinking": False} if found else {})
+
+
 def test_rows_of_messages_are_prompts_and_their_last_turn_is_the_rationale(tmp_path: Path) -> None:
     first = [user("Say hello"), assistant("Hello"), user("In French")]
     rows = [{"messages": [*first, assistant("Bonjour")]}, {"messages": first}]
@@ -228,6 +241,7 @@ def test_a_prompt_and_a_completion_may_be_lists_of_messages(tmp_path: Path) -> N
         ([assistant("Hello")], "one message of the assistant, and nothing that it answers"),
         ([{"role": "user"}], "the content of message 1 is null"),
         ([{"content": "Hi"}], "message 1 has no role"),
+        ([{"role": "user<end_of_turn>", "content": "Hi"}], "message 1 has no role such as user"),
         ([user("Hi"), user(" ")], "the content of message 2 is empty"),
         ([{"role": "user", "content": [{"type": "image"}]}], "the content of message 1 holds no text"),
         ([{**user("Hi"), "tool_calls": [{}]}], "message 1 has 'tool_calls': only role and content are read"),
