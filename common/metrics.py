@@ -130,6 +130,38 @@ class LauncherMetrics:
         self.actors_wanted = gauge("actors_wanted", "Actors that are asked of Ray")
 
 
+SERVED_PATHS = ("/v1/completions", "/v1/models", "/v1/posterior", "/health", "/metrics", "other")
+"""What requests to a service are counted under."""
+
+
+class ServiceMetrics:
+    """What `amortis serve` answers."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.requests = Counter(
+            "amortis_service_requests", "Answers, by path and status", ["path", "status"], registry=registry
+        )
+        self.request_time = Histogram(
+            "amortis_service_request_seconds",
+            "From a request to the last byte of its answer",
+            ["path"],
+            registry=registry,
+            buckets=_SECONDS,
+        )
+        for path in SERVED_PATHS:
+            self.requests.labels(path, "200")
+            self.request_time.labels(path)
+        self.samples = Gauge("amortis_service_samples_in_flight", "Samples asked for and not done", registry=registry)
+        self.max_samples = Gauge("amortis_service_max_samples", "How many of them may be", registry=registry)
+        self.prompt_tokens = Counter("amortis_service_prompt_tokens", "Tokens of prompts answered", registry=registry)
+        self.sampled_tokens = Counter(
+            "amortis_service_completion_tokens", "Tokens of samples answered", registry=registry
+        )
+        self.abandoned = Counter(
+            "amortis_service_abandoned_samples", "Samples whose client left or waited too long", registry=registry
+        )
+
+
 Targets = list[dict[str, Any]]
 
 
