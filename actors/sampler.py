@@ -336,7 +336,9 @@ class TrajectorySampler:
     @staticmethod
     def _key(pending: _Pending) -> str:
         rollout = pending.rollout
-        return f"{rollout.query.id}:{pending.wanted.tobytes().hex()}:{rollout.input_ids.tobytes().hex()}"
+        # Which are no part of a query's id.
+        others = "/".join(ids.tobytes().hex() for ids in rollout.query.alternatives)
+        return f"{rollout.query.id}:{others}:{pending.wanted.tobytes().hex()}:{rollout.input_ids.tobytes().hex()}"
 
     def _assemble(self, pending: _Pending, components: RewardComponents) -> Trajectory | None:
         try:

@@ -135,6 +135,9 @@ class Task(ABC, Generic[ConfigT]):
     misleading_penalty: float = 0.0
     """Taken off log R, in nats, where stopping makes one of the query's alternative targets likelier than its own."""
 
+    takes_prompts: ClassVar[bool] = True
+    """Whether a trained sampler can be asked for prompts that are none of the task's queries."""
+
     def __init__(self, config: ConfigT, codec: TokenCodec, max_model_len: int | None = None) -> None:
         self.config, self.codec, self.max_model_len = config, codec, max_model_len
 

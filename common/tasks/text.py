@@ -198,10 +198,11 @@ class TextTask(Task[TextConfigT]):
                 f"leaves no room for a prompt within actor.max_model_len = {self.max_model_len}",
                 "lower it, or raise actor.max_model_len",
             )
-        found = load(setting, path, self._checked_example, lambda example: example.query.id, config.on_bad_row)
+        found = load(setting, path, self.checked_example, lambda example: example.query.id, config.on_bad_row)
         return replace(found, items=found.items[:limit])
 
-    def _checked_example(self, row: Row) -> Example:
+    def checked_example(self, row: Row) -> Example:
+        """That of a row, held against the model's vocabulary and the engine's length; raises BadRow."""
         example = self.example(row)
         needed = example.query.tokens_needed(self.config.max_len)
         if self.max_model_len is not None and needed > self.max_model_len:

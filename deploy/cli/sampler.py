@@ -83,17 +83,19 @@ def sample(options: argparse.Namespace, overrides: list[str], console: Console) 
         problem = f"is not above 0 and up to {HIGHEST_TEMPERATURE:g}"
         raise UserError("--temperature", options.temperature, problem, "give e.g. 1.0")
     from deploy.sampler.finished_run import FinishedRun
+    from deploy.sampler.posterior import PosteriorMaker
 
     run = FinishedRun(options.run, overrides)
     query = run.query(options.prompt)
     sampler, adapter = run.sampler()
     request = SampleRequest("samples", not options.base, options.temperature, options.n)
     drawn = sampler.collect([query], request, adapter, run.config.actor.max_in_flight)[query.id]
+    maker = PosteriorMaker(run.config, run.task)
     rows = [
         {
             "text": run.codec.decode(item.action_ids),
             "log_q": item.behaviour.log_prob,
-            "log_r": float(item.log_reward(run.config.reward_weights)[-1]),
+            "log_r": maker.log_r(item),
             "token_ids": item.action_ids.tolist(),
         }
         for item in drawn
