@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from common.config import RunConfig
 from common.config_files import read_yaml, refuse_half_characters
-from common.config_sources import Given, explain, gather, known_keys
+from common.config_options import known_keys
+from common.config_sources import Given, explain, gather
 from common.errors import UserError
 from common.files import write_whole
 from common.places import Kind, moved

@@ -6,25 +6,26 @@ Each value is kept with where it came from, so that an error can say so.
 
 from __future__ import annotations
 
-import argparse
-import difflib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
-from operator import or_
-from typing import Annotated, Any, NoReturn, get_args
+from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError, create_model
-from pydantic_settings import BaseSettings, CliSettingsSource, EnvSettingsSource, SettingsConfigDict, SettingsError
+from pydantic import ValidationError
 
 from common.config import RunConfig
+from common.config_options import (
+    COMMAND_LINE,
+    ONE_TEXT,
+    TASK_MODULE,
+    known_keys,
+    module_of,
+    parse,
+    unknown,
+    variable_of,
+)
 from common.errors import UserError
 from common.tasks import TASKS, TaskConfig, own_settings
-
-ENV_PREFIX = "AMORTIS_"
-COMMAND_LINE = "command line"
-_MODULE = "task.module"
 
 
 @dataclass
@@ -48,7 +49,7 @@ class Given:
                 self.put(value, origin, keys, f"{dotted}.")
             else:
                 self._set(dotted, value)
-                self.origins[dotted] = origin or f"environment variable {_variable(dotted)}"
+                self.origins[dotted] = origin or f"environment variable {variable_of(dotted)}"
 
     def origin(self, name: str) -> str | None:
         """Where a setting came from, or what in it comes first; None for what nobody gave."""
@@ -93,7 +94,7 @@ def gather(files: Sequence[tuple[str, Mapping[str, Any]]], overrides: Sequence[s
     environment and command line is the result's `problem`.
     """
     first, named = _last_task([_section(data, "task") for _, data in files])
-    module = _on_the_command_line(overrides) or (os.environ.get(_variable(_MODULE)) if environment else None)
+    module = module_of(overrides) or (os.environ.get(variable_of(TASK_MODULE)) if environment else None)
     found = Given()
     try:
         found.own = own_settings(module or named.get("module"))
@@ -101,35 +102,17 @@ def gather(files: Sequence[tuple[str, Mapping[str, Any]]], overrides: Sequence[s
         found.problem = error
     keys = frozenset(known_keys(own=found.own))
     for i, (name, data) in enumerate(files):
-        found.put({key: value for key, value in data.items() if key != "task" or i >= first}, name, keys)
+        holds = {key: value for key, value in data.items() if key != "task" or i >= first}
+        found.put(_as_sections(holds, keys), name, keys)
     if found.problem is None:
         try:
-            if environment:
-                _check_environment(keys)
-            from_environment, from_command_line = _parsed(found.own, overrides, keys)
-            if environment:
-                found.put(from_environment, None, keys)
-            found.put(from_command_line, COMMAND_LINE, keys)
+            surroundings, options = parse(found.own, overrides, keys, environment=environment)
+            found.put(surroundings, None, keys)
+            found.put(options, COMMAND_LINE, keys)
         except UserError as error:
             found.problem = error
     found.problem = found.problem and found.located(found.problem)
     return found
-
-
-def known_keys(
-    model: type[BaseModel] = RunConfig, prefix: str = "", own: type[TaskConfig] | None = None
-) -> Iterator[str]:
-    """Dotted names of all settings; those of each built-in task among them, or of the user's own alone."""
-    for name, item in model.model_fields.items():
-        dotted = f"{prefix}{name}"
-        yield dotted
-        if dotted == "task":
-            for config in [own] if own else [task.Config for task in TASKS.values()]:
-                yield from known_keys(config, "task.")
-        else:
-            for inner in [item.annotation, *get_args(item.annotation)]:
-                if isinstance(inner, type) and issubclass(inner, BaseModel):
-                    yield from known_keys(inner, f"{dotted}.")
 
 
 def explain(error: ValidationError, given: Given, *section: str) -> UserError:
@@ -138,7 +121,7 @@ def explain(error: ValidationError, given: Given, *section: str) -> UserError:
     names = [*section, *(str(part) for part in first["loc"])]
     key = ".".join(names) or "configuration"
     if first["type"] == "extra_forbidden":
-        return _unknown(key, given.origin(key) or "configuration", known_keys(own=given.own))
+        return unknown(key, given.origin(key) or "configuration", known_keys(own=given.own))
     if first["type"] == "missing":
         return UserError(key, None, "is missing", f"set `{names[-1]}` in the file or give --{key}")
     value = first.get("input")
@@ -172,87 +155,12 @@ def _section(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _on_the_command_line(overrides: Sequence[str]) -> str | None:
-    """The own task's module, whose settings are options too."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument(f"--{_MODULE}", dest="module")
-    try:
-        return parser.parse_known_args(overrides)[0].module
-    except argparse.ArgumentError:
-        # The parser of all settings says so.
-        return None
-
-
-class _Settings(BaseSettings, RunConfig):
-    """What environment and command line are parsed by, and nothing is validated by."""
-
-    model_config = SettingsConfigDict(extra="forbid", env_prefix=ENV_PREFIX, env_nested_delimiter="__")
-
-
-def _parsed(
-    own: type[TaskConfig] | None, overrides: Sequence[str], keys: frozenset[str]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What environment and command line give."""
-    tasks: Any = (
-        own
-        or Annotated[
-            reduce(or_, [task.Config for task in TASKS.values()]), Field(discriminator="name")  # type: ignore[arg-type]
-        ]
-    )
-    settings = create_model("Settings", __base__=_Settings, task=(tasks, ...))
-    try:
-        environment = EnvSettingsSource(settings)()
-        command_line: CliSettingsSource[Any] = CliSettingsSource(
-            settings, cli_parse_args=list(overrides), root_parser=_Parser(keys), cli_hide_none_type=True
-        )
-        return environment, command_line()
-    except SettingsError as error:
-        raise _unreadable(error, keys) from error
-
-
-class _Parser(argparse.ArgumentParser):
-    """Turns argparse's exit into an error that names the nearest setting."""
-
-    def __init__(self, keys: frozenset[str]) -> None:
-        super().__init__(add_help=False, allow_abbrev=False)
-        self._keys = keys
-
-    def error(self, message: str) -> NoReturn:
-        head, _, rest = message.partition("unrecognized arguments: ")
-        if not head and rest:
-            key = rest.split()[0].split("=")[0]
-            if key in self._keys:
-                raise UserError(key, None, f"is written without dashes ({COMMAND_LINE})", f"write --{key} VALUE")
-            raise _unknown(key.lstrip("-"), COMMAND_LINE, self._keys)
-        if "expected" in message:
-            name = message.split(":")[0].removeprefix("argument ").split("/")[0].lstrip("-")
-            raise UserError(name, None, message.partition(": ")[2], f"write --{name} VALUE")
-        raise UserError(COMMAND_LINE, None, message, "see amortis train --help")
-
-
-def _check_environment(keys: frozenset[str]) -> None:
-    """Refuse `AMORTIS_X__Y` that names no setting: pydantic-settings would pass over it in silence."""
-    known = {_variable(key) for key in keys}
-    for variable in os.environ:
-        name = variable.upper()
-        if name.startswith(ENV_PREFIX) and "__" in name and name not in known:
-            key = name.removeprefix(ENV_PREFIX).lower().replace("__", ".")
-            raise _unknown(key, f"environment variable {variable}", keys)
-
-
-def _variable(key: str) -> str:
-    """The environment's variable of a setting."""
-    return ENV_PREFIX + key.upper().replace(".", "__")
-
-
-def _unreadable(error: SettingsError, keys: frozenset[str]) -> UserError:
-    """A value of several parts, on the command line or in the environment, that isn't whole."""
-    known = sorted(keys, key=len, reverse=True)
-    key = next((key for key in known if key in str(error) or f'"{key.split(".")[-1]}"' in str(error)), COMMAND_LINE)
-    problem = str(error).rpartition(": ")[2] if ": " in str(error) else str(error)
-    return UserError(key, None, problem or "can't be read", "write it as JSON, in quotes that the shell leaves whole")
-
-
-def _unknown(key: str, where: str, keys: Iterable[str]) -> UserError:
-    near = difflib.get_close_matches(key, list(keys), n=1, cutoff=0.0)[0]
-    return UserError(key, None, f"is no setting ({where})", f"did you mean {near}?")
+def _as_sections(data: Mapping[str, Any], keys: frozenset[str]) -> dict[str, Any]:
+    """The values of a file, a text that stands for a section as that: its settings can then come from elsewhere."""
+    found = dict(data)
+    for name, setting in ONE_TEXT.items():
+        part, _, last = name.partition(".")
+        section = found.get(part)
+        if f"{name}.{setting}" in keys and isinstance(section, Mapping) and isinstance(section.get(last), str):
+            found[part] = {**section, last: {setting: section[last]}}
+    return found

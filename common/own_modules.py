@@ -14,16 +14,12 @@ from pathlib import Path
 from types import ModuleType
 
 from common.errors import UserError
-
-
-def is_python_file(text: str) -> bool:
-    """Whether a module is named by its file, and not as Python imports it."""
-    return text.endswith(".py") or "/" in text
+from common.user_code import is_file
 
 
 def load_module(setting: str, text: str) -> ModuleType:
     """The module; raises UserError naming `setting`. Modules beside a file can be imported by it."""
-    if not is_python_file(text):
+    if not is_file(text):
         return _import(setting, text)
     path = Path(text).expanduser().resolve()
     source = _read(setting, text, path)
@@ -48,7 +44,7 @@ def load_module(setting: str, text: str) -> ModuleType:
 
 def module_sha256(setting: str, text: str) -> str:
     """Of the module's source as it is now; raises UserError naming `setting` if it can't be found."""
-    if is_python_file(text):
+    if is_file(text):
         return _sha256(_read(setting, text, Path(text).expanduser().resolve()))
     return _sha256(_read(setting, text, Path(str(_import(setting, text).__file__))))
 

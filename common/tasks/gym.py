@@ -65,6 +65,7 @@ class ReasoningGymTask(Task[ReasoningGymConfig]):
     name: ClassVar[str] = "reasoning_gym"
     Config = ReasoningGymConfig
     default_weights = RewardWeights(prior=1.0, likelihood=0.0)
+    takes_prompts = False
 
     @cached_property
     def action_space(self) -> ActionSpace:

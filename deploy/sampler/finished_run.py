@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from actors.engine import LoadedAdapter
 from actors.make_sampler import make_sampler
@@ -14,9 +17,13 @@ from common.config import RunConfig
 from common.config_loading import load_run
 from common.devices import resolve_devices
 from common.errors import UserError
+from common.metrics import ActorMetrics
 from common.places import absolute
+from common.row import BadRow, Row
 from common.tasks import Task, make_task
 from common.tasks.base import unreadable
+from common.tasks.template import TemplateTask
+from common.tasks.text import TextTask
 from common.tokens import HuggingFaceCodec, codec_of
 from common.trajectory import Query
 from deploy.run.find_model import find_model
@@ -44,26 +51,99 @@ class FinishedRun:
         self.codec: HuggingFaceCodec = codec_of(self.config.model)
         self.task: Task[Any] = make_task(self.config.task, self.codec, self.config.actor.max_model_len)
 
-    def query(self, prompt: str | None) -> Query:
-        """What to sample for: a prompt of one's own, for which no data is read, or the task's first test query.
+    def query(
+        self,
+        prompt: str | None = None,
+        *,
+        row: Mapping[str, Any] | None = None,
+        target: str | None = None,
+        targets: Sequence[str] = (),
+        setting: str = "--prompt",
+    ) -> Query:
+        """What to sample for: a prompt of one's own, or a row of data, for neither of which data is read; else the
+        task's first test query.
 
-        Raises UserError naming --prompt.
+        `target` is the text Y behind the rationale, in place of the row's. With `targets` the first is the query's
+        target and the others are its alternatives, whose p(Y|XZ⊤) is scored as well. Raises UserError naming `setting`.
         """
-        if prompt is None:
-            return self.task.queries("test")[0]
-        ids = self.codec.encode_prompt(prompt)
+        if prompt is None and row is None:
+            query = self.task.queries("test")[0]
+        elif row is None:
+            query = self._of_prompt(prompt or "", setting)
+        elif prompt is None:
+            query = self._of_row(row)
+        else:
+            raise UserError(setting, prompt, "is given beside a row, which has its own prompt", "give one of the two")
+        if target is not None and targets:
+            raise UserError("target", target, "is given beside targets", "give one of the two")
+        asked = [target] if target is not None else list(targets)
+        if len(set(asked)) < len(asked):
+            raise UserError("targets", asked, "holds a text twice", "name each once")
+        if asked:
+            own, *others = (self._target_ids(text, "targets" if targets else "target") for text in asked)
+            if not targets:
+                others = [self._target_ids(text, "target") for text in self._other_choices(asked[0])]
+            query = query.model_copy(update={"target_ids": own, "alternatives": tuple(others)})
+        self._check_length(query, setting, prompt)
+        return query
+
+    def query_of_ids(self, ids: Sequence[int], setting: str) -> Query:
+        """What to sample for, as the tokens that the model is to read. Raises UserError naming `setting`."""
         if not ids:
-            raise UserError("--prompt", prompt, "is empty", "give some text")
+            raise UserError(setting, list(ids), "holds no token", "give some")
+        if min(ids) < 0:
+            raise UserError(setting, min(ids), "is no token", f"give 0 to {self.codec.vocab_size - 1}")
+        if max(ids) >= self.codec.vocab_size:
+            problem = f"is beyond the model's vocabulary of {self.codec.vocab_size}"
+            raise UserError(setting, max(ids), problem, "encode with the tokenizer of the run's model")
+        query = Query(task=self.task.name, prompt_ids=np.asarray(ids, np.int32))
+        self._check_length(query, setting, None)
+        return query
+
+    def _of_prompt(self, prompt: str, setting: str) -> Query:
+        if not self.task.takes_prompts:
+            problem = f"is none of the problems of the task {self.task.name}, whose rewards it knows alone"
+            raise UserError(setting, prompt, problem, "leave it out: then the task's first test query is taken")
+        try:
+            ids = self.task.prompt_ids(prompt)
+        except BadRow as error:
+            raise UserError(setting, prompt, str(error), "leave it out") from error
+        if not ids:
+            raise UserError(setting, prompt, "is empty", "give some text")
         reason = unreadable(self.codec, ids)
         if reason is not None:
-            raise UserError("--prompt", prompt, reason, "leave it out")
-        query = Query(task=self.task.name, prompt_ids=ids)
+            raise UserError(setting, prompt, reason, "leave it out")
+        return Query(task=self.task.name, prompt_ids=ids)
+
+    def _of_row(self, row: Mapping[str, Any]) -> Query:
+        if not isinstance(self.task, TextTask):
+            problem = f"is nothing that the task {self.task.name} makes queries from"
+            raise UserError("row", dict(row), problem, "give a prompt, or a run of a task on rows")
+        try:
+            return self.task.checked_example(Row(1, row, unit="row")).query
+        except BadRow as error:
+            raise UserError("row", dict(row), str(error), "give the columns that the run's task names") from error
+
+    def _other_choices(self, target: str) -> list[str]:
+        """What the task holds a target against, where it is one of its choices."""
+        choices = self.task.config.choices if isinstance(self.task, TemplateTask) else []
+        return [choice for choice in choices if choice != target] if target in choices else []
+
+    def _target_ids(self, text: str, setting: str) -> NDArray[np.int32]:
+        ids = self.codec.encode(text)
+        if not ids:
+            raise UserError(setting, text, "is empty", "give the text that follows the rationale, its space included")
+        reason = unreadable(self.codec, ids)
+        if reason is not None:
+            raise UserError(setting, text, reason, "leave it out")
+        return np.asarray(ids, np.int32)
+
+    def _check_length(self, query: Query, setting: str, prompt: str | None) -> None:
         limit = self.config.actor.max_model_len
         needed = query.tokens_needed(self.task.action_space.max_len)
         if needed > limit:
             problem = f"takes {needed} tokens with its rationale, the engine {limit} (actor.max_model_len)"
-            raise UserError("--prompt", prompt, problem, f"shorten it by {needed - limit} tokens")
-        return query
+            raise UserError(setting, prompt, problem, f"shorten it by {needed - limit} tokens")
 
     def policy(self) -> LoraPolicy:
         """The trained policy with exact log-probabilities."""
@@ -85,8 +165,8 @@ class FinishedRun:
             found.update(self.task.evaluate_samples(samples, self.config.reward_weights))
         return found
 
-    def sampler(self, seed: int = 0) -> tuple[TrajectorySampler, LoadedAdapter]:
+    def sampler(self, seed: int = 0, metrics: ActorMetrics | None = None) -> tuple[TrajectorySampler, LoadedAdapter]:
         """A sampler with a vLLM engine of its own, and the trained adapter to give it."""
-        sampler = make_sampler(self.config, self.task, seed)
+        sampler = make_sampler(self.config, self.task, seed, metrics=metrics)
         files = {path.name: path.read_bytes() for path in self.adapter_folder.iterdir()}
         return sampler, sampler.policy.load_adapter(1, files_sha256(files), self.adapter_folder.resolve())

@@ -1,0 +1,1 @@
+"""Statistics of a posterior sampler: pure functions of arrays, no engine inside."""

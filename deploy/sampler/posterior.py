@@ -1,0 +1,147 @@
+"""What weighted draws of a trained sampler say of the posterior: each draw's weight, log Z, and p(Y|X)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.config import RunConfig
+from common.diagnostics.importance import (
+    effective_sample_size,
+    log_mean_weight,
+    normalized_weights,
+    resample,
+    self_normalized_mean,
+)
+from common.reward import weighted_sum
+from common.tasks import Task
+from common.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One rationale Z that the sampler drew. Log-quantities in nats."""
+
+    text: str
+    """Z as it stands in the text, what tools inserted included, without ⊤."""
+    token_ids: list[int]
+    """The policy's own tokens, without ⊤."""
+    log_q: float
+    """log q(Z⊤|X) as it was drawn."""
+    log_r: float
+    """log R of what the run was trained for, its temperature and weights included."""
+    log_prior: float
+    """log p(Z⊤|X), unweighted and untempered as the next two."""
+    log_likelihood: float
+    """log p(Y|XZ⊤); 0 where there is no target."""
+    log_constraint: float
+    """Constraint terms, and the reward function of one's own."""
+    weight: float
+    """Its share of the posterior's estimate, ∝ R/q over all draws; 1/n where it was resampled by that."""
+
+
+@dataclass(frozen=True)
+class TargetProbability:
+    """p(Y|X) of one target Y, averaged over rationales."""
+
+    text: str
+    probability: float
+    """Σ w p(Y|XZ⊤) / Σ w with w = R/q, R without the likelihood: under the rationales that the reward alone prefers."""
+    plain_mean: float
+    """The mean of p(Y|XZ⊤) under the sampler itself."""
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Draws for one prompt, and what they say together."""
+
+    prompt: str
+    samples: list[Sample]
+    log_z: float
+    """log Σ_Z R(Z), estimated by the mean weight."""
+    effective_sample_size: float
+    """Of how many draws of the posterior itself the weighted draws are worth; of p(Y|X) where targets are given."""
+    candidates: int
+    """Draws that all of this was estimated from."""
+    targets: list[TargetProbability]
+
+
+class PosteriorMaker:
+    """Turns a run's trajectories of one query into a `Posterior`."""
+
+    def __init__(self, config: RunConfig, task: Task[Any]) -> None:
+        self._task, self._weights = task, config.reward_weights
+        self._temperature = config.learner.reward.temperature.at(config.learner.steps)
+
+    def make(
+        self,
+        prompt: str,
+        drawn: Sequence[Trajectory],
+        *,
+        targets: Sequence[str] = (),
+        resampled: int | None = None,
+        seed: int | None = None,
+    ) -> Posterior:
+        """`drawn` are of one query, sampled at temperature 1; with `targets` the first of these is that query's target
+        and the others its alternatives, in that order.
+
+        With `resampled` so many are drawn from them again ∝ their weights (sampling-importance-resampling).
+        """
+        log_q = np.array([item.behaviour.log_prob for item in drawn], np.float64)
+        log_r = np.array([self._log_r(item, with_target=not targets) for item in drawn], np.float64)
+        log_weights = log_r - log_q
+        if resampled is None:
+            chosen, weights = np.arange(len(drawn)), normalized_weights(log_weights)
+        else:
+            chosen = resample(log_weights, resampled, np.random.default_rng(seed))
+            weights = np.full(len(drawn), 1.0 / resampled)
+        return Posterior(
+            prompt=prompt,
+            samples=[self._sample(drawn[i], log_q[i], log_r[i], weights[i]) for i in chosen.tolist()],
+            log_z=log_mean_weight(log_weights),
+            effective_sample_size=effective_sample_size(log_weights),
+            candidates=len(drawn),
+            targets=_target_probabilities(drawn, targets, log_weights),
+        )
+
+    def log_r(self, trajectory: Trajectory) -> float:
+        """What the run was trained for, in nats."""
+        return self._log_r(trajectory, with_target=True)
+
+    def _log_r(self, item: Trajectory, *, with_target: bool) -> float:
+        if with_target:
+            return float(item.log_reward(self._weights, self._temperature)[-1])
+        prior, constraint = float(item.log_prior[-1]), float(item.log_constraint[-1])
+        if (item.log_alternatives > item.log_likelihood[-1]).any():
+            # Taken off for a target that is asked about here, and not given.
+            constraint += self._task.misleading_penalty
+        return weighted_sum(prior, 0.0, constraint, self._weights) / self._temperature
+
+    def _sample(self, item: Trajectory, log_q: float, log_r: float, weight: float) -> Sample:
+        return Sample(
+            text=self._task.codec.decode(item.input_ids),
+            token_ids=item.action_ids.tolist(),
+            log_q=float(log_q),
+            log_r=float(log_r),
+            log_prior=float(item.log_prior[-1]),
+            log_likelihood=float(item.log_likelihood[-1]),
+            log_constraint=float(item.log_constraint[-1]),
+            weight=float(weight),
+        )
+
+
+def _target_probabilities(
+    drawn: Sequence[Trajectory], targets: Sequence[str], log_weights: NDArray[np.float64]
+) -> list[TargetProbability]:
+    if not targets:
+        return []
+    log_p = np.array([[item.log_likelihood[-1], *item.log_alternatives] for item in drawn], np.float64)
+    columns = np.exp(log_p).T
+    return [
+        TargetProbability(text, self_normalized_mean(column, log_weights), float(column.mean()))
+        for text, column in zip(targets, columns, strict=True)
+    ]
