@@ -81,10 +81,9 @@ def test_every_amortis_command_that_is_shown_is_one(page: str, line: str) -> Non
         missing = [path for path in options.configs if path.parent != Path() and not (ROOT / path).exists()]
         assert missing == []
     if options.command.__name__ == "train":
-        named = ROOT / options.config
-        assert named.exists() or options.config.parent == Path() or "runs" in options.config.parts, (
-            f"{named} is missing"
-        )
+        for path in options.configs:
+            named = ROOT / path
+            assert named.exists() or path.parent == Path() or "runs" in path.parts, f"{named} is missing"
 
 
 def test_every_make_target_that_is_shown_exists() -> None:
