@@ -114,7 +114,7 @@ def train(options: argparse.Namespace, overrides: list[str], console: Console) -
         try:
             config = prepare(config)
         except UserError as error:
-            raise given.located(error) from error
+            raise given.located_check(error) from error
     from deploy.cli.display import print_figures
     from deploy.run.run_folder import claimed
 
