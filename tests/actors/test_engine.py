@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from actors.drafting import Draft
 from actors.engine import Engine, LoadedAdapter, Sampled, _one_at_a_time, _start
 from actors.sampler import TrajectorySampler
 from actors.scoring import Scored, ScoreText
@@ -219,6 +220,67 @@ def test_a_version_in_use_is_not_dropped_for_a_new_one(engine: Engine, policy: L
         load(engine, policy, tmp_path)
     finish(engine)
     load(engine, policy, tmp_path)
+
+
+def test_a_followed_sample_is_told_token_by_token_and_is_the_one_that_would_have_come_whole(
+    engine: Engine, policy: LoraPolicy, tmp_path: Path
+) -> None:
+    perturbed(policy, seed=22)
+    adapter, sampler = load(engine, policy, tmp_path), sampler_of(engine)
+
+    def drawn(seed: str, *, follow: bool) -> tuple[list[Draft], list[tuple[int, int, bool]]]:
+        heard: list[tuple[int, int, bool]] = []
+
+        def tell(draft: Draft) -> None:
+            heard.append((draft.number, len(draft.actions), draft.done))
+
+        drafts = sampler.submit(QUERY, 24, 1.0, adapter, seed=seed, score=False, follow=follow, tell=tell)
+        while sampler.in_flight:
+            assert sampler.step() == []
+        return drafts, heard
+
+    (whole, once), (followed, steps), (other, _) = (
+        drawn("a", follow=False),
+        drawn("a", follow=True),
+        drawn("b", follow=False),
+    )
+    assert [draft.actions for draft in followed] == [draft.actions for draft in whole]
+    assert [draft.actions for draft in other] != [draft.actions for draft in whole]
+    # Those of one request differ though their seed is one.
+    assert len({tuple(draft.actions) for draft in whole}) > 4
+    for draft, same in zip(followed, whole, strict=True):
+        assert draft.log_prob == pytest.approx(same.log_prob, abs=1e-4) and draft.trajectory is None
+        lengths = [length for number, length, _ in steps if number == draft.number]
+        assert lengths == sorted(lengths) and set(range(1, len(draft.actions) + 1)) <= set(lengths)
+    assert sorted(once) == [(draft.number, len(draft.actions), True) for draft in whole]
+    assert sampler.metrics.scored_texts._value.get() == 0
+
+
+def test_samples_that_are_aborted_leave_the_others_and_their_version_behind(
+    engine: Engine, policy: LoraPolicy, tmp_path: Path
+) -> None:
+    adapter, sampler = load(engine, policy, tmp_path), sampler_of(engine)
+    heard: list[Draft] = []
+    left = sampler.submit(QUERY, 40, 1.0, adapter, score=False, follow=True, tell=heard.append)
+    kept = sampler.submit(QUERY, 5, 1.0, adapter, tell=heard.append)
+    sampler.step()
+    sampler.abort(left)
+    heard.clear()
+    while sampler.in_flight:
+        sampler.step()
+    assert sorted(draft.number for draft in heard) == [0, 1, 2, 3, 4] and all(draft in kept for draft in heard)
+    assert all(draft.trajectory is not None for draft in kept) and not engine.busy and engine.can_load
+
+
+def test_a_length_of_one_s_own_cuts_off_and_says_so(engine: Engine, policy: LoraPolicy, tmp_path: Path) -> None:
+    adapter, sampler = load(engine, policy, tmp_path), sampler_of(engine)
+    ends: dict[int, set[tuple[int, bool]]] = {2: set(), 3: set(), 9: set()}
+    for max_len, found in ends.items():
+        drafts = sampler.submit(QUERY, 60, 1.0, adapter, score=False, max_len=max_len, tell=lambda draft: None)
+        while sampler.in_flight:
+            sampler.step()
+        found |= {(len(draft.actions), draft.cut) for draft in drafts}
+    assert ends == {2: {(1, False), (2, True)}, 3: ends[9], 9: {(1, False), (2, False), (3, False)}}
 
 
 def test_a_known_text_is_not_scored_again(engine: Engine, policy: LoraPolicy, tmp_path: Path) -> None:
