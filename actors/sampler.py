@@ -19,14 +19,18 @@ from actors.drafting import Draft, Listener, Origin, use_tool
 from actors.engine import Engine, LoadedAdapter, Progress, Result, Sampled
 from actors.reference import ReferenceScorer
 from actors.scoring import RewardComponents, Rollout, Scored, TokenScores, reward_components, texts_to_score
-from common.errors import UserError
+from common.errors import RunFault, UserError
 from common.log import get_logger
 from common.metrics import ActorMetrics
+from common.own_reward import NoValue, OwnReward, Subject, Valued
+from common.reward import FloatArray
 from common.seeds import SeedJob
 from common.tasks import SampleRequest, Task
 from common.trajectory import NO_SHA256, Behaviour, Query, Source, Trajectory
 
 log = get_logger("sampler")
+VALUE_WAIT_S = 0.05
+"""For a reward of the user's own, where there is nothing else to do: it ends as soon as there is an answer."""
 
 
 @dataclass
@@ -36,10 +40,20 @@ class _Pending:
     draft: Draft
     rollout: Rollout
     scores: list[TokenScores | None]
+    own: FloatArray | NoValue | None
+    """What a reward of the user's own gives at every state, shape (K+1,); None while that is coming."""
     stoppable: NDArray[np.bool_]
     """States where the policy may stop, shape (K+1,)."""
     wanted: NDArray[np.bool_]
-    """Those whose likelihood is scored."""
+    """Those whose likelihood is scored, and that a reward of the user's own is asked about."""
+
+
+@dataclass(frozen=True)
+class _Known:
+    """All that scoring gives."""
+
+    components: RewardComponents
+    own: FloatArray
 
 
 @dataclass
@@ -65,12 +79,29 @@ class TrajectorySampler:
     _scoring: dict[str, tuple[_Pending, int]] = field(default_factory=dict)
     _same: dict[str, list[_Pending]] = field(default_factory=dict)
     """By what is being scored: further samples of the very same, which wait for that."""
-    _known: OrderedDict[str, RewardComponents] = field(default_factory=OrderedDict)
+    _known: OrderedDict[str, _Known] = field(default_factory=OrderedDict)
+    _valuing: dict[str, _Pending] = field(default_factory=dict)
+    """By the ticket under which a reward of the user's own is asked about them."""
+
+    def __post_init__(self) -> None:
+        section = self.task.own_reward
+        self.own_reward = (
+            None
+            if section is None
+            else OwnReward(
+                section, lambda outcome: self.metrics.reward_texts.labels(outcome).inc(), cache=self.score_cache
+            )
+        )
 
     @property
     def in_flight(self) -> int:
-        """Requests in the engines, which everything waits for."""
-        return len(self._sampling) + len(self._scoring)
+        """Requests in the engines, and rollouts with a reward of the user's own, which everything waits for."""
+        return len(self._sampling) + len(self._scoring) + len(self._valuing)
+
+    def close(self) -> None:
+        """End the processes of a reward of the user's own."""
+        if self.own_reward is not None:
+            self.own_reward.close()
 
     def submit(
         self,
@@ -150,10 +181,12 @@ class TrajectorySampler:
         results: list[Result] = self.policy.step() if sampling else []
         if isinstance(reference, ReferenceScorer) and reference.busy and (reference.worth_a_pass or not sampling):
             results += reference.step()
-        return self.accept(results)
+        idle = not self._sampling and not self._scoring and not self._known_at_once
+        return self.accept(results, VALUE_WAIT_S if idle else 0.0)
 
-    def accept(self, results: Sequence[Result]) -> list[Trajectory]:
-        """Take results of the engines in; trajectories that they complete."""
+    def accept(self, results: Sequence[Result], wait_s: float = 0.0) -> list[Trajectory]:
+        """Take results of the engines in, and what a reward of the user's own has given by now or within `wait_s`;
+        trajectories that they complete. Raises RunFault where that reward never gives anything."""
         done, self._known_at_once = self._known_at_once, []
         for result in results:
             if isinstance(result, Scored):
@@ -165,6 +198,9 @@ class TrajectorySampler:
             trajectory = self._on_sampled(result)
             if trajectory is not None:
                 done.append(trajectory)
+        if self.own_reward is not None:
+            for valued in self.own_reward.poll(wait_s):
+                done += self._on_valued(valued)
         self.metrics.in_flight.set(self.in_flight)
         return done
 
@@ -179,6 +215,9 @@ class TrajectorySampler:
                 waiting.pop()()
             for trajectory in self.step():
                 found[trajectory.query_id].append(trajectory)
+        failure = None if self.own_reward is None else self.own_reward.last_failure
+        if failure is not None and not any(found.values()):
+            raise RunFault(f"task.reward gave no value for any of the samples: {failure}")
         return found
 
     def _submissions(
@@ -268,7 +307,8 @@ class TrajectorySampler:
         rollout, space = draft.rollout(), self.task.action_space
         stoppable = space.stoppable(rollout.action_ids)
         wanted = stoppable if draft.origin.every_state else np.arange(len(stoppable)) == len(stoppable) - 1
-        pending = _Pending(draft, rollout, [], stoppable, wanted)
+        own = None if self.own_reward is not None else np.zeros(len(stoppable), np.float32)
+        pending = _Pending(draft, rollout, [], own, stoppable, wanted)
         key = self._key(pending)
         known = self._known.get(key)
         if known is not None:
@@ -287,13 +327,45 @@ class TrajectorySampler:
             self.reference.submit_score(request_id, text)
             self.metrics.scored_tokens.inc(len(text.ids))
         self.metrics.scored_texts.inc(len(texts))
+        self._ask_own_reward(pending)
         return None
+
+    def _ask_own_reward(self, pending: _Pending) -> None:
+        """Ask a reward of the user's own about the text at every state that is wanted."""
+        if self.own_reward is None:
+            return
+        ticket, rollout, codec = self._next_id("value"), pending.rollout, self.task.codec
+        query, ends = rollout.query, rollout.state_ends[pending.wanted].tolist()
+        self._valuing[ticket] = pending
+        subject = Subject(query.id, codec.decode_prompt(query.prompt_ids), query.row)
+        self.own_reward.submit(ticket, subject, [codec.decode(rollout.input_ids[:end]) for end in ends])
+
+    def _on_valued(self, valued: Valued) -> list[Trajectory]:
+        pending = self._valuing.pop(valued.ticket)
+        pending.own = valued.found if isinstance(valued.found, NoValue) else self._at_states(pending, valued.found)
+        return self._complete(pending)
+
+    @staticmethod
+    def _at_states(pending: _Pending, values: Sequence[float]) -> FloatArray:
+        """Like the likelihood 0 where the policy can't stop, and NaN where it can but nobody asked."""
+        own = np.zeros(len(pending.stoppable), np.float32)
+        own[pending.stoppable] = np.nan
+        own[pending.wanted] = values
+        return own
 
     def _on_scored(self, scored: Scored) -> list[Trajectory]:
         pending, i = self._scoring.pop(scored.request_id)
         pending.scores[i] = scored.scores
+        return self._complete(pending)
+
+    def _complete(self, pending: _Pending) -> list[Trajectory]:
+        """The trajectories of a rollout, and of others like it, once all of its scores are there."""
         complete = [found for found in pending.scores if found is not None]
-        if len(complete) < len(pending.scores):
+        if len(complete) < len(pending.scores) or pending.own is None:
+            return []
+        if isinstance(pending.own, NoValue):
+            for same in (pending, *self._same.pop(self._key(pending))):
+                self._reject(same, f"task.reward {pending.own.kind}: {pending.own.message}")
             return []
         components = reward_components(
             pending.rollout,
@@ -303,10 +375,11 @@ class TrajectorySampler:
             wanted=pending.wanted,
         )
         key = self._key(pending)
-        self._known[key] = components
+        found = _Known(components, pending.own)
+        self._known[key] = found
         if len(self._known) > self.score_cache:
             self._known.popitem(last=False)
-        made = [self._assemble(same, components) for same in (pending, *self._same.pop(key))]
+        made = [self._assemble(same, found) for same in (pending, *self._same.pop(key))]
         return [trajectory for trajectory in made if trajectory is not None]
 
     @staticmethod
@@ -316,21 +389,22 @@ class TrajectorySampler:
         others = "/".join(ids.tobytes().hex() for ids in rollout.query.alternatives)
         return f"{rollout.query.id}:{others}:{pending.wanted.tobytes().hex()}:{rollout.input_ids.tobytes().hex()}"
 
-    def _assemble(self, pending: _Pending, components: RewardComponents) -> Trajectory | None:
+    def _assemble(self, pending: _Pending, found: _Known) -> Trajectory | None:
         """The trajectory, if it is valid and nobody is told of it."""
-        draft = pending.draft
         try:
-            trajectory = self._trajectory(pending, components)
+            trajectory = self._trajectory(pending, found.components, found.own)
         except ValidationError as error:
-            self.metrics.quarantined.inc()
-            reason = error.errors()[0]["msg"]
-            self.on_rejected(pending.rollout.action_ids.tobytes(), reason)
-            draft.finish(rejected=reason)
+            self._reject(pending, error.errors()[0]["msg"])
             return None
-        draft.finish(trajectory)
-        return trajectory if draft.origin.tell is None else None
+        pending.draft.finish(trajectory)
+        return trajectory if pending.draft.origin.tell is None else None
 
-    def _trajectory(self, pending: _Pending, components: RewardComponents) -> Trajectory:
+    def _reject(self, pending: _Pending, reason: str) -> None:
+        self.metrics.quarantined.inc()
+        self.on_rejected(pending.rollout.action_ids.tobytes(), reason)
+        pending.draft.finish(rejected=reason)
+
+    def _trajectory(self, pending: _Pending, components: RewardComponents, own: FloatArray) -> Trajectory:
         draft, rollout = pending.draft, pending.rollout
         origin = draft.origin
         log_probs = np.asarray(draft.log_probs, np.float32)
@@ -347,7 +421,7 @@ class TrajectorySampler:
             action_positions=rollout.action_positions,
             log_prior=components.log_prior,
             log_likelihood=components.log_likelihood,
-            log_constraint=self.task.log_constraint(origin.query, rollout.action_ids) - penalty,
+            log_constraint=self.task.log_constraint(origin.query, rollout.action_ids) - penalty + own,
             log_alternatives=components.log_alternatives,
             behaviour=Behaviour(
                 adapter_version=origin.adapter.version if origin.adapter else 0,

@@ -19,6 +19,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from common.config import MetricsSection
 from common.errors import UserError
+from common.own_reward import Outcome
 from common.trajectory import ToolFailure
 
 _SECONDS = (0.005, 0.02, 0.1, 0.5, 1, 2, 5, 10, 30, 60)
@@ -55,6 +56,10 @@ class ActorMetrics:
         for outcome in ("inserted", "nothing", *get_args(ToolFailure)):
             calls.labels(outcome)
         self.tool_calls = calls
+        valued = Counter("amortis_actor_reward_texts", "Texts for task.reward", ["outcome"], registry=registry)
+        for outcome in get_args(Outcome):
+            valued.labels(outcome)
+        self.reward_texts = valued
         self.sampled_tokens = counter("sampled_tokens", "Tokens sampled, terminators left out")
         self.scored_texts = counter("scored_texts", "Texts scored by the reference")
         self.scored_tokens = counter("scored_tokens", "Tokens the reference read to score")
@@ -63,7 +68,7 @@ class ActorMetrics:
         self.refused = counter("refused_trajectories", "Trajectories that a full Redis or buffer.max_bytes refused")
         self.quarantined = counter("quarantined_trajectories", "Trajectories set aside as malformed")
         self.blocked = counter("blocked_seconds", "Time spent waiting for the learner to catch up, or for memory")
-        self.in_flight = gauge("requests_in_flight", "Sampling and scoring requests in the engine")
+        self.in_flight = gauge("requests_in_flight", "Requests in the engine, and rollouts with task.reward")
         self.adapter_version = gauge("adapter_version", "Adapter version that new requests use")
         self.adapter_loads_failed = counter("adapter_load_failures", "Adapter versions that could not be loaded")
         self.push_time = seconds("push", "Time to push one batch")

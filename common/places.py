@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from common.errors import UserError
 from common.rows import HUB
+from common.user_code import is_file
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -30,6 +31,7 @@ class Kind(Enum):
     FOLDER = "a folder"
     ROWS = "a file of rows, or a data set of the hub"
     MODEL = "a model's folder, or its id on the hub"
+    FUNCTION = "a function, as my_file.py:function or package.module:function"
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def absolute(section: ModelT) -> ModelT:
     """The section with its places absolute, those that are relative taken from the working folder; raises UserError."""
     for name, kind, text in places(section):
         if isinstance(text, Path) or not on_hub(kind, text):
-            _check(name, kind, text)
+            _check(name, kind, path_of(kind, text))
     return moved(section, lambda kind, path: path.expanduser().resolve())
 
 
@@ -87,10 +89,17 @@ def _check(name: str, kind: Kind, text: str | Path) -> None:
         raise UserError(name, str(text), f"is no path ({error})", "name a path that there is, or can be") from error
 
 
+def path_of(kind: Kind, text: str | Path) -> Path | str:
+    """The path in what names a place: all of it, but for a function in a file."""
+    return str(text).rpartition(":")[0] if kind is Kind.FUNCTION else text
+
+
 def on_hub(kind: Kind, text: str) -> bool:
-    """Whether a text names what is on the hub, and no file or folder."""
+    """Whether a text names what is on the hub, or a module, and no file or folder."""
     if kind is Kind.ROWS:
         return text.startswith(HUB)
+    if kind is Kind.FUNCTION:
+        return not is_file(text.rpartition(":")[0])
     return kind is Kind.MODEL and not looks_like_path(text) and not is_folder(text)
 
 
@@ -129,4 +138,5 @@ def _moved(kind: Kind, value: Any, move: Callable[[Kind, Path], Path]) -> Any:
     if not isinstance(value, str) or on_hub(kind, value):
         # Nothing is set, or a value is given in the place of a file's name.
         return value
-    return str(move(kind, Path(value)))
+    moved_path = str(move(kind, Path(path_of(kind, value))))
+    return f"{moved_path}:{value.rpartition(':')[2]}" if kind is Kind.FUNCTION else moved_path

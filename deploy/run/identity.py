@@ -21,6 +21,7 @@ from common.errors import UserError
 from common.files import write_whole
 from common.places import Kind, on_hub, places
 from common.tasks import Task
+from common.user_code import is_file
 
 FILE = "identity.json"
 QUERIES = "task.train_path"
@@ -46,19 +47,34 @@ def identity_of(config: RunConfig, task: Task[Any]) -> dict[str, str]:
 def files_identity(config: RunConfig) -> dict[str, str]:
     """The part of it that needs no task: models, adapters and files; what can't be found here is left out."""
     found: dict[str, str] = {}
+    folders = {name: Path(text) for name, kind, text in places(config) if kind is Kind.FOLDER}
     for name, kind, text in places(config):
         path = Path(text)
+        if kind is Kind.FUNCTION:
+            path = source_of(str(text), folders[f"{name.rpartition('.')[0]}.folder"])
         if kind is Kind.MODEL:
             digest = model_digest(str(text))
         elif (path / "adapter_config.json").is_file():
             digest = _digest_of_files(sorted(path.glob("adapter_*")))
-        elif kind is Kind.FILE and path.is_file():
+        elif kind in (Kind.FILE, Kind.FUNCTION) and path.is_file():
             digest = _digest_of_files([path])
         else:
             continue
         if digest is not None:
             found[name] = digest
     return found
+
+
+def source_of(function: str, folder: Path) -> Path:
+    """The file that a user's function is in, found without running anything: its own, or its module's in `folder`.
+
+    A module that is elsewhere on PYTHONPATH is not found: who installs packages replaces them now and then.
+    """
+    where = function.rpartition(":")[0]
+    if is_file(where):
+        return Path(where)
+    path = folder.joinpath(*where.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 def keep_identity(config: RunConfig, task: Task[Any]) -> None:

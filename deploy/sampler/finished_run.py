@@ -104,7 +104,10 @@ class FinishedRun:
         if not self.task.takes_prompts:
             problem = f"is none of the problems of the task {self.task.name}, whose rewards it knows alone"
             raise UserError(setting, prompt, problem, "leave it out: then the task's first test query is taken")
-        ids = self.codec.encode_prompt(prompt)
+        try:
+            ids = self.task.prompt_ids(prompt)
+        except BadRow as error:
+            raise UserError(setting, prompt, str(error), "leave it out") from error
         if not ids:
             raise UserError(setting, prompt, "is empty", "give some text")
         reason = unreadable(self.codec, ids)

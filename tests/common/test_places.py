@@ -57,6 +57,7 @@ def test_all_places_are_absolute_and_what_is_on_the_hub_stays(here: Path) -> Non
         ("task.test_path", "hf://owner/name:test"),
         ("task.json_schema", f"{here}/schema.json"),
         ("task.classifier.model", f"{here}/classifier"),
+        ("task.tool.name", "tools:double"),
         ("task.tool.folder", f"{here}/own"),
         ("run.folder", f"{here}/runs"),
         ("model.name", "owner/model"),
