@@ -130,7 +130,15 @@ class LauncherMetrics:
         self.actors_wanted = gauge("actors_wanted", "Actors that are asked of Ray")
 
 
-SERVED_PATHS = ("/v1/completions", "/v1/models", "/v1/posterior", "/health", "/metrics", "other")
+SERVED_PATHS = (
+    "/v1/completions",
+    "/v1/chat/completions",
+    "/v1/models",
+    "/v1/posterior",
+    "/health",
+    "/metrics",
+    "other",
+)
 """What requests to a service are counted under."""
 
 

@@ -13,6 +13,7 @@ from actors.engine import LoadedAdapter
 from actors.make_sampler import make_sampler
 from actors.sampler import TrajectorySampler
 from common.adapter_files import files_sha256
+from common.chat import split_turn
 from common.config import RunConfig
 from common.config_loading import load_run
 from common.devices import resolve_devices
@@ -99,6 +100,20 @@ class FinishedRun:
         query = Query(task=self.task.name, prompt_ids=np.asarray(ids, np.int32))
         self._check_length(query, setting, None)
         return query
+
+    def query_of_messages(self, messages: Sequence[Any], setting: str) -> Query:
+        """What to sample for, as a conversation that the assistant goes on with. Raises UserError naming `setting`."""
+        if self.task.chat is None:
+            problem = "is a conversation, and the run was trained on plain text"
+            raise UserError(setting, None, problem, "ask for a completion of a prompt, or train with task.chat")
+        try:
+            conversation, turn = split_turn(messages)
+            if turn is not None:
+                raise BadRow("the last message is the assistant's, who is to speak next")
+            ids = self.task.chat.ids(conversation)
+        except BadRow as error:
+            raise UserError(setting, None, str(error), "give messages of role and content") from error
+        return self.query_of_ids(ids, setting)
 
     def _of_prompt(self, prompt: str, setting: str) -> Query:
         if not self.task.takes_prompts:

@@ -6,6 +6,7 @@ All requests share one continuous batch. vLLM's engine is of one thread, so that
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import queue
 import threading
@@ -120,7 +121,7 @@ class EngineLoop:
     def trouble(self) -> str | None:
         """Why nothing can be drawn now; None if it can."""
         if self.failure is not None:
-            return f"the engine failed ({self.failure}); the service ends, and whoever watches it starts it again"
+            return f"the sampler failed ({self.failure}); the service ends, and whoever watches it starts it again"
         if self._stopping:
             return "the service is stopping; ask again when it is back"
         if not self._ready:
@@ -179,12 +180,13 @@ class EngineLoop:
     def _run(self) -> None:
         try:
             self._sampler, self._adapter = self._open()
-            self._call(self._become_ready)
-            while self._obey():
-                self._step_began = time.monotonic()
-                self._sampler.step()
-                self._step_began = math.inf
-                self._send_news()
+            with contextlib.closing(self._sampler):
+                self._call(self._become_ready)
+                while self._obey():
+                    self._step_began = time.monotonic()
+                    self._sampler.step()
+                    self._step_began = math.inf
+                    self._send_news()
         # Whatever it is: whoever waits must hear of it, and the process end with it.
         except BaseException as error:
             self._call(partial(self._fail, error))
