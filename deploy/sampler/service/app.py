@@ -104,7 +104,7 @@ class Service:
         model = body.model or next(iter(self.models))
         trained = self.is_trained(model)
         query: Query = await self.read(partial(posterior.query_of, self.run, body))
-        draw: Draw = posterior.draw_of(body, query, trained)
+        draw: Draw = posterior.draw_of(body, query, trained, self.loop.max_samples)
         job: Job = self.loop.submit([draw])
         try:
             found = await _unless_gone(request, posterior.answer(self.run, body, query, model, job))

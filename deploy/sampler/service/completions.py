@@ -58,14 +58,20 @@ def asked(run: FinishedRun, request: CompletionRequest, trained: bool) -> Asked:
     given: Any = request.prompt
     prompts = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
     queries = [
-        run.query(prompt, setting="prompt") if isinstance(prompt, str) else run.query_of_ids(prompt, "prompt")
-        for prompt in prompts
+        _of_text(run, prompt) if isinstance(prompt, str) else run.query_of_ids(prompt, "prompt") for prompt in prompts
     ]
     texts = [
         prompt if isinstance(prompt, str) else run.codec.decode_prompt(query.prompt_ids)
         for prompt, query in zip(prompts, queries, strict=True)
     ]
     return Asked(request, queries, trained, request.max_tokens, texts if request.echo else ())
+
+
+def _of_text(run: FinishedRun, prompt: str) -> Query:
+    if run.task.takes_prompts:
+        return run.query(prompt, setting="prompt")
+    # The task knows the rewards of its own problems alone, and a completion has none.
+    return run.query_of_ids(run.task.prompt_ids(prompt), "prompt")
 
 
 class Answer:

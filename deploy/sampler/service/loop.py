@@ -94,7 +94,7 @@ class EngineLoop:
     ) -> None:
         """`on_ready` and `on_failure` are called in the event loop."""
         self._open, self._metrics = open_sampler, metrics
-        self._max_samples, self._timeout_s = max_samples, timeout_s
+        self.max_samples, self._timeout_s = max_samples, timeout_s
         self._on_ready, self._on_failure = on_ready, on_failure
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="amortis-engine", daemon=True)
@@ -133,14 +133,14 @@ class EngineLoop:
     def submit(self, draws: Sequence[Draw]) -> Job:
         """Have samples drawn. Raises ApiError where that can't be, or not now."""
         wanted = sum(draw.n for draw in draws)
-        if wanted > self._max_samples:
+        if wanted > self.max_samples:
             problem = f"makes {wanted} samples, more than the service takes at a time"
-            raise refused("n", wanted, problem, f"ask for {self._max_samples} or fewer (--max-samples)")
+            raise refused("n", wanted, problem, f"ask for {self.max_samples} or fewer (--max-samples)")
         if self.trouble is not None:
             raise try_later(self.trouble)
         waiting = sum(job.left for job in self._jobs.values())
-        if waiting + wanted > self._max_samples:
-            message = f"{waiting} samples are in flight, of {self._max_samples} (--max-samples); ask again later"
+        if waiting + wanted > self.max_samples:
+            message = f"{waiting} samples are in flight, of {self.max_samples} (--max-samples); ask again later"
             raise try_later(message, status=429)
         job = Job(draws, wanted)
         late = ApiError(
