@@ -43,17 +43,18 @@ class Draw:
     max_len: int | None = None
     seed: str | None = None
     score: bool = False
+    """Whether its trajectory is wanted, and not the rationale alone."""
     follow: bool = False
+    """Whether it is wanted as it grows."""
 
 
 class Update(NamedTuple):
-    """How far a sample is: lists of the draft grow on, so only so much of them may be read."""
+    """How far a sample is: the draft grows on in the engine's thread, so that no more of it may be read than this."""
 
     draw: int
     """Which of the job's."""
     draft: Draft
     inputs: int
-    actions: int
     done: bool
 
 
@@ -232,7 +233,7 @@ class EngineLoop:
         self._sampler.abort([draft for draft in job.drafts if not draft.done])
 
     def _note(self, job: Job, draw: int, draft: Draft) -> None:
-        self._news.append((job, Update(draw, draft, len(draft.inputs), len(draft.actions), draft.done)))
+        self._news.append((job, Update(draw, draft, len(draft.inputs), draft.done)))
 
     def _send_news(self) -> None:
         if self._news:
