@@ -21,35 +21,17 @@ from peft import PeftModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from common.config_loading import load_run
 from common.errors import EXIT_FAULT, EXIT_USER, UserError
-from common.tasks import make_task
-from common.tokens import codec_of
 from deploy.cli.main import main
 from deploy.sampler import hub
 from deploy.sampler.export import merge
 from deploy.sampler.finished_run import FinishedRun
 from deploy.sampler.gguf_file import check_exportable
 from deploy.sampler.model_card import code, fenced
-from learner.policy import LoraPolicy
-from tests.deploy.run.runs import config_of, make_run
+from tests.deploy.run.runs import config_of, make_run, put_adapter
 
 TEXTS = [[10, 14, 3, 4, 13], [14, 15, 5, 13], [9, 9, 9, 13]]
 TICKS = "`" * 4
-
-
-def put_adapter(folder: Path, scale: float) -> None:
-    """An adapter as training leaves it, of a strength that is chosen; 0 is an untrained one."""
-    config = load_run(folder)
-    assert config.model.name is not None
-    space = make_task(config.task, codec_of(config.model), config.actor.max_model_len).action_space
-    policy = LoraPolicy.load(config.model.name, config.model.lora, space, dtype="float32", device=torch.device("cpu"))
-    torch.manual_seed(0)
-    for name, weight in policy.trainable().items():
-        if "lora_B" in name:
-            weight.data.normal_(0, scale)
-    shutil.rmtree(folder / "adapter", ignore_errors=True)
-    policy.save_adapter(folder / "adapter")
 
 
 @pytest.fixture(scope="module")
