@@ -11,17 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from common.action_space import ActionSpace
 from common.config import SeedSection
 from common.errors import UserError
 from common.row import BadRow, Row, as_text
 from common.rows import read_json_lines
 from common.tasks import Task
-from common.tasks.base import TokenCodec, unreadable
+from common.tasks.base import unreadable
 from common.templates import LITERAL_BRACES, fill
 from common.trajectory import Query
 
 _SHOWN = 3
+_PROMPT = "{prompt}"
 
 
 @dataclass(frozen=True)
@@ -52,37 +52,43 @@ class SeedJob:
 def make_seed_jobs(section: SeedSection, task: Task[Any]) -> list[SeedJob]:
     """All jobs that a run's configuration asks for; raises UserError with line numbers for what can't be used."""
     queries = task.queries("train")
-    jobs = [] if section.file is None else _given(section.file, queries, task.action_space, task.codec)
+    jobs = [] if section.file is None else _given(section.file, queries, task)
     if section.data:
         given = task.rationales()
         if not given:
             raise UserError("seeds.data", True, "no training row holds a usable rationale", "name the rationale column")
         jobs += [SeedJob(query, action_ids=tuple(ids)) for query, group in given.items() for ids in group]
     if section.hint is not None:
-        jobs += [_hinted(section, query, task.codec) for query in queries]
+        jobs += [_hinted(section, query, task) for query in queries]
     return jobs
 
 
-def _hinted(section: SeedSection, query: Query, codec: TokenCodec) -> SeedJob:
+def _hinted(section: SeedSection, query: Query, task: Task[Any]) -> SeedJob:
     assert section.hint is not None
+    codec, hint = task.codec, section.hint
+    if task.chat is not None and not hint.startswith(_PROMPT):
+        # It is as the template renders it, and the rest opens the assistant's turn.
+        raise UserError("seeds.hint", hint, f"in a chat {_PROMPT} stands first", "begin with it")
     known = {name: value for name, value in query.info.items() if isinstance(value, str)}
     texts = {**known, "prompt": codec.decode_prompt(query.prompt_ids), "target": codec.decode(query.target_ids)}
 
     def place(name: str) -> str:
         if name not in texts:
             remedy = f"use {{{'}, {'.join(texts)}}} only, or {LITERAL_BRACES}"
-            raise UserError("seeds.hint", section.hint, f"can't be filled in ({name!r} is none of its places)", remedy)
+            raise UserError("seeds.hint", hint, f"can't be filled in ({name!r} is none of its places)", remedy)
         return texts[name]
 
-    text = fill(section.hint, place)
-    ids = codec.encode_prompt(text)
+    if task.chat is None:
+        ids = codec.encode_prompt(fill(hint, place))
+    else:
+        ids = [*query.prompt_ids.tolist(), *codec.encode(fill(hint.removeprefix(_PROMPT), place))]
     reason = unreadable(codec, ids)
     if reason is not None:
-        raise UserError("seeds.hint", section.hint, reason, "leave it out of the hint")
+        raise UserError("seeds.hint", hint, reason, "leave it out of the hint")
     return SeedJob(query.id, hint_ids=tuple(ids), n=section.samples_per_query)
 
 
-def _given(path: Path, queries: Sequence[Query], space: ActionSpace, codec: TokenCodec) -> list[SeedJob]:
+def _given(path: Path, queries: Sequence[Query], task: Task[Any]) -> list[SeedJob]:
     by_prompt: dict[tuple[int, ...], list[Query]] = {}
     for query in queries:
         by_prompt.setdefault(tuple(query.prompt_ids.tolist()), []).append(query)
@@ -90,7 +96,7 @@ def _given(path: Path, queries: Sequence[Query], space: ActionSpace, codec: Toke
     problems: list[str] = []
     for row in read_json_lines("seeds.file", path.expanduser()):
         try:
-            jobs.append(_read_row(row, by_prompt, space, codec))
+            jobs.append(_read_row(row, by_prompt, task))
         except BadRow as error:
             problems.append(f"line {row.number}: {error}")
     if problems or not jobs:
@@ -105,10 +111,9 @@ def _given(path: Path, queries: Sequence[Query], space: ActionSpace, codec: Toke
     return jobs
 
 
-def _read_row(
-    row: Row, by_prompt: Mapping[tuple[int, ...], Sequence[Query]], space: ActionSpace, codec: TokenCodec
-) -> SeedJob:
+def _read_row(row: Row, by_prompt: Mapping[tuple[int, ...], Sequence[Query]], task: Task[Any]) -> SeedJob:
     """A line's job; raises BadRow if it is none."""
+    space, codec = task.action_space, task.codec
     if row.problem is not None:
         raise BadRow(row.problem)
     values = row.values
@@ -117,7 +122,7 @@ def _read_row(
         raise BadRow('no "rationale" text')
     if ids is not None and not (isinstance(ids, list) and all(_is_token(token) for token in ids)):
         raise BadRow('"rationale_ids" is no list of token ids')
-    matching = _matching(values, by_prompt, codec)
+    matching = _matching(values, by_prompt, task)
     if len(matching) != 1:
         what = "names no training query" if not matching else f"names {len(matching)} queries"
         raise BadRow(f'"prompt" {what}')
@@ -143,16 +148,16 @@ def _text(values: Mapping[str, Any], name: str) -> str:
 
 
 def _matching(
-    row: Mapping[str, Any], by_prompt: Mapping[tuple[int, ...], Sequence[Query]], codec: TokenCodec
+    row: Mapping[str, Any], by_prompt: Mapping[tuple[int, ...], Sequence[Query]], task: Task[Any]
 ) -> list[Query]:
     """The queries that a line's id, or prompt and target, where it has them, can mean; each text is encoded once."""
     if "query_id" in row:
         return [query for queries in by_prompt.values() for query in queries if query.id == row["query_id"]]
     if "prompt" in row:
-        found = list(by_prompt.get(tuple(codec.encode_prompt(_text(row, "prompt"))), []))
+        found = list(by_prompt.get(tuple(task.prompt_ids(_text(row, "prompt"))), []))
     else:
         found = list(chain.from_iterable(by_prompt.values()))
     if "target" in row:
-        target = codec.encode(_text(row, "target"))
+        target = task.codec.encode(_text(row, "target"))
         found = [query for query in found if query.target_ids.tolist() == target]
     return found

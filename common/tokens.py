@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from common.chat import Chat
 from common.errors import UserError
 from common.models import load_config, load_tokenizer, vocabulary_size
 
@@ -37,7 +38,7 @@ class HuggingFaceCodec:
 
     def __init__(self, tokenizer: Any, vocab_size: int, add_bos_token: bool | None = None) -> None:
         """Raises UserError if BOS is wanted and there is none, or if the tokenizer knows no text in context."""
-        self._tokenizer, self._vocab_size = tokenizer, vocab_size
+        self._tokenizer, self._vocab_size, self._add_bos_token = tokenizer, vocab_size, add_bos_token
         self._encode, self._decode = _in_context(tokenizer)
         self._opening, self._opens_with_space = self._at_start(add_bos_token)
 
@@ -88,6 +89,10 @@ class HuggingFaceCodec:
         found, opening = [int(token) for token in ids], self._opening
         text = self._decode(found[len(opening) :] if found[: len(opening)] == opening else found)
         return text.removeprefix(" ") if self._opens_with_space else text
+
+    def chat(self, system: str | None, variables: Mapping[str, Any]) -> Chat:
+        """How conversations are rendered; raises UserError naming `task.chat`."""
+        return Chat(self._tokenizer, system, variables, self._add_bos_token)
 
     def _from_start(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])

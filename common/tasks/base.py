@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from common.action_space import ActionSpace
+from common.chat import Chat, user
 from common.errors import UserError
+from common.own_reward import OwnRewardSection
 from common.reward import FloatArray, RewardWeights
 from common.tools import ToolBox
 from common.trajectory import Query, Trajectory
@@ -59,6 +61,9 @@ class TokenCodec(Protocol):
 
     def decode_prompt(self, ids: Sequence[int] | NDArray[np.int32]) -> str:
         """The text of ids that begin with a prompt's, without what opens it."""
+
+    def chat(self, system: str | None, variables: Mapping[str, Any]) -> Chat:
+        """How conversations are rendered by the tokenizer's own template; raises UserError naming `task.chat`."""
 
 
 def one_token(codec: TokenCodec, text: str, field: str, remedy: str) -> int:
@@ -142,6 +147,15 @@ class Task(ABC, Generic[ConfigT]):
         self.config, self.codec, self.max_model_len = config, codec, max_model_len
 
     @property
+    def chat(self) -> Chat | None:
+        """How prompts are rendered, as turns of a conversation; None where they are plain text."""
+        return None
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """Token ids of a prompt, in a chat of the user's message; raises BadRow where a chat can't say it."""
+        return self.codec.encode_prompt(text) if self.chat is None else self.chat.ids([user(text)])
+
+    @property
     @abstractmethod
     def action_space(self) -> ActionSpace:
         """The policy's mask, the same for every query."""
@@ -153,6 +167,11 @@ class Task(ABC, Generic[ConfigT]):
     @property
     def tool(self) -> ToolBox | None:
         """What writes into the rationale after a token of `action_space.trigger_ids`; None for no tool."""
+        return None
+
+    @property
+    def own_reward(self) -> OwnRewardSection | None:
+        """A reward function of the user's own, which is added to `log_constraint`; None for none."""
         return None
 
     def log_constraint(self, query: Query, action_ids: NDArray[np.int32]) -> FloatArray:

@@ -130,7 +130,7 @@ class ConstrainedTask(TemplateTask[ConstrainedConfig]):
     def data_notes(self) -> list[str]:
         notes = super().data_notes()
         if self.action_space.grammar is not None and self._misses_terminator:
-            stop = self.config.terminator
+            stop = self.codec.token_text(self.action_space.terminator_id)
             notes.append(f"task.terminator = {stop!r} ends the rationale wherever the grammar would let it stand")
         return notes
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from common.chat import user
 from common.places import Kind, Place
 from common.reward import RewardWeights
 from common.row import Row
@@ -57,8 +58,19 @@ class ContinuationTask(TextTask[ContinuationConfig]):
     main_figures = ("max_log_reward", "diversity")
 
     def example(self, row: Row) -> Example:
-        text, last = row.text(self.config.column, "task.column"), self.config.max_prompt_tokens
-        return Example(Query(task=self.name, prompt_ids=self.some(self.codec.encode_prompt(text, last), "the prompt")))
+        column, last = self.config.column, self.config.max_prompt_tokens
+        conversation = self.messages(row, column)
+        if self.chat is not None:
+            messages = [user(self._cut(row.text(column, "task.column")))] if conversation is None else conversation[0]
+            return Example(Query(task=self.name, prompt_ids=self.chat.ids(messages)))
+        ids = self.codec.encode_prompt(row.text(column, "task.column"), last)
+        return Example(Query(task=self.name, prompt_ids=self.some(ids, "the prompt")))
+
+    def _cut(self, text: str) -> str:
+        """A message's last `max_prompt_tokens` tokens: the template around it counts for none."""
+        ids, last = self.codec.encode(text), self.config.max_prompt_tokens
+        # What is left of a character that the cut went through.
+        return text if len(ids) <= last else self.codec.decode(ids[-last:]).lstrip("\ufffd")
 
     def sample_requests(self) -> list[SampleRequest]:
         config, n = self.config, self.config.evaluation_samples

@@ -53,7 +53,7 @@ class InfillingTask(TemplateTask[InfillingConfig]):
         found = super().figures(groups, weights)
         middles = {query.id: str(query.info["rationale"]).strip() for query in self.queries("test")}
         pairs = [
-            (self.codec.decode(item.action_ids).strip() + self.config.terminator, middles[key])
+            (self.codec.decode(item.action_ids).strip() + self.terminator, middles[key])
             for key, group in groups.items()
             for item in group
             if middles[key]

@@ -22,7 +22,7 @@ class SubjectivityConfig(TemplateConfig):
     target: str | None = Field(" so it is {label_text}.", description="Y")
     choices: list[str] = Field([" so it is objective.", " so it is subjective."], description="all targets")
     label: str = Field("{label_text}", description="what {label} stands for in `seeds.hint`")
-    terminator: str = Field(",", description="ends the rationale")
+    terminator: str | None = Field(",", description="ends the rationale")
     allowed_characters: str | None = Field(r"[A-Za-z ']", description="a regular expression for one character")
     max_len: int = Field(5, ge=1, description="the paper's")
     misleading_penalty: float = Field(50.0, ge=0, description="the paper's")

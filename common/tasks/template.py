@@ -9,8 +9,9 @@ from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from common.chat import Message, assistant, is_conversation, only_turn, user
 from common.errors import UserError
 from common.reward import RewardWeights
 from common.row import BadRow, Row
@@ -18,18 +19,20 @@ from common.rows import read
 from common.tasks.base import PolicyScorer, SampleRequest, SampleSets, SamplingTemperature, TokenCodec, base_and_trained
 from common.tasks.figures import accuracy, summarise
 from common.tasks.text import Example, TextConfig, TextTask, fill_row
-from common.templates import check_template
+from common.templates import check_template, places
 from common.tools import ToolError, ToolSection
 from common.trajectory import Query, Trajectory
 
 Groups = Mapping[str, Sequence[Trajectory]]
 """Samples of one sampler by query id."""
+Prompt = str | list[Message]
+"""A text, or a conversation where the task is a chat."""
 
 
 class TemplateConfig(TextConfig):
     """Settings of all tasks from a template; {column} is replaced by the row's text, {{ and }} stand for braces."""
 
-    prompt: str = Field(description="X, what the policy continues")
+    prompt: str = Field(description="X, what the policy continues; in a chat {messages} without it")
     reference_prompt: str | None = Field(
         None, description="what the reference reads in place of the prompt, e.g. with examples before it"
     )
@@ -52,6 +55,14 @@ class TemplateConfig(TextConfig):
     shots_seed: int | None = Field(None, ge=0, description="draws these rows at random; the first ones without it")
     evaluation_samples: int = Field(10, ge=1, description="rationales a test row for the evaluation")
     evaluation_temperature: SamplingTemperature = Field(1.0, description="at which they are sampled")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _conversations(cls, data: Any) -> Any:
+        """A chat's rows hold `messages`, where nothing else is said."""
+        if isinstance(data, dict) and data.get("chat") and cls.model_fields["prompt"].is_required():
+            return {"prompt": "{messages}", **data}
+        return data
 
     @field_validator("prompt", "reference_prompt", "target", "rationale")
     @classmethod
@@ -81,7 +92,7 @@ class TemplateTask(TextTask[TemplateConfigT]):
         config = self.config
         prompt, reference = self.prompt(row), self.reference_prompt(row)
         for setting, text in (("prompt", prompt), ("reference_prompt", reference), ("target", config.target)):
-            if text is not None and not text.strip():
+            if isinstance(text, str) and not text.strip():
                 # A column's text is never empty, so that it is no row's fault.
                 raise UserError(f"task.{setting}", text, "is empty", "give a text, or a column such as {text}")
         if "" in config.choices:
@@ -93,55 +104,99 @@ class TemplateTask(TextTask[TemplateConfigT]):
         rationale, no_rationale = self._rationale(row)
         query = Query(
             task=self.config.name,
-            prompt_ids=self.some(self.codec.encode_prompt(prompt), "the prompt"),
+            prompt_ids=self.some(self._encoded(prompt), "the prompt"),
             target_ids=[] if target is None else self.some(self.codec.encode(target), "the target"),
-            reference_ids=[]
-            if reference == prompt
-            else self.some(self.codec.encode_prompt(reference), "the reference's prompt"),
+            reference_ids=[] if reference == prompt else self.some(self._encoded(reference), "the reference's prompt"),
             alternatives=tuple(self.some(self.codec.encode(choice), "a choice") for choice in others),
             info={**self.info(row), "rationale": rationale or ""},
         )
         return Example(query, rationale, no_rationale)
 
-    def prompt(self, row: Row) -> str:
+    def _encoded(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            return self.codec.encode_prompt(prompt)
+        assert self.chat is not None
+        return self.chat.ids(prompt)
+
+    def prompt(self, row: Row) -> Prompt:
         """What the policy reads; raises BadRow."""
-        return self._shots("policy_shots", self.config.policy_shots) + fill_row(self.config.prompt, row, "task.prompt")
+        return self._behind_shots("policy_shots", self.config.policy_shots, self._own_prompt(row))
 
-    def reference_prompt(self, row: Row) -> str:
+    def reference_prompt(self, row: Row) -> Prompt:
         """What the reference reads; raises BadRow."""
-        return self._shots("reference_shots", self.config.reference_shots) + self._own_reference_prompt(row)
+        return self._behind_shots("reference_shots", self.config.reference_shots, self._own_reference_prompt(row))
 
-    def _own_reference_prompt(self, row: Row) -> str:
+    def _own_prompt(self, row: Row) -> Prompt:
         """Without the shots before it."""
-        if self.config.reference_prompt is None:
-            return fill_row(self.config.prompt, row, "task.prompt")
-        return fill_row(self.config.reference_prompt, row, "task.reference_prompt")
+        return self._filled("task.prompt", self.config.prompt, row)
 
-    def _shots(self, setting: str, n: int) -> str:
-        """Training rows worked out, a line each; raises UserError if there are too few."""
+    def _own_reference_prompt(self, row: Row) -> Prompt:
+        if self.config.reference_prompt is None:
+            return self._own_prompt(row)
+        return self._filled("task.reference_prompt", self.config.reference_prompt, row)
+
+    def _filled(self, setting: str, template: str, row: Row) -> Prompt:
+        """A text, or in a chat a conversation: the row's own, or one of the user's message alone."""
+        found = self._held(template, row)
+        if found is not None:
+            return found[0]
+        text = fill_row(template, row, setting)
+        return text if self.chat is None or not text.strip() else [user(text)]
+
+    def _held(self, template: str, row: Row) -> tuple[list[Message], str | None] | None:
+        """The conversation of the one column that a template is, where the row has one there."""
+        column = self._only_column(template)
+        return None if column is None else self.messages(row, column)
+
+    @staticmethod
+    def _only_column(template: str) -> str | None:
+        """The column that is all of a template."""
+        names = places(template)
+        return names[0] if len(names) == 1 and template == f"{{{names[0]}}}" else None
+
+    def _behind_shots(self, setting: str, n: int, prompt: Prompt) -> Prompt:
+        """Training rows worked out, a line or two turns each, and then the prompt; raises UserError if there are too
+        few."""
         if n == 0:
-            return ""
+            return prompt
         if len(self._worked) < n:
             raise UserError(
                 f"task.{setting}", n, f"task.train_path holds {len(self._worked)} examples to show", "ask for fewer"
             )
-        return "".join(f"{line}\n" for line in self._worked[:n])
+        shots = self._worked[:n]
+        if isinstance(prompt, str):
+            return "".join(f"{question}{answer}\n" for question, answer in shots) + prompt
+        return [*self._turns(setting, n, shots), *prompt]
+
+    def _turns(self, setting: str, n: int, shots: Sequence[tuple[Prompt, str]]) -> list[Message]:
+        config, found = self.config, []
+        assert self.chat is not None
+        if config.target is not None and self.action_space.terminator_id == self.chat.end_of_turn:
+            problem = "an example is one turn, and the target stands behind the end of it"
+            raise UserError(f"task.{setting}", n, problem, "set task.terminator to a text within the turn")
+        for question, answer in shots:
+            if isinstance(question, str) or question[0]["role"] == "system" or not answer.strip():
+                problem = "an example has a system message of its own, or no answer"
+                raise UserError(f"task.{setting}", n, problem, "leave it out, or set task.rationale")
+            found += [*question, assistant(answer.strip())]
+        return found
 
     @cached_property
-    def _worked(self) -> list[str]:
-        """Prompt, rationale with the tool's insertions, and target, of each training row that has them."""
+    def _worked(self) -> list[tuple[Prompt, str]]:
+        """Prompt, and rationale with the tool's insertions and target behind it, of each training row that has them."""
         config = self.config
         found = []
         for row in read("task.train_path", config.train_path):
             if row.problem is not None:
                 continue
             with contextlib.suppress(BadRow):
-                text = self._own_reference_prompt(row)
-                if config.rationale is not None:
-                    rationale = fill_row(config.rationale, row, "task.rationale")
-                    text += self._with_results(rationale.removesuffix(config.terminator))
-                    text += config.terminator if config.terminator_in_text else ""
-                found.append(text + ("" if config.target is None else fill_row(config.target, row, "task.target")))
+                prompt, answer = self._own_reference_prompt(row), ""
+                rationale = self._given_rationale(row)
+                if rationale is not None:
+                    answer = self._with_results(rationale.removesuffix(self.terminator))
+                    answer += self.terminator if config.terminator_in_text else ""
+                answer += "" if config.target is None else fill_row(config.target, row, "task.target")
+                found.append((prompt, answer))
         found = found[: config.limit]
         if config.shots_seed is not None:
             random.Random(config.shots_seed).shuffle(found)
@@ -163,12 +218,20 @@ class TemplateTask(TextTask[TemplateConfigT]):
 
     def _rationale(self, row: Row) -> tuple[str | None, str | None]:
         """The row's rationale, or why it has none: such rows are queries all the same."""
-        if self.config.rationale is None:
-            return None, None
         try:
-            return fill_row(self.config.rationale, row, "task.rationale"), None
+            return self._given_rationale(row), None
         except BadRow as error:
             return None, f"{row.unit} {row.number}: {error}"
+
+    def _given_rationale(self, row: Row) -> str | None:
+        """By its template, else the last turn of the conversation that is the prompt; raises BadRow."""
+        if self.config.rationale is None:
+            conversation = self._held(self.config.prompt, row)
+            return None if conversation is None else conversation[1]
+        completion = row.values.get(self._only_column(self.config.rationale) or "")
+        if self.chat is not None and is_conversation(completion):
+            return only_turn(completion)
+        return fill_row(self.config.rationale, row, "task.rationale")
 
     def info(self, row: Row) -> dict[str, Any]:
         """What the task's evaluation needs to know of a row."""
@@ -179,7 +242,7 @@ class TemplateTask(TextTask[TemplateConfigT]):
         config = self.config
         if config.target is not None or not config.choices or config.rationale is None:
             return {}
-        choices = [self.codec.encode(choice.removesuffix(config.terminator)) for choice in config.choices]
+        choices = [self.codec.encode(choice.removesuffix(self.terminator)) for choice in config.choices]
         right = [
             config.choices[int(np.argmax(policy.log_prob(query, choices)))] == query.info["rationale"]
             for query in self.queries("test")

@@ -8,15 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePath
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from common.action_space import ActionSpace
 from common.automata import Unusable
+from common.chat import Chat, Message, is_conversation, split_turn
 from common.errors import UserError
 from common.expressions import parsed
+from common.own_reward import OwnRewardSection
 from common.places import Kind, Place
 from common.row import BadRow, Row
 from common.rows import HUB, Loaded, OnBadRow, OnOverlap, load, overlap
@@ -43,12 +45,27 @@ class TextConfig(TaskConfig):
     )
     min_len: int = Field(1, ge=0, description="tokens before the rationale may end")
     max_len: int = Field(20, ge=1, description="tokens at which the rationale is ended")
-    terminator: str = Field(".", description="the text, one token, that ends the rationale")
+    terminator: str | None = Field(
+        ".",
+        description="the text, one token, that ends the rationale. null, with `chat` alone: the end of the assistant's "
+        "turn, as where `chat` is set, this isn't, and no target follows the rationale",
+    )
+    chat: bool | str | None = Field(
+        None,
+        description="true: prompts are a user's messages, rendered by the tokenizer's own chat template; a text is the "
+        "system message before them",
+    )
+    chat_template_kwargs: dict[str, Any] = Field(
+        {}, description="variables of the chat template, e.g. {enable_thinking: false}"
+    )
     allowed_characters: str | None = Field(
         r"[A-Za-z0-9 ,'\-]",
         description="a regular expression for one character; tokens with any other character are masked out. null: any",
     )
     forbidden: list[str] = Field([], description="texts of single tokens that are masked out besides, e.g. [' Mr']")
+    reward: OwnRewardSection | None = Field(
+        None, description="a reward function of your own, my_file.py:function or the settings below; added to log R"
+    )
 
     @field_validator("train_path", "test_path", mode="before")
     @classmethod
@@ -62,6 +79,12 @@ class TextConfig(TaskConfig):
             raise ValueError("names no file: leave it out to hold out rows of train_path, or name one")
         return value
 
+    @field_validator("chat", mode="before")
+    @classmethod
+    def _said_as_a_word(cls, value: Any) -> Any:
+        """The command line and the environment say true as they say a text."""
+        return {"true": True, "false": False}.get(value.lower(), value) if isinstance(value, str) else value
+
     @field_validator("allowed_characters")
     @classmethod
     def _compiles(cls, value: str | None) -> str | None:
@@ -72,6 +95,18 @@ class TextConfig(TaskConfig):
         except (re.error, OverflowError, RecursionError) as error:
             raise ValueError(f"is no regular expression ({error})") from error
         return value
+
+    @model_validator(mode="after")
+    def _ends(self) -> Self:
+        if self.chat and "terminator" not in self.model_fields_set and getattr(self, "target", None) is None:
+            # Set, so that the run's own configuration says so too.
+            self.terminator = None
+        if not self.chat:
+            if self.terminator is None:
+                raise ValueError("terminator: null is the end of a chat's turn: give a text, or set chat")
+            if self.chat_template_kwargs:
+                raise ValueError("chat_template_kwargs are a chat template's: set chat")
+        return self
 
 
 @dataclass(frozen=True)
@@ -94,6 +129,39 @@ class TextTask(Task[TextConfigT]):
     def example(self, row: Row) -> Example:
         """The query of a row; raises BadRow."""
 
+    @property
+    def own_reward(self) -> OwnRewardSection | None:
+        return self.config.reward
+
+    @cached_property
+    def chat(self) -> Chat | None:
+        given = self.config.chat
+        if given is None or given is False:
+            return None
+        return self.codec.chat(None if given is True else given, self.config.chat_template_kwargs)
+
+    @property
+    def _end_of_turn(self) -> int:
+        # Without a chat the configuration refuses a terminator that is null.
+        assert self.chat is not None
+        return self.chat.end_of_turn
+
+    @property
+    def terminator(self) -> str:
+        """What ⊤ writes: nothing where it is the end of a turn."""
+        return self.config.terminator or ""
+
+    def messages(self, row: Row, column: str) -> tuple[list[Message], str | None] | None:
+        """A conversation that a chat's row holds in a column: what comes before the assistant's last turn, and that
+        turn where it is there; None if the column holds something else. Raises BadRow."""
+        value = row.values.get(column)
+        if self.chat is None or not is_conversation(value):
+            return None
+        try:
+            return split_turn(value)
+        except BadRow as error:
+            raise BadRow(f"column {column!r}: {error}") from error
+
     @cached_property
     def tool(self) -> ToolBox | None:
         section = self.tool_section
@@ -109,7 +177,7 @@ class TextTask(Task[TextConfigT]):
         config, section = self.config, self.tool_section
         return character_space(
             self.codec,
-            terminator=config.terminator,
+            terminator=self._end_of_turn if config.terminator is None else config.terminator,
             characters=config.allowed_characters,
             min_len=config.min_len,
             max_len=config.max_len,
@@ -204,6 +272,9 @@ class TextTask(Task[TextConfigT]):
     def checked_example(self, row: Row) -> Example:
         """That of a row, held against the model's vocabulary and the engine's length; raises BadRow."""
         example = self.example(row)
+        if self.own_reward is not None:
+            columns = row.as_json(self.own_reward.columns, "task.reward.columns")
+            example = replace(example, query=example.query.model_copy(update={"row": columns}))
         needed = example.query.tokens_needed(self.config.max_len)
         if self.max_model_len is not None and needed > self.max_model_len:
             raise BadRow(f"prompt, rationale and target take {needed} tokens of {self.max_model_len}")
@@ -252,7 +323,7 @@ class TextTask(Task[TextConfigT]):
         for example in self.examples[0]:
             if example.rationale is None:
                 continue
-            ids = self.codec.encode(example.rationale.removesuffix(self.config.terminator))
+            ids = self.codec.encode(example.rationale.removesuffix(self.terminator))
             if self.action_space.why_invalid(np.asarray(ids, np.int32)) is None:
                 found.setdefault(example.query.id, []).append(ids)
             else:
@@ -275,16 +346,18 @@ class TextTask(Task[TextConfigT]):
 def character_space(
     codec: TokenCodec,
     *,
-    terminator: str,
+    terminator: str | int,
     characters: str | None,
     min_len: int,
     max_len: int,
     forbidden: Sequence[str] = (),
     trigger: str | None = None,
 ) -> ActionSpace:
-    """Tokens of allowed characters only, special and forbidden ones left out, and the terminator; a tool is asked after
-    those that end with `trigger`. Raises UserError naming the setting."""
-    stop = one_token(codec, terminator, "task.terminator", "choose a text of one token")
+    """Tokens of allowed characters only, special and forbidden ones left out, and the terminator, a text or a token; a
+    tool is asked after those that end with `trigger`. Raises UserError naming the setting."""
+    stop = terminator
+    if isinstance(stop, str):
+        stop = one_token(codec, stop, "task.terminator", "choose a text of one token")
     left_out = set(codec.special_ids)
     for text in forbidden:
         token = one_token(codec, text, "task.forbidden", "list texts of one token each")

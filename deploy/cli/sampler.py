@@ -1,8 +1,9 @@
-"""`amortis evaluate | sample | export` on a finished run."""
+"""`amortis evaluate | sample | serve | export` on a finished run."""
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,19 @@ def add_sampler_commands(add: AddCommand) -> None:
     sub.add_argument("-n", type=int, default=8, help="samples (default: 8)")
     sub.add_argument("--temperature", type=float, default=1.0, help="sampling temperature (default: 1)")
     sub.add_argument("--base", action="store_true", help="sample from the base model under the same mask")
+    sub.set_defaults(takes_settings=True)
+    sub = add("serve", serve, "Serve a trained sampler over HTTP, for OpenAI's clients among others.", epilog=moved)
+    sub.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
+    sub.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    sub.add_argument("--port", type=int, default=8000, help="0 for a free one (default: 8000)")
+    sub.add_argument(
+        "--api-key",
+        help="what clients must know, needed for any address but this machine's; better in AMORTIS_API_KEY, as other "
+        "users of the machine can see a command's arguments",
+    )
+    sub.add_argument("--max-samples", type=int, default=1024, help="in flight, of all clients (default: 1024)")
+    sub.add_argument("--timeout", type=float, default=600.0, metavar="S", help="seconds a request (default: 600)")
+    sub.add_argument("--seed", type=int, default=0, help="of what is drawn for requests without one (default: 0)")
     sub.set_defaults(takes_settings=True)
     sub = add("export", export, "Make a trained sampler into files that other programs take.", epilog=moved)
     sub.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
@@ -110,6 +124,32 @@ def sample(options: argparse.Namespace, overrides: list[str], console: Console) 
     for row in rows:
         table.add_row(f"{row['log_q']:.3f}", f"{row['log_r']:.3f}", repr(row["text"]))
     console.print(table)
+    return 0
+
+
+def serve(options: argparse.Namespace, overrides: list[str], console: Console) -> int:
+    """`amortis serve RUN`."""
+    from deploy.sampler.service.server import Options, Ready, checked
+    from deploy.sampler.service.server import serve as serve_run
+
+    def tell(ready: Ready) -> None:
+        if options.json:
+            print(dumps({"address": ready.address, "models": ready.models}), flush=True)
+            return
+        example = json.dumps({"model": ready.models[0], "prompt": "…", "n": 4}, ensure_ascii=False)
+        key = "" if keyless else ' -H "Authorization: Bearer $AMORTIS_API_KEY"'
+        lines = (
+            f"{options.run}: {' and '.join(ready.models)} at {ready.address}/v1; Ctrl-C stops it",
+            f"curl {ready.address}/v1/completions -H 'Content-Type: application/json'{key} -d '{example}'",
+        )
+        for line in lines:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    given = Options(
+        options.host, options.port, options.api_key, options.max_samples, options.timeout, seed=options.seed
+    )
+    keyless = checked(given).key is None
+    serve_run(options.run, overrides, given, tell)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,13 @@ import torch
 
 from actors.engine import Engine
 from actors.sampler import TrajectorySampler
+from common.chat import user
 from common.config import ActorSection, LoraSection
 from common.default_model import ensure_default_model
 from common.metrics import ActorMetrics, new_registry
+from common.models import load_tokenizer
 from common.tasks import SampleRequest
+from common.tasks.jsonl import JsonlConfig, JsonlTask
 from common.tasks.rng import RngConfig, RngTask
 from common.tokens import load_codec
 from common.trajectory import Trajectory
@@ -129,3 +133,31 @@ def test_in_bfloat16_sampler_and_learner_agree_to_six_hundredths_of_a_nat(traine
     mean, largest = gap_of(trained, sample(trained, trained.newest, "bfloat16"))
     tell(f"bfloat16: sampler against learner {mean:.2e} nats a token, at most {largest:.2e}")
     assert FLOAT32_LIMIT < mean < BFLOAT16_LIMIT
+
+
+def test_a_chats_rationales_end_with_the_turn_and_are_scored_behind_the_rendered_prompt(
+    trained: Trained, tmp_path: Path
+) -> None:
+    """The end of the turn is this model's EOS too, which engines otherwise treat in ways of their own."""
+    question = "Answer with one word: is the sky blue?"
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"q": question}) + "\n")
+    config = JsonlConfig(train_path=str(tmp_path / "rows.jsonl"), prompt="{q}", chat=True, max_len=6)
+    task = JsonlTask(config, trained.task.codec)
+    query, space = task.queries("test")[0], task.action_space
+    engine = Engine(trained.model, ActorSection(num_gpus=0, enforce_eager=True), "float32", space, LORA, seed=0)
+    sampler = TrajectorySampler(task, engine, engine, ActorMetrics(new_registry()))
+    drawn = sampler.collect([query], SampleRequest("base", False, 1.0, 32), None, 32)[query.id]
+
+    tokenizer = load_tokenizer(trained.model)
+    prompt = tokenizer.apply_chat_template([user(question)], add_generation_prompt=True, return_dict=False)
+    base = LoraPolicy.load(trained.model, LORA, space, dtype="float32", device=torch.device("cpu"))
+    assert (
+        any(len(item.action_ids) < config.max_len for item in drawn) and space.terminator_id == tokenizer.eos_token_id
+    )
+    for item in drawn[:8]:
+        ids = [*prompt, *item.action_ids.tolist(), tokenizer.eos_token_id]
+        with torch.no_grad():
+            table = base.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        expected = sum(float(table[i - 1, ids[i]]) for i in range(len(prompt), len(ids)))
+        assert item.log_prior[-1] == pytest.approx(expected, abs=5e-4)
+        assert item.behaviour.log_prob == pytest.approx(base.log_prob(query, [item.action_ids.tolist()])[0], abs=5e-4)

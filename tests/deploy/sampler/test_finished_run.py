@@ -111,3 +111,24 @@ def test_the_longest_prompt_that_fits_is_taken(moved: Path) -> None:
 def test_settings_that_are_none_are_said(moved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sample", str(moved), "--promt", "x"]) == EXIT_USER
     assert "promt: is no setting" in capsys.readouterr().err
+
+
+def test_a_prompt_for_a_chats_run_is_rendered_as_its_rows_are(
+    tmp_path: Path, digit_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = shutil.copytree(digit_model, tmp_path / "chatty")
+    (model / "chat_template.jinja").write_text(
+        "{% for m in messages %}: {{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}:{% endif %}"
+    )
+    Path("rows.jsonl").write_text("".join(json.dumps({"x": f"number {i}"}) + "\n" for i in range(9)))
+    task = "task: {name: jsonl, train_path: rows.jsonl, prompt: '{x}', chat: true, max_len: 3}"
+    folder = make_run(config_of(tmp_path, model, "--run.name", "mine", task=task))
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "adapter_config.json").write_text("{}")
+    run = FinishedRun(folder)
+    assert run.codec.decode(run.query("number 3").prompt_ids) == ":number3</s>:"
+    assert run.query("number 3").id in {query.id for query in run.task.queries("train")}
+    assert run.codec.token_text(run.task.action_space.terminator_id) == "</s>"
+    with pytest.raises(UserError, match=r"--prompt = 'number </s>': its text holds '</s>'"):
+        run.query("number </s>")
