@@ -61,7 +61,9 @@ class Sampler:
     def close(self) -> None:
         """Give up the engine and the model; what was drawn stays good."""
         if self._engine is not None:
-            self._engine[0].policy.close()
+            sampler, _ = self._engine
+            sampler.close()
+            sampler.policy.close()
         self._engine = self._policy = None
         self._closed = True
         gc.collect()
@@ -172,6 +174,21 @@ class Sampler:
     def evaluate(self) -> dict[str, Any]:
         """The run's evaluation anew: exact figures where the task has them, and those of samples."""
         return self.run.figures(self._exact(), self._started)
+
+    def export(
+        self,
+        *,
+        merged: str | Path | None = None,
+        adapter: str | Path | None = None,
+        gguf: str | Path | None = None,
+        dtype: str = "auto",
+    ) -> dict[str, Any]:
+        """Write what other programs take, as `amortis export` does; what was made, and how close merged weights are."""
+        from deploy.sampler.export import Places, export
+
+        self._check_open()
+        merged, adapter, gguf = (None if path is None else Path(path) for path in (merged, adapter, gguf))
+        return export(self.run, Places(merged, adapter, gguf), dtype)
 
     def _log_prob(self, query: Query, texts: Texts) -> NDArray[np.float64]:
         if isinstance(texts, str):

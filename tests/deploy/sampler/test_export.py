@@ -172,6 +172,7 @@ def test_a_card_tells_the_task_and_neither_paths_nor_secrets_whatever_its_texts_
     home.mkdir()
     shutil.copytree(digit_model, home / "model")
     (home / "rows.jsonl").write_text("".join(json.dumps({"word": f"number {i}"}) + "\n" for i in range(9)))
+    (home / "mine.py").write_text("def score(prompts, texts, rows):\n    return [0.0] * len(texts)\n")
     (home / "schema.json").write_text(json.dumps({"enum": [12, 34]}))
     task = {
         "name": "constrained",
@@ -179,6 +180,7 @@ def test_a_card_tells_the_task_and_neither_paths_nor_secrets_whatever_its_texts_
         "prompt": NASTY.replace("{{", "{{{{").replace("}}", "}}}}"),
         "json_schema": str(home / "schema.json"),
         "max_len": 8,
+        "reward": str(home / "mine.py:score"),
     }
     folder = make_run(config_of(home, home / "model", "--run.name", "mine", task=f"task: {json.dumps(task)}"))
     row = {"accuracy": 0.5, "a|b`c": 1}
@@ -192,7 +194,7 @@ def test_a_card_tells_the_task_and_neither_paths_nor_secrets_whatever_its_texts_
         facts["mask"]["grammar"] == {"json_schema": {"enum": [12, 34]}}
         and facts["task"]["json_schema"] == "schema.json"
     )
-    assert facts["task"]["train_path"] == "rows.jsonl"
+    assert facts["task"]["train_path"] == "rows.jsonl" and facts["task"]["reward"]["function"] == "mine.py:score"
     for path in (tmp_path / "out").iterdir():
         assert "secret" not in path.read_bytes().decode("latin-1"), path.name
         assert str(tmp_path) not in path.read_bytes().decode("latin-1"), path.name
