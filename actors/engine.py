@@ -162,6 +162,11 @@ class Engine:
         self._space = space
         self._engine.collective_rpc("use_action_space", args=(space,))
 
+    def close(self) -> None:
+        """Give back what vLLM holds; the engine is of no more use."""
+        self._failure = self._failure or "it was closed"
+        self._engine.engine_core.shutdown()
+
     @property
     def runner(self) -> str:
         """Which of vLLM's model runners serves: V2, the one of GPUs, or V1."""

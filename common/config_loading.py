@@ -38,7 +38,11 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     Raises UserError naming the field, its value and the remedy.
     """
-    data = read_yaml(path)
+    return load_settings(read_yaml(path), overrides)
+
+
+def load_settings(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
+    """The same of sections that a program gives, as a YAML file holds them."""
     _check_environment()
     return _from_sources(data, overrides, environment=True)
 

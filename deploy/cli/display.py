@@ -24,8 +24,6 @@ class LiveDisplay:
         self._last_phase = ""
 
     def __enter__(self) -> Self:
-        if self._live:
-            self._live.start()
         return self
 
     def __exit__(
@@ -37,6 +35,8 @@ class LiveDisplay:
     def watch(self, state: RunState) -> None:
         """Show the run's present state."""
         if self._live:
+            # Not before there is something to show: what is said until then has the terminal for itself.
+            self._live.start()
             self._live.update(state_table(state))
             return
         now = time.monotonic()

@@ -9,15 +9,12 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from rich.console import Console
 
 from common.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_USER, RunFault, UserError
 from common.json_text import dumps
-
-if TYPE_CHECKING:
-    from common.config import RunConfig
 
 Command = Callable[[argparse.Namespace, list[str], Console], int]
 
@@ -106,42 +103,29 @@ def _parser() -> argparse.ArgumentParser:
 def train(options: argparse.Namespace, overrides: list[str], console: Console) -> int:
     """`amortis train CONFIG`."""
     from common.config_loading import load_config
-    from deploy.cli.display import print_figures
-    from deploy.run.checks import prepare
-    from deploy.run.run_folder import claimed
+    from deploy.cli.display import LiveDisplay, print_figures
+    from deploy.run.train import train as run_to_the_end
 
-    with claimed(prepare(load_config(options.config, overrides))) as config:
-        summary = _run(config, console)
+    def evaluate(folder: Path) -> dict[str, Any]:
+        from deploy.sampler.finished_run import FinishedRun
+
+        return FinishedRun(folder).figures()
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False)
+
+    config = load_config(options.config, overrides)
+    with LiveDisplay(console) as display:
+        trained = run_to_the_end(config, evaluate, display.watch, say)
+    summary = trained.summary
     if options.json:
         print(dumps(summary))
-    print_figures(console, f"{config.run_folder}", summary)
+    print_figures(console, f"{trained.config.run_folder}", summary)
     from deploy.cli.runs import OPERATOR_STOP
 
     # Stopped on purpose is no failure; a supervisor that starts failed runs again must leave it alone.
     on_purpose = summary.get("stopped_because") == OPERATOR_STOP
     return EXIT_INTERRUPTED if summary["interrupted"] and not on_purpose else 0
-
-
-def _run(config: RunConfig, console: Console) -> dict[str, Any]:
-    """A run of either kind, whose folder is claimed; its summary."""
-    if config.em.iterations:
-        from deploy.run.em import run_em
-
-        def evaluate(folder: Path) -> dict[str, Any]:
-            from deploy.sampler.finished_run import FinishedRun
-
-            return FinishedRun(folder).figures()
-
-        return run_em(config, evaluate, lambda text: console.print(text, markup=False, highlight=False))
-    if config.learner.objective == "prompting":
-        from deploy.run.prompting import run_prompting
-
-        return run_prompting(config)
-    from deploy.cli.display import LiveDisplay
-    from deploy.run.launcher import Launcher
-
-    with LiveDisplay(console) as display:
-        return Launcher(config, display.watch).run()
 
 
 def compare(options: argparse.Namespace, overrides: list[str], console: Console) -> int:

@@ -6,7 +6,6 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -157,50 +156,30 @@ def export(options: argparse.Namespace, overrides: list[str], console: Console) 
     """`amortis export RUN --merged FOLDER --adapter FOLDER --gguf FILE --hub OWNER/NAME`."""
     from tempfile import TemporaryDirectory
 
-    from deploy.sampler.export import check_gguf, check_new, merge, write_adapter, write_merged, write_merged_gguf
+    from deploy.cli.display import print_figures
+    from deploy.sampler.export import Places
+    from deploy.sampler.export import export as export_run
     from deploy.sampler.finished_run import FinishedRun
     from deploy.sampler.hub import hub_access, publish
 
-    wanted = {name: getattr(options, name) for name in ("merged", "adapter", "gguf")}
-    if not any(wanted.values()) and options.hub is None:
+    places = Places(options.merged, options.adapter, options.gguf)
+    if places == Places() and options.hub is None:
         raise UserError("export", None, "is told nothing to make", "give --merged, --adapter, --gguf or --hub")
-    for name, path in wanted.items():
-        if path is not None:
-            check_new(f"--{name}", path)
+    places.check()
     access = None if options.hub is None else hub_access(options.hub)
     run = FinishedRun(options.run, overrides)
-    if options.gguf is not None:
-        check_gguf(run)
-    found: dict[str, Any] = {}
     with TemporaryDirectory() as scratch:
-        adapter = options.adapter
-        if access is not None and options.merged is None and adapter is None:
-            adapter = Path(scratch) / "adapter"
-        if adapter is not None:
-            write_adapter(run, adapter)
-            found["adapter"] = str(options.adapter) if options.adapter else None
-        if options.merged is not None or options.gguf is not None:
-            merged = merge(run, options.dtype, options.prompt)
-            agreement = merged.agreement
-            found |= {
-                "dtype": merged.dtype,
-                "nats a token from base + adapter": agreement.gap,
-                "limit": agreement.limit,
-                "nats a token the adapter changes": agreement.effect,
-                "tokens compared": agreement.tokens,
-            }
-            if options.merged is not None:
-                write_merged(run, merged, options.merged)
-                found["merged"] = str(options.merged)
-            if options.gguf is not None:
-                write_merged_gguf(run, merged, options.gguf)
-                found["gguf"] = str(options.gguf)
+        uploaded = options.merged or options.adapter
+        if access is not None and uploaded is None:
+            uploaded = Path(scratch) / "adapter"
+            places = Places(adapter=uploaded, gguf=options.gguf)
+        found = export_run(run, places, options.dtype, options.prompt)
         if access is not None:
-            found["hub"] = publish(access, options.merged or adapter, options.hub, public=options.public)
+            found["hub"] = publish(access, uploaded, options.hub, public=options.public)
+            if uploaded.is_relative_to(scratch):
+                del found["adapter"]
     if options.json:
         print(dumps(found))
     else:
-        from deploy.cli.display import print_figures
-
         print_figures(console, f"{options.run}", found)
     return 0

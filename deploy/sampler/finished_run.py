@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -169,12 +169,19 @@ class FinishedRun:
         model = PeftModel.from_pretrained(load_base_model(self.model, section.dtype), str(self.adapter_folder))
         return LoraPolicy(model, self.task.action_space, torch.device(section.device))
 
-    def figures(self) -> dict[str, Any]:
-        """The evaluation anew: exact figures, then those of samples, as far as the run's configuration wants them."""
-        found: dict[str, Any] = dict(self.task.evaluate_policy(self.policy()))
+    def figures(
+        self,
+        policy: LoraPolicy | None = None,
+        start: Callable[[], tuple[TrajectorySampler, LoadedAdapter]] | None = None,
+    ) -> dict[str, Any]:
+        """The evaluation anew: exact figures, then those of samples, as far as the run's configuration wants them.
+
+        `policy` and what `start` gives are used where they are there already.
+        """
+        found: dict[str, Any] = dict(self.task.evaluate_policy(policy or self.policy()))
         requests = wanted_requests(self.task, self.config)
         if requests:
-            sampler, adapter = self.sampler(self.config.run.seed)
+            sampler, adapter = start() if start is not None else self.sampler(self.config.run.seed)
             queries, limit = self.task.queries("test"), self.config.actor.max_in_flight
             samples = {request.label: sampler.collect(queries, request, adapter, limit) for request in requests}
             found.update(self.task.evaluate_samples(samples, self.config.reward_weights))

@@ -52,8 +52,8 @@ def context_of(z: Z, prompt: list[int], *, tool: bool) -> tuple[list[int], list[
     return inputs, positions
 
 
-def posterior(model: Any, query: Query, sequences: Sequence[Z] = (), *, tool: bool) -> NDArray[np.float64]:
-    """p(Z⊤|X) p(Y|XZ⊤) of every sequence, normalised; what the tool inserts is given."""
+def log_rewards(model: Any, query: Query, sequences: Sequence[Z] = (), *, tool: bool) -> NDArray[np.float64]:
+    """log p(Z⊤|X) p(Y|XZ⊤) of every sequence; what the tool inserts is given."""
     prompt, target = query.prompt_ids.tolist(), query.target_ids.tolist()
     log_r = []
     for z in sequences or every_sequence():
@@ -63,7 +63,12 @@ def posterior(model: Any, query: Query, sequences: Sequence[Z] = (), *, tool: bo
             log_p = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
         counted = [len(prompt) + p for p in positions] + list(range(len(prompt) + len(inputs), len(ids)))
         log_r.append(sum(float(log_p[i - 1, ids[i]]) for i in counted))
-    found = np.array(log_r)
+    return np.array(log_r)
+
+
+def posterior(model: Any, query: Query, sequences: Sequence[Z] = (), *, tool: bool) -> NDArray[np.float64]:
+    """The same, normalised."""
+    found = log_rewards(model, query, sequences, tool=tool)
     return np.exp(found - np.logaddexp.reduce(found))
 
 
