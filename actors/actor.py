@@ -271,6 +271,7 @@ class Actor:
                 "pid": os.getpid(),
                 "metrics_address": self.metrics_address,
                 "pushed": getattr(self, "_pushed", 0),
+                **self._own_reward_status(),
                 "adapter_version": current.version if current else 0,
                 "adapter_sha256": current.sha256 if current else None,
                 "probe_with_adapter": probe.with_adapter if probe else None,
@@ -278,6 +279,14 @@ class Actor:
                 "adapter_error": adapters.last_error if adapters else None,
             },
         )
+
+    def _own_reward_status(self) -> dict[str, object]:
+        """Texts that a reward of the user's own gave no value for, and why the last of them has none."""
+        sampler = getattr(self, "sampler", None)
+        own = sampler.own_reward if sampler else None
+        if own is None:
+            return {}
+        return {"reward_failures": own.outcomes.total() - own.outcomes["valued"], "reward_error": own.last_failure}
 
     def evaluate(self, requests: Sequence[SampleRequest], split: Split = "test") -> dict[str, dict[str, list[bytes]]]:
         """Samples for a task's evaluation with the newest adapter: label -> query id -> encoded trajectories.
@@ -300,5 +309,6 @@ class Actor:
         return found
 
     def close(self) -> None:
-        """Delete temporary files."""
+        """Delete temporary files, end processes."""
+        self.sampler.close()
         self.adapters.close()

@@ -55,13 +55,29 @@ class LoadedAdapter:
 
 @dataclass(frozen=True)
 class Sampled:
-    """A finished request: actions without ⊤, and their log-probabilities under mask and temperature."""
+    """A finished request: actions without ⊤, and their log-probabilities under mask and temperature.
+
+    Of a request that is followed, what came since its last Progress.
+    """
 
     request_id: str
     action_ids: NDArray[np.int32]
     log_probs: NDArray[np.float32]
     stop_log_prob: float | None
     """Log-probability of ⊤ after them; None where something else ended the request: its length, or a tool's trigger."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a step added to a request that is followed and goes on."""
+
+    request_id: str
+    action_ids: list[int]
+    log_probs: list[float]
+
+
+Result = Sampled | Scored | Progress
+"""Of a step."""
 
 
 class Engine:
@@ -194,13 +210,26 @@ class Engine:
         *,
         top_p: float = 1.0,
         top_k: int = 0,
+        max_len: int | None = None,
+        seed: int | None = None,
+        follow: bool = False,
     ) -> None:
         """Sample under the action space up to ⊤, a tool's trigger or max_len, `taken` actions having been taken.
 
-        Without an adapter from the base model.
+        Without an adapter from the base model. A `max_len` below the action space's cuts it off there, without ⊤; with
+        `follow` each step tells what it added.
         """
-        params = sampling_params(self._space, temperature, taken, top_p=top_p, top_k=top_k)
+        params = sampling_params(
+            self._space, temperature, taken, top_p=top_p, top_k=top_k, max_len=max_len, seed=seed, follow=follow
+        )
         self._add(request_id, prompt_ids, params, adapter)
+
+    def abort(self, request_ids: Sequence[str]) -> None:
+        """Take sampling requests out of the batch; nothing more is heard of them."""
+        for request_id in request_ids:
+            self._versions_in_flight.pop(request_id, None)
+        self._check_health()
+        self._engine.abort_request(list(request_ids))
 
     def submit_score(self, request_id: str, text: ScoreText, adapter: LoadedAdapter | None = None) -> None:
         """Score a text in one pass; without an adapter by the reference.
@@ -240,8 +269,8 @@ class Engine:
         self._check_health()
         self._engine.add_request(request_id, prompt, params, lora_request=None if adapter is None else adapter.handle)
 
-    def step(self) -> list[Sampled | Scored]:
-        """Advance every request by one engine step; what finished.
+    def step(self) -> list[Result]:
+        """Advance every request by one engine step; what finished, and what was added to requests that are followed.
 
         Raises EngineFault where vLLM fails. What it holds is in no good state then: later calls raise the same, with
         the first cause, and another engine must take its place.
@@ -252,7 +281,11 @@ class Engine:
         except Exception as error:
             self._failure = f"{type(error).__name__}: {error}"
             raise EngineFault(f"vLLM failed in a step: {self._failure}") from error
-        results = [self._result(output) for output in outputs if output.finished]
+        # Of those unfinished, vLLM gives what is followed alone.
+        results = [
+            self._result(output) if output.finished else Progress(output.request_id, *_drawn(output))
+            for output in outputs
+        ]
         return [result for result in results if result is not None]
 
     def _check_health(self) -> None:
@@ -269,12 +302,8 @@ class Engine:
                 return None
             del self._scoring[output.request_id]
             return Scored(output.request_id, self._scores(text, output))
-        completion = output.outputs[0]
-        tokens = np.asarray(completion.token_ids, np.int32)
-        log_probs = np.asarray(
-            [column[token].logprob for token, column in zip(completion.token_ids, completion.logprobs, strict=True)],
-            np.float32,
-        )
+        drawn, of_drawn = _drawn(output)
+        tokens, log_probs = np.asarray(drawn, np.int32), np.asarray(of_drawn, np.float32)
         if len(tokens) and tokens[-1] == self._space.terminator_id:
             return Sampled(output.request_id, tokens[:-1], log_probs[:-1], float(log_probs[-1]))
         return Sampled(output.request_id, tokens, log_probs, None)
@@ -289,8 +318,23 @@ class Engine:
         return TokenScores(np.asarray(actual, np.float64), np.asarray(terminator, np.float64))
 
 
+def _drawn(output: Any) -> tuple[list[int], list[float]]:
+    """The tokens of an output and their log-probabilities."""
+    completion = output.outputs[0]
+    columns = zip(completion.token_ids, completion.logprobs, strict=True)
+    return list(completion.token_ids), [column[token].logprob for token, column in columns]
+
+
 def sampling_params(
-    space: ActionSpace, temperature: float, taken: Sequence[int], *, top_p: float = 1.0, top_k: int = 0
+    space: ActionSpace,
+    temperature: float,
+    taken: Sequence[int],
+    *,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    max_len: int | None = None,
+    seed: int | None = None,
+    follow: bool = False,
 ) -> Any:
     """What vLLM is told of a sample: it ends at ⊤, a tool's trigger or max_len, `taken` actions having been taken.
 
@@ -305,12 +349,13 @@ def sampling_params(
         temperature=temperature,
         top_p=top_p,
         top_k=top_k,
-        max_tokens=space.max_len - len(taken),
+        seed=seed,
+        max_tokens=min(space.max_len, space.max_len if max_len is None else max_len) - len(taken),
         stop_token_ids=[space.terminator_id, *space.trigger_ids],
         ignore_eos=True,
         logprobs=0,
         detokenize=False,
-        output_kind=RequestOutputKind.FINAL_ONLY,
+        output_kind=RequestOutputKind.DELTA if follow else RequestOutputKind.FINAL_ONLY,
         extra_args={TAKEN: list(taken)},
         skip_clone=True,
     )

@@ -42,7 +42,7 @@ class RayActor:
         return found
 
     def close(self) -> None:
-        """Delete temporary files."""
+        """Delete temporary files, end processes."""
         if self._actor is not None:
             self._actor.close()
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -15,80 +15,45 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from actors.beam import BeamSearch
-from actors.engine import Engine, LoadedAdapter, Sampled
+from actors.drafting import Draft, Listener, Origin, use_tool
+from actors.engine import Engine, LoadedAdapter, Progress, Result, Sampled
 from actors.reference import ReferenceScorer
 from actors.scoring import RewardComponents, Rollout, Scored, TokenScores, reward_components, texts_to_score
-from common.errors import UserError
+from common.errors import RunFault, UserError
 from common.log import get_logger
 from common.metrics import ActorMetrics
+from common.own_reward import NoValue, OwnReward, Subject, Valued
+from common.reward import FloatArray
 from common.seeds import SeedJob
 from common.tasks import SampleRequest, Task
-from common.tasks.base import unreadable
-from common.tools import ToolError
-from common.trajectory import NO_SHA256, Behaviour, Query, Source, ToolEvent, Trajectory
+from common.trajectory import NO_SHA256, Behaviour, Query, Source, Trajectory
 
 log = get_logger("sampler")
-
-
-@dataclass(frozen=True)
-class _Origin:
-    """What a sampling request was submitted with: it finishes under this adapter, whatever is loaded meanwhile."""
-
-    query: Query
-    adapter: LoadedAdapter | None
-    temperature: float
-    source: Source
-    hint_ids: tuple[int, ...] | None = None
-    """The prompt that was sampled under, where it is not the query's own."""
-    every_state: bool = True
-    """Whether the likelihood is wanted at every state, as training needs it, or at the last alone."""
-    top_p: float = 1.0
-    top_k: int = 0
-
-    @property
-    def sampling_prompt(self) -> list[int]:
-        return list(self.hint_ids) if self.hint_ids is not None else self.query.prompt_ids.tolist()
-
-
-@dataclass
-class _Draft:
-    """A rationale in the making: the policy's tokens, what tools inserted, and how it is going to end."""
-
-    origin: _Origin
-    actions: list[int] = field(default_factory=list)
-    inputs: list[int] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)
-    log_probs: list[float] = field(default_factory=list)
-    events: list[ToolEvent] = field(default_factory=list)
-    stop_log_prob: float = 0.0
-    """0 where max_len forces the end."""
-
-    def act(self, token: int, log_prob: float) -> None:
-        """Append an action."""
-        self.positions.append(len(self.inputs))
-        self.actions.append(token)
-        self.inputs.append(token)
-        self.log_probs.append(log_prob)
-
-    def rollout(self) -> Rollout:
-        """What is scored."""
-        actions, inputs, positions = (
-            np.asarray(values, np.int32) for values in (self.actions, self.inputs, self.positions)
-        )
-        return Rollout(self.origin.query, actions, inputs, positions, tuple(self.events))
+VALUE_WAIT_S = 0.05
+"""For a reward of the user's own, where there is nothing else to do: it ends as soon as there is an answer."""
 
 
 @dataclass
 class _Pending:
     """A finished sample whose scores are still coming."""
 
-    draft: _Draft
+    draft: Draft
     rollout: Rollout
     scores: list[TokenScores | None]
+    own: FloatArray | NoValue | None
+    """What a reward of the user's own gives at every state, shape (K+1,); None while that is coming."""
     stoppable: NDArray[np.bool_]
     """States where the policy may stop, shape (K+1,)."""
     wanted: NDArray[np.bool_]
-    """Those whose likelihood is scored."""
+    """Those whose likelihood is scored, and that a reward of the user's own is asked about."""
+
+
+@dataclass(frozen=True)
+class _Known:
+    """All that scoring gives."""
+
+    components: RewardComponents
+    own: FloatArray
 
 
 @dataclass
@@ -110,16 +75,33 @@ class TrajectorySampler:
     """Told of samples that make no valid trajectory: their action ids (int32) and the reason."""
     _counter: int = 0
     _known_at_once: list[Trajectory] = field(default_factory=list)
-    _sampling: dict[str, _Draft] = field(default_factory=dict)
+    _sampling: dict[str, Draft] = field(default_factory=dict)
     _scoring: dict[str, tuple[_Pending, int]] = field(default_factory=dict)
     _same: dict[str, list[_Pending]] = field(default_factory=dict)
     """By what is being scored: further samples of the very same, which wait for that."""
-    _known: OrderedDict[str, RewardComponents] = field(default_factory=OrderedDict)
+    _known: OrderedDict[str, _Known] = field(default_factory=OrderedDict)
+    _valuing: dict[str, _Pending] = field(default_factory=dict)
+    """By the ticket under which a reward of the user's own is asked about them."""
+
+    def __post_init__(self) -> None:
+        section = self.task.own_reward
+        self.own_reward = (
+            None
+            if section is None
+            else OwnReward(
+                section, lambda outcome: self.metrics.reward_texts.labels(outcome).inc(), cache=self.score_cache
+            )
+        )
 
     @property
     def in_flight(self) -> int:
-        """Requests in the engines, which everything waits for."""
-        return len(self._sampling) + len(self._scoring)
+        """Requests in the engines, and rollouts with a reward of the user's own, which everything waits for."""
+        return len(self._sampling) + len(self._scoring) + len(self._valuing)
+
+    def close(self) -> None:
+        """End the processes of a reward of the user's own."""
+        if self.own_reward is not None:
+            self.own_reward.close()
 
     def submit(
         self,
@@ -132,24 +114,60 @@ class TrajectorySampler:
         every_state: bool = True,
         top_p: float = 1.0,
         top_k: int = 0,
-    ) -> None:
-        """Ask for `n` samples of a query; without `every_state` the likelihood is that of the last state alone."""
-        origin = _Origin(query, adapter, temperature, source, every_state=every_state, top_p=top_p, top_k=top_k)
-        for _ in range(n):
-            self._sample_on(_Draft(origin))
+        max_len: int | None = None,
+        seed: str | None = None,
+        score: bool = True,
+        follow: bool = False,
+        tell: Listener | None = None,
+    ) -> list[Draft]:
+        """Ask for `n` samples of a query; without `every_state` the likelihood is that of the last state alone.
+
+        With `tell` each is told of when it is done, and with `follow` whenever it grows, instead of being among what
+        `step` returns; without `score` nothing but the rationale is made. A `max_len` below the task's cuts them off;
+        those of a `seed` are drawn alike another time, as far as the rounding of other requests in the batch allows.
+        """
+        assert (score and max_len is None) or tell is not None
+        origin = Origin(
+            query,
+            adapter,
+            temperature,
+            source,
+            every_state=every_state,
+            top_p=top_p,
+            top_k=top_k,
+            max_len=max_len,
+            seed=seed,
+            score=score,
+            follow=follow,
+            tell=tell,
+        )
+        drafts = [Draft(origin, number) for number in range(n)]
+        for draft in drafts:
+            self._sample_on(draft)
+        return drafts
+
+    def abort(self, drafts: Collection[Draft]) -> None:
+        """Stop sampling these; nothing is told of them any more. What is being scored already is, for the cache."""
+        aborted = {id(draft) for draft in drafts}
+        ids = [request_id for request_id, draft in self._sampling.items() if id(draft) in aborted]
+        for request_id in ids:
+            del self._sampling[request_id]
+        for draft in drafts:
+            draft.origin = replace(draft.origin, tell=lambda _: None)
+        self.policy.abort(ids)
 
     def submit_seed(self, query: Query, job: SeedJob, *, every_state: bool = True) -> None:
         """Score a given rationale, or draw some from the base model under the job's hint and score them."""
         if job.action_ids is None:
             assert job.hint_ids is not None
             for _ in range(job.n):
-                self._sample_on(_Draft(_Origin(query, None, 1.0, "seed", job.hint_ids, every_state)))
+                self._sample_on(Draft(Origin(query, None, 1.0, "seed", job.hint_ids, every_state)))
             return
         self.submit_given(query, job.action_ids, every_state=every_state)
 
     def submit_given(self, query: Query, action_ids: Sequence[int], *, every_state: bool = True) -> None:
         """Score a given rationale."""
-        draft = _Draft(_Origin(query, None, 1.0, "seed", every_state=every_state))
+        draft = Draft(Origin(query, None, 1.0, "seed", every_state=every_state))
         for token in action_ids:
             draft.act(token, math.nan)
             self._use_tool(draft)
@@ -160,21 +178,29 @@ class TrajectorySampler:
     def step(self) -> list[Trajectory]:
         """Advance the engines once; trajectories whose scores are complete."""
         sampling, reference = self.policy.busy, self.reference
-        results: list[Sampled | Scored] = self.policy.step() if sampling else []
+        results: list[Result] = self.policy.step() if sampling else []
         if isinstance(reference, ReferenceScorer) and reference.busy and (reference.worth_a_pass or not sampling):
             results += reference.step()
-        return self.accept(results)
+        idle = not self._sampling and not self._scoring and not self._known_at_once
+        return self.accept(results, VALUE_WAIT_S if idle else 0.0)
 
-    def accept(self, results: Sequence[Sampled | Scored]) -> list[Trajectory]:
-        """Take results of the engines in; trajectories that they complete."""
+    def accept(self, results: Sequence[Result], wait_s: float = 0.0) -> list[Trajectory]:
+        """Take results of the engines in, and what a reward of the user's own has given by now or within `wait_s`;
+        trajectories that they complete. Raises RunFault where that reward never gives anything."""
         done, self._known_at_once = self._known_at_once, []
         for result in results:
             if isinstance(result, Scored):
                 done += self._on_scored(result)
                 continue
+            if isinstance(result, Progress):
+                self._on_progress(result)
+                continue
             trajectory = self._on_sampled(result)
             if trajectory is not None:
                 done.append(trajectory)
+        if self.own_reward is not None:
+            for valued in self.own_reward.poll(wait_s):
+                done += self._on_valued(valued)
         self.metrics.in_flight.set(self.in_flight)
         return done
 
@@ -189,11 +215,14 @@ class TrajectorySampler:
                 waiting.pop()()
             for trajectory in self.step():
                 found[trajectory.query_id].append(trajectory)
+        failure = None if self.own_reward is None else self.own_reward.last_failure
+        if failure is not None and not any(found.values()):
+            raise RunFault(f"task.reward gave no value for any of the samples: {failure}")
         return found
 
     def _submissions(
         self, queries: Sequence[Query], request: SampleRequest, adapter: LoadedAdapter | None
-    ) -> list[Callable[[], None]]:
+    ) -> list[Callable[[], object]]:
         """One call for each sample of a request."""
         if request.beams:
             search = self._beam_search
@@ -226,9 +255,8 @@ class TrajectorySampler:
             raise UserError("task", self.task.name, "beam search knows no tools", "leave it out of the evaluation")
         return self.make_beam_search()
 
-    def _sample_on(self, draft: _Draft) -> None:
+    def _sample_on(self, draft: Draft) -> None:
         request_id, origin = self._next_id("sample"), draft.origin
-        self._sampling[request_id] = draft
         self.policy.submit_sample(
             request_id,
             [*origin.sampling_prompt, *draft.inputs],
@@ -237,62 +265,50 @@ class TrajectorySampler:
             taken=draft.actions,
             top_p=origin.top_p,
             top_k=origin.top_k,
+            max_len=origin.max_len,
+            seed=draft.seed(),
+            follow=origin.follow,
         )
+        self._sampling[request_id] = draft
 
-    def _use_tool(self, draft: _Draft) -> None:
-        """After a trigger, let the tool write; a call that goes wrong is an event of the trajectory."""
-        tool, space = self.task.tool, self.task.action_space
-        if tool is None or draft.actions[-1] not in space.trigger_ids:
-            return
-        query = draft.origin.query
-        try:
-            text = tool(self.task.codec.decode_prompt([*draft.origin.sampling_prompt, *draft.inputs]))
-            inserted = [] if text is None else self.task.codec.encode(text)
-            reason = unreadable(self.task.codec, inserted)
-            if reason is not None:
-                raise ToolError("unusable", reason)
-            if len(inserted) > self._room(draft):
-                raise ToolError("too_long", f"{len(inserted)} tokens don't fit into actor.max_model_len")
-        except ToolError as error:
-            log.warning("tool on query %s: %s (%s)", query.id, error.kind, error)
-            self.metrics.tool_calls.labels(error.kind).inc()
-            draft.events.append(ToolEvent(len(draft.actions), error.kind))
-            return
-        self.metrics.tool_calls.labels("inserted" if inserted else "nothing").inc()
-        draft.inputs += inserted
-
-    def _room(self, draft: _Draft) -> int:
-        """Tokens that tools may still insert: the rest of the rationale, ⊤ and the longest target must fit behind."""
-        origin, inserted = draft.origin, len(draft.inputs) - len(draft.actions)
-        needed = origin.query.tokens_needed(self.task.action_space.max_len, len(origin.sampling_prompt))
-        return self.max_model_len - needed - inserted
+    def _use_tool(self, draft: Draft) -> None:
+        use_tool(draft, self.task, self.metrics, self.max_model_len)
 
     def _next_id(self, kind: str) -> str:
         self._counter += 1
         return f"{kind}-{self._counter}"
 
+    def _on_progress(self, progress: Progress) -> None:
+        draft = self._sampling[progress.request_id]
+        draft.take(progress.action_ids, progress.log_probs)
+        assert draft.origin.tell is not None
+        draft.origin.tell(draft)
+
     def _on_sampled(self, sampled: Sampled) -> Trajectory | None:
         draft = self._sampling.pop(sampled.request_id)
-        self.metrics.sampled_tokens.inc(len(sampled.action_ids))
-        for token, log_prob in zip(sampled.action_ids.tolist(), sampled.log_probs.tolist(), strict=True):
-            draft.act(token, log_prob)
+        draft.take(sampled.action_ids.tolist(), sampled.log_probs.tolist())
+        max_len = self.task.action_space.max_len
         if sampled.stop_log_prob is None:
             if len(sampled.action_ids):
                 self._use_tool(draft)
-            if len(draft.actions) < self.task.action_space.max_len:
+            if len(draft.actions) < min(max_len, draft.origin.max_len or max_len):
                 self._sample_on(draft)
                 return None
-        else:
-            draft.stop_log_prob = sampled.stop_log_prob
+        draft.end(sampled.stop_log_prob, max_len)
+        self.metrics.sampled_tokens.inc(len(draft.actions))
         self.metrics.samples.labels(draft.origin.source).inc()
+        if not draft.origin.score:
+            draft.finish()
+            return None
         return self._score(draft)
 
-    def _score(self, draft: _Draft) -> Trajectory | None:
+    def _score(self, draft: Draft) -> Trajectory | None:
         """Ask the reference for what is missing; the trajectory at once if nothing is."""
         rollout, space = draft.rollout(), self.task.action_space
         stoppable = space.stoppable(rollout.action_ids)
         wanted = stoppable if draft.origin.every_state else np.arange(len(stoppable)) == len(stoppable) - 1
-        pending = _Pending(draft, rollout, [], stoppable, wanted)
+        own = None if self.own_reward is not None else np.zeros(len(stoppable), np.float32)
+        pending = _Pending(draft, rollout, [], own, stoppable, wanted)
         key = self._key(pending)
         known = self._known.get(key)
         if known is not None:
@@ -311,13 +327,45 @@ class TrajectorySampler:
             self.reference.submit_score(request_id, text)
             self.metrics.scored_tokens.inc(len(text.ids))
         self.metrics.scored_texts.inc(len(texts))
+        self._ask_own_reward(pending)
         return None
+
+    def _ask_own_reward(self, pending: _Pending) -> None:
+        """Ask a reward of the user's own about the text at every state that is wanted."""
+        if self.own_reward is None:
+            return
+        ticket, rollout, codec = self._next_id("value"), pending.rollout, self.task.codec
+        query, ends = rollout.query, rollout.state_ends[pending.wanted].tolist()
+        self._valuing[ticket] = pending
+        subject = Subject(query.id, codec.decode_prompt(query.prompt_ids), query.row)
+        self.own_reward.submit(ticket, subject, [codec.decode(rollout.input_ids[:end]) for end in ends])
+
+    def _on_valued(self, valued: Valued) -> list[Trajectory]:
+        pending = self._valuing.pop(valued.ticket)
+        pending.own = valued.found if isinstance(valued.found, NoValue) else self._at_states(pending, valued.found)
+        return self._complete(pending)
+
+    @staticmethod
+    def _at_states(pending: _Pending, values: Sequence[float]) -> FloatArray:
+        """Like the likelihood 0 where the policy can't stop, and NaN where it can but nobody asked."""
+        own = np.zeros(len(pending.stoppable), np.float32)
+        own[pending.stoppable] = np.nan
+        own[pending.wanted] = values
+        return own
 
     def _on_scored(self, scored: Scored) -> list[Trajectory]:
         pending, i = self._scoring.pop(scored.request_id)
         pending.scores[i] = scored.scores
+        return self._complete(pending)
+
+    def _complete(self, pending: _Pending) -> list[Trajectory]:
+        """The trajectories of a rollout, and of others like it, once all of its scores are there."""
         complete = [found for found in pending.scores if found is not None]
-        if len(complete) < len(pending.scores):
+        if len(complete) < len(pending.scores) or pending.own is None:
+            return []
+        if isinstance(pending.own, NoValue):
+            for same in (pending, *self._same.pop(self._key(pending))):
+                self._reject(same, f"task.reward {pending.own.kind}: {pending.own.message}")
             return []
         components = reward_components(
             pending.rollout,
@@ -327,10 +375,11 @@ class TrajectorySampler:
             wanted=pending.wanted,
         )
         key = self._key(pending)
-        self._known[key] = components
+        found = _Known(components, pending.own)
+        self._known[key] = found
         if len(self._known) > self.score_cache:
             self._known.popitem(last=False)
-        made = [self._assemble(same, components) for same in (pending, *self._same.pop(key))]
+        made = [self._assemble(same, found) for same in (pending, *self._same.pop(key))]
         return [trajectory for trajectory in made if trajectory is not None]
 
     @staticmethod
@@ -340,15 +389,22 @@ class TrajectorySampler:
         others = "/".join(ids.tobytes().hex() for ids in rollout.query.alternatives)
         return f"{rollout.query.id}:{others}:{pending.wanted.tobytes().hex()}:{rollout.input_ids.tobytes().hex()}"
 
-    def _assemble(self, pending: _Pending, components: RewardComponents) -> Trajectory | None:
+    def _assemble(self, pending: _Pending, found: _Known) -> Trajectory | None:
+        """The trajectory, if it is valid and nobody is told of it."""
         try:
-            return self._trajectory(pending, components)
+            trajectory = self._trajectory(pending, found.components, found.own)
         except ValidationError as error:
-            self.metrics.quarantined.inc()
-            self.on_rejected(pending.rollout.action_ids.tobytes(), error.errors()[0]["msg"])
+            self._reject(pending, error.errors()[0]["msg"])
             return None
+        pending.draft.finish(trajectory)
+        return trajectory if pending.draft.origin.tell is None else None
 
-    def _trajectory(self, pending: _Pending, components: RewardComponents) -> Trajectory:
+    def _reject(self, pending: _Pending, reason: str) -> None:
+        self.metrics.quarantined.inc()
+        self.on_rejected(pending.rollout.action_ids.tobytes(), reason)
+        pending.draft.finish(rejected=reason)
+
+    def _trajectory(self, pending: _Pending, components: RewardComponents, own: FloatArray) -> Trajectory:
         draft, rollout = pending.draft, pending.rollout
         origin = draft.origin
         log_probs = np.asarray(draft.log_probs, np.float32)
@@ -365,7 +421,7 @@ class TrajectorySampler:
             action_positions=rollout.action_positions,
             log_prior=components.log_prior,
             log_likelihood=components.log_likelihood,
-            log_constraint=self.task.log_constraint(origin.query, rollout.action_ids) - penalty,
+            log_constraint=self.task.log_constraint(origin.query, rollout.action_ids) - penalty + own,
             log_alternatives=components.log_alternatives,
             behaviour=Behaviour(
                 adapter_version=origin.adapter.version if origin.adapter else 0,

@@ -36,7 +36,6 @@ _ARRAYS = (
     "input_ids",
     "action_positions",
     "log_prior",
-    "log_constraint",
     "log_alternatives",
 )
 Record = tuple[Query, Trajectory]
@@ -91,8 +90,10 @@ def _json_lines(records: Iterable[Record], decode: Callable[[Any], str] | None) 
             "reference_ids": query.reference_ids.tolist(),
             "alternatives": [ids.tolist() for ids in query.alternatives],
             "query_info": json.dumps(query.info),
+            "query_row": json.dumps(query.row),
             **{name: getattr(item, name).tolist() for name in _ARRAYS},
             "log_likelihood": _numbers(item.log_likelihood),
+            "log_constraint": _numbers(item.log_constraint),
             "adapter_version": item.behaviour.adapter_version,
             "adapter_sha256": item.behaviour.adapter_sha256,
             "temperature": item.behaviour.temperature,
@@ -221,6 +222,8 @@ def _record(row: Mapping[str, Any]) -> Record:
         reference_ids=row["reference_ids"],
         alternatives=row["alternatives"],
         info=info,
+        # Older exports hold none.
+        row=loads(row.get("query_row", "{}")),
     )
     behaviour = Behaviour(
         adapter_version=row["adapter_version"],
@@ -238,6 +241,7 @@ def _record(row: Mapping[str, Any]) -> Record:
         actor_id=row["actor_id"],
         tool_events=tuple(ToolEvent(*event) for event in row["tool_events"]),
         log_likelihood=[_value(number) for number in row["log_likelihood"]],
+        log_constraint=[_value(number) for number in row["log_constraint"]],
         **{name: _exact(row[name], name) for name in _ARRAYS},
     )
     if query.id != item.query_id:

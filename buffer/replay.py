@@ -38,6 +38,8 @@ _NEVER_STALE = 2**20
 """The version of what no adapter sampled (seeds, data sets): it is as off-policy today as it was."""
 _EXPIRE_AT_ONCE = 2_000
 _SCAN = 500
+_QUERY_BYTES = 16 * 2**20
+"""Of queries in one command, as Redis refuses one that is far too large."""
 _ID_BYTES = 16
 _REPLAY_INDEX = {"reward": "priority", "loss": "loss", "uniform": "order"}
 _CONFLICT_RETRIES = 20
@@ -126,7 +128,14 @@ class ReplayBuffer:
 
     def put_queries(self, queries: Iterable[Query]) -> None:
         """Store queries, so that a trajectory in the buffer can always be read with its prompt."""
-        mapping = {query.id: query.to_bytes() for query in queries}
+        mapping: dict[str, bytes] = {}
+        size = 0
+        for query in queries:
+            data = query.to_bytes()
+            mapping[query.id], size = data, size + len(data)
+            if size > _QUERY_BYTES:
+                self._client.hset(self._keys.query_index, mapping=mapping)
+                mapping, size = {}, 0
         if mapping:
             self._client.hset(self._keys.query_index, mapping=mapping)
 

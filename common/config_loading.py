@@ -43,6 +43,33 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     return _from_sources(data, overrides, environment=True)
 
 
+ONE_TEXT = {"task.reward": "function"}
+"""Sections that may be written as one text, and the setting of theirs that this is."""
+
+
+def _as_sections(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a file with such texts as sections, so that single settings of them can come from elsewhere."""
+    found = dict(data)
+    for name, setting in ONE_TEXT.items():
+        part, _, last = name.partition(".")
+        section = found.get(part)
+        if isinstance(section, dict) and isinstance(section.get(last), str):
+            found[part] = {**section, last: {setting: section[last]}}
+    return found
+
+
+def _as_settings(overrides: Sequence[str]) -> list[str]:
+    """The same for the command line, where a section as a whole is JSON."""
+    found: list[str] = []
+    for i, word in enumerate(overrides):
+        option, equals, value = word.partition("=")
+        setting = ONE_TEXT.get(option.removeprefix("--")) if option.startswith("--") else None
+        given = value if equals else "".join(overrides[i + 1 : i + 2])
+        as_json = given.lstrip().startswith("{") or given in ("null", "None", "")
+        found.append(word if setting is None or as_json else f"{option}.{setting}{equals}{value}")
+    return found
+
+
 def _from_sources(data: Mapping[str, Any], overrides: Sequence[str], *, environment: bool) -> RunConfig:
     class Settings(BaseSettings, RunConfig):
         model_config = SettingsConfigDict(
@@ -60,10 +87,10 @@ def _from_sources(data: Mapping[str, Any], overrides: Sequence[str], *, environm
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             parser = _Parser(add_help=False, allow_abbrev=False)
             command_line: CliSettingsSource[Any] = CliSettingsSource(
-                settings_cls, cli_parse_args=list(overrides), root_parser=parser, cli_hide_none_type=True
+                settings_cls, cli_parse_args=_as_settings(overrides), root_parser=parser, cli_hide_none_type=True
             )
             surroundings = (EnvSettingsSource(settings_cls),) if environment else ()
-            return (command_line, *surroundings, InitSettingsSource(settings_cls, dict(data)))
+            return (command_line, *surroundings, InitSettingsSource(settings_cls, _as_sections(data)))
 
     try:
         settings = Settings()  # type: ignore[call-arg]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,9 +46,10 @@ def loads_strictly(text: str) -> Any:
     return json.loads(text, object_pairs_hook=_object_without_repeats, parse_constant=_no_number)
 
 
-def dumps(value: Any, indent: int | None = None) -> str:
-    """Valid JSON: a number that is not finite, of which JSON has none, becomes null."""
-    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+def dumps(value: Any, indent: int | None = None, default: Callable[[Any], Any] | None = None) -> str:
+    """Valid JSON: a number that is not finite, of which JSON has none, becomes null; `default` is asked what to
+    write in place of other values that it doesn't have."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False, default=default)
 
 
 def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from common.config import MetricsSection
 from common.errors import UserError
+from common.own_reward import Outcome
 from common.trajectory import ToolFailure
 
 _SECONDS = (0.005, 0.02, 0.1, 0.5, 1, 2, 5, 10, 30, 60)
@@ -55,6 +56,10 @@ class ActorMetrics:
         for outcome in ("inserted", "nothing", *get_args(ToolFailure)):
             calls.labels(outcome)
         self.tool_calls = calls
+        valued = Counter("amortis_actor_reward_texts", "Texts for task.reward", ["outcome"], registry=registry)
+        for outcome in get_args(Outcome):
+            valued.labels(outcome)
+        self.reward_texts = valued
         self.sampled_tokens = counter("sampled_tokens", "Tokens sampled, terminators left out")
         self.scored_texts = counter("scored_texts", "Texts scored by the reference")
         self.scored_tokens = counter("scored_tokens", "Tokens the reference read to score")
@@ -63,7 +68,7 @@ class ActorMetrics:
         self.refused = counter("refused_trajectories", "Trajectories that a full Redis or buffer.max_bytes refused")
         self.quarantined = counter("quarantined_trajectories", "Trajectories set aside as malformed")
         self.blocked = counter("blocked_seconds", "Time spent waiting for the learner to catch up, or for memory")
-        self.in_flight = gauge("requests_in_flight", "Sampling and scoring requests in the engine")
+        self.in_flight = gauge("requests_in_flight", "Requests in the engine, and rollouts with task.reward")
         self.adapter_version = gauge("adapter_version", "Adapter version that new requests use")
         self.adapter_loads_failed = counter("adapter_load_failures", "Adapter versions that could not be loaded")
         self.push_time = seconds("push", "Time to push one batch")
@@ -123,6 +128,38 @@ class LauncherMetrics:
         self.buffer_quarantined = gauge("buffer_quarantined_trajectories", "Trajectories set aside as malformed")
         self.actors_alive = gauge("actors_alive", "Actors heard of lately")
         self.actors_wanted = gauge("actors_wanted", "Actors that are asked of Ray")
+
+
+SERVED_PATHS = ("/v1/completions", "/v1/models", "/v1/posterior", "/health", "/metrics", "other")
+"""What requests to a service are counted under."""
+
+
+class ServiceMetrics:
+    """What `amortis serve` answers."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.requests = Counter(
+            "amortis_service_requests", "Answers, by path and status", ["path", "status"], registry=registry
+        )
+        self.request_time = Histogram(
+            "amortis_service_request_seconds",
+            "From a request to the last byte of its answer",
+            ["path"],
+            registry=registry,
+            buckets=_SECONDS,
+        )
+        for path in SERVED_PATHS:
+            self.requests.labels(path, "200")
+            self.request_time.labels(path)
+        self.samples = Gauge("amortis_service_samples_in_flight", "Samples asked for and not done", registry=registry)
+        self.max_samples = Gauge("amortis_service_max_samples", "How many of them may be", registry=registry)
+        self.prompt_tokens = Counter("amortis_service_prompt_tokens", "Tokens of prompts answered", registry=registry)
+        self.sampled_tokens = Counter(
+            "amortis_service_completion_tokens", "Tokens of samples answered", registry=registry
+        )
+        self.abandoned = Counter(
+            "amortis_service_abandoned_samples", "Samples whose client left or waited too long", registry=registry
+        )
 
 
 Targets = list[dict[str, Any]]

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, time, timedelta
 from decimal import Decimal
 from typing import Any, Literal
 
-from common.json_text import UnusableValue
+from common.json_text import UnusableValue, dumps
 from common.text_files import has_half_pair, why_no_text
+
+MAX_JSON_BYTES = 64 * 2**10
+"""Of a row that goes with its query, through Redis and to every actor."""
 
 
 class BadRow(ValueError):
@@ -58,6 +61,25 @@ class Row:
         if not text:
             raise BadRow(f"column {column!r} is empty")
         return text
+
+    def as_json(self, columns: Sequence[str] | None, setting: str) -> dict[str, Any]:
+        """The named columns, or all, as JSON values: dates and decimals become text, what is no number null.
+
+        Raises BadRow, naming `setting`, for a column that is missing or no JSON, and for more than `MAX_JSON_BYTES`.
+        """
+        for column in columns or ():
+            if column not in self.values:
+                raise NoColumn(column, self.values, setting)
+        kept = {name: self.values[name] for name in (self.values if columns is None else columns)}
+        try:
+            text = dumps(kept, default=as_text)
+            found: dict[str, Any] = json.loads(text)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise BadRow(f"its columns are no JSON ({error}): name in {setting} those that are needed") from error
+        if len(text) > MAX_JSON_BYTES:
+            problem = f"its columns take {len(text)} bytes, more than the {MAX_JSON_BYTES} that go with a query"
+            raise BadRow(f"{problem}: name in {setting} those that are needed")
+        return found
 
 
 def as_text(value: Any) -> str:

@@ -56,6 +56,11 @@ class HuggingFaceCodec:
         silent = [token for token, text in enumerate(self._texts) if not text]
         return frozenset([*self._tokenizer.all_special_ids, *special, *silent])
 
+    @property
+    def opening_ids(self) -> list[int]:
+        """The tokens that open every prompt, BOS where there is one."""
+        return list(self._opening)
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a text that stands behind other text, nothing added."""
         return self._encode(text)

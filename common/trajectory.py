@@ -7,6 +7,7 @@ order. Both are decoded without executing anything, and a decoder refuses what i
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
@@ -68,6 +69,8 @@ class Query(BaseModel):
     """Other targets, which no good rationale makes likelier than `target_ids`."""
     info: dict[str, Any] = Field(default_factory=dict)
     """What the task itself needs for its constraint and evaluation; plain msgpack types only."""
+    row: dict[str, Any] = Field(default_factory=dict)
+    """What a reward of the user's own reads besides: the row's columns, JSON values only. Empty for no such reward."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -75,11 +78,20 @@ class Query(BaseModel):
             raise ValueError("a query needs at least one prompt token")
         return self
 
-    @property
+    @cached_property
     def id(self) -> str:
-        """32 hex digits: a hash of task, prompt and target, and of the reference's prompt if it has its own."""
-        own = [_le(self.reference_ids)] if len(self.reference_ids) else []
+        """32 hex digits: a hash of task, prompt and target, of the reference's prompt if it has its own, and of the row
+        if the reward reads it."""
+        own = [_le(self.reference_ids)] if len(self.reference_ids) or self.row else []
+        if self.row:
+            own.append(json.dumps(self.row, sort_keys=True).encode())
         return _digest(self.task.encode(), _le(self.prompt_ids), _le(self.target_ids), *own)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy; its id is found anew, as the update may be of what that is made of."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("id", None)
+        return copied
 
     @property
     def scored_prompt_ids(self) -> Ids:
@@ -106,7 +118,9 @@ class Query(BaseModel):
     def to_bytes(self) -> bytes:
         """Encode for Redis."""
         ids = [_le(item) for item in (self.prompt_ids, self.target_ids, self.reference_ids, *self.alternatives)]
-        return bytes(msgpack.packb([WIRE_VERSION, self.task, ids, self.info]))
+        # As JSON, which holds every integer.
+        row = [json.dumps(self.row)] if self.row else []
+        return bytes(msgpack.packb([WIRE_VERSION, self.task, ids, self.info, *row]))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
@@ -115,7 +129,7 @@ class Query(BaseModel):
             version, *parts = msgpack.unpackb(data)
             if version != WIRE_VERSION:
                 raise MalformedTrajectory(f"query has wire version {version}, this is {WIRE_VERSION}")
-            task, encoded, info = parts
+            task, encoded, info, *row = parts
             prompt, target, reference, *others = (np.frombuffer(item, "<i4") for item in encoded)
             return cls(
                 task=task,
@@ -124,6 +138,7 @@ class Query(BaseModel):
                 reference_ids=reference,
                 alternatives=tuple(others),
                 info=info,
+                row=json.loads(row[0]) if row else {},
             )
         except MalformedTrajectory:
             raise
@@ -174,6 +189,7 @@ class Trajectory(BaseModel):
     log_likelihood: Floats
     """NaN at states before the last that weren't scored."""
     log_constraint: Floats
+    """NaN at states before the last that a reward of the user's own wasn't asked about."""
     log_alternatives: Floats = Field(default_factory=lambda: np.zeros(0, np.float32))
     """log p(Y'|XZ⊤) of each of the query's alternative targets at the last state."""
     behaviour: Behaviour
@@ -191,7 +207,7 @@ class Trajectory(BaseModel):
             array = getattr(self, name)
             if len(array) != k + 1:
                 raise ValueError(f"{name} has {len(array)} entries, {k} actions need {k + 1}")
-            if not np.isfinite(array[-1:] if name == "log_likelihood" else array).all() or np.isinf(array).any():
+            if not np.isfinite(array if name == "log_prior" else array[-1:]).all() or np.isinf(array).any():
                 raise ValueError(f"{name} is not finite")
         if not np.isfinite(self.log_alternatives).all():
             raise ValueError("log_alternatives is not finite")

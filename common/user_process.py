@@ -107,6 +107,7 @@ class UserProcess:
         assert not self.busy, "a request is under way"
         if not self._lives():
             self._start()
+        # Numbered, so that an answer is never taken for another request's.
         self._number = self._number % 0xFFFFFFFF + 1
         data = json.dumps(request).encode()
         self._outgoing, self._limit_s = HEADER.pack(self._number, len(data)) + data, limit_s
@@ -128,9 +129,10 @@ class UserProcess:
         return found
 
     @property
-    def descriptor(self) -> int:
-        """Becomes readable when there is something to `poll` for."""
-        return self._answers
+    def waits_for(self) -> tuple[int, int | None]:
+        """What becomes readable when there is something to `poll` for, and what must become writable before, if
+        anything."""
+        return self._answers, self._requests if self._loaded and self._outgoing else None
 
     def close(self) -> None:
         """End the process and all that it started."""
@@ -180,6 +182,12 @@ class UserProcess:
                 start_new_session=True,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
             )
+        except OSError as error:
+            for descriptor in (self._requests, self._answers, self._lifeline):
+                os.close(descriptor)
+            raise UserCodeError(
+                "unloadable", f"its process can't be started ({error})", "look at the limits"
+            ) from error
         finally:
             for descriptor in given:
                 os.close(descriptor)

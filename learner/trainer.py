@@ -205,8 +205,8 @@ class Trainer:
         reason = self.policy.space.why_invalid(item.action_ids)
         if item.query_id not in self.queries:
             reason = "its query is not stored"
-        elif self.section.objective in FORWARD_LOOKING and np.isnan(item.log_likelihood).any():
-            reason = f"its likelihood was scored at the last state alone, {self.section.objective} needs every one"
+        elif self.section.objective in FORWARD_LOOKING and np.isnan(item.log_likelihood + item.log_constraint).any():
+            reason = f"its reward was scored at the last state alone, {self.section.objective} needs every one"
         if reason is not None:
             self.buffer.reject(item, reason)
         return reason is None

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from common.action_space import ActionSpace
 from common.chat import Chat, user
 from common.errors import UserError
+from common.own_reward import OwnRewardSection
 from common.reward import FloatArray, RewardWeights
 from common.tools import ToolBox
 from common.trajectory import Query, Trajectory
@@ -166,6 +167,11 @@ class Task(ABC, Generic[ConfigT]):
     @property
     def tool(self) -> ToolBox | None:
         """What writes into the rationale after a token of `action_space.trigger_ids`; None for no tool."""
+        return None
+
+    @property
+    def own_reward(self) -> OwnRewardSection | None:
+        """A reward function of the user's own, which is added to `log_constraint`; None for none."""
         return None
 
     def log_constraint(self, query: Query, action_ids: NDArray[np.int32]) -> FloatArray:

@@ -108,7 +108,7 @@ class ConstrainedTask(TemplateTask[ConstrainedConfig]):
         if self.config.regex is not None:
             grammar = Grammar.of("task.regex", self.config.regex, tokens, *bounds)
         else:
-            schema = self._schema
+            schema = self.schema
             pattern = regex_of_schema("task.json_schema", schema)
             grammar = Grammar.of("task.json_schema", pattern, tokens, *bounds, shown=schema)
         self._misses_terminator, grammar = grammar.misses_terminator, grammar.narrowed()
@@ -135,7 +135,8 @@ class ConstrainedTask(TemplateTask[ConstrainedConfig]):
         return notes
 
     @property
-    def _schema(self) -> dict[str, Any]:
+    def schema(self) -> dict[str, Any]:
+        """The JSON schema itself, be it given in the configuration or as a file."""
         given = self.config.json_schema
         if isinstance(given, dict):
             return given

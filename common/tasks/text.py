@@ -18,6 +18,7 @@ from common.automata import Unusable
 from common.chat import Chat, Message, is_conversation, split_turn
 from common.errors import UserError
 from common.expressions import parsed
+from common.own_reward import OwnRewardSection
 from common.places import Kind, Place
 from common.row import BadRow, Row
 from common.rows import HUB, Loaded, OnBadRow, OnOverlap, load, overlap
@@ -62,6 +63,9 @@ class TextConfig(TaskConfig):
         description="a regular expression for one character; tokens with any other character are masked out. null: any",
     )
     forbidden: list[str] = Field([], description="texts of single tokens that are masked out besides, e.g. [' Mr']")
+    reward: OwnRewardSection | None = Field(
+        None, description="a reward function of your own, my_file.py:function or the settings below; added to log R"
+    )
 
     @field_validator("train_path", "test_path", mode="before")
     @classmethod
@@ -124,6 +128,10 @@ class TextTask(Task[TextConfigT]):
     @abstractmethod
     def example(self, row: Row) -> Example:
         """The query of a row; raises BadRow."""
+
+    @property
+    def own_reward(self) -> OwnRewardSection | None:
+        return self.config.reward
 
     @cached_property
     def chat(self) -> Chat | None:
@@ -264,6 +272,9 @@ class TextTask(Task[TextConfigT]):
     def checked_example(self, row: Row) -> Example:
         """That of a row, held against the model's vocabulary and the engine's length; raises BadRow."""
         example = self.example(row)
+        if self.own_reward is not None:
+            columns = row.as_json(self.own_reward.columns, "task.reward.columns")
+            example = replace(example, query=example.query.model_copy(update={"row": columns}))
         needed = example.query.tokens_needed(self.config.max_len)
         if self.max_model_len is not None and needed > self.max_model_len:
             raise BadRow(f"prompt, rationale and target take {needed} tokens of {self.max_model_len}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -61,6 +61,7 @@ def _figures(state: RunState) -> dict[str, str]:
         "buffer": f"{state.buffer_size} ({state.pushed} pushed)",
         "adapter": f"v{version}, actors serve {serving}",
         "staleness": _number(learner.get("staleness"), " versions"),
+        "set aside": set_aside(state.quarantined, state.actors.values()),
         "samples/s": f"{state.pushed / elapsed:.1f}",
         "actors alive": f"{alive}/{state.actors_wanted}",
         "elapsed": f"{elapsed:.0f} s",
@@ -69,6 +70,14 @@ def _figures(state: RunState) -> dict[str, str]:
     if "total_variation" in learner:
         figures["total variation"] = _number(learner["total_variation"])
     return figures
+
+
+def set_aside(quarantined: int, actors: Iterable[Mapping[str, Any]]) -> str:
+    """How many trajectories, and what a reward of the user's own has to do with it by the actors' words."""
+    words = list(actors)
+    failures = sum(int(word.get("reward_failures") or 0) for word in words)
+    message = next((str(word["reward_error"]) for word in words if word.get("reward_error")), "")
+    return f"{quarantined}; task.reward failed on {failures} texts, e.g. {message}" if failures else str(quarantined)
 
 
 def _number(value: Any, unit: str = "") -> str:

@@ -1,10 +1,12 @@
-"""`amortis evaluate | sample` on a finished run."""
+"""`amortis evaluate | sample | serve | export` on a finished run."""
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -30,6 +32,36 @@ def add_sampler_commands(add: AddCommand) -> None:
     sub.add_argument("-n", type=int, default=8, help="samples (default: 8)")
     sub.add_argument("--temperature", type=float, default=1.0, help="sampling temperature (default: 1)")
     sub.add_argument("--base", action="store_true", help="sample from the base model under the same mask")
+    sub.set_defaults(takes_settings=True)
+    sub = add("serve", serve, "Serve a trained sampler over HTTP, for OpenAI's clients among others.", epilog=moved)
+    sub.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
+    sub.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    sub.add_argument("--port", type=int, default=8000, help="0 for a free one (default: 8000)")
+    sub.add_argument(
+        "--api-key",
+        help="what clients must know, needed for any address but this machine's; better in AMORTIS_API_KEY, as other "
+        "users of the machine can see a command's arguments",
+    )
+    sub.add_argument("--max-samples", type=int, default=1024, help="in flight, of all clients (default: 1024)")
+    sub.add_argument("--timeout", type=float, default=600.0, metavar="S", help="seconds a request (default: 600)")
+    sub.add_argument("--seed", type=int, default=0, help="of what is drawn for requests without one (default: 0)")
+    sub.set_defaults(takes_settings=True)
+    sub = add("export", export, "Make a trained sampler into files that other programs take.", epilog=moved)
+    sub.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
+    sub.add_argument("--merged", type=Path, metavar="FOLDER", help="base model and adapter as one Hugging Face model")
+    sub.add_argument("--adapter", type=Path, metavar="FOLDER", help="the PEFT adapter with a model card and the mask")
+    sub.add_argument("--gguf", type=Path, metavar="FILE", help="base model and adapter as one file for llama.cpp")
+    sub.add_argument(
+        "--hub", metavar="OWNER/NAME", help="upload the merged model, or the adapter without --merged; needs HF_TOKEN"
+    )
+    sub.add_argument("--public", action="store_true", help="make a new repository on the hub public (default: private)")
+    sub.add_argument(
+        "--dtype",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        default="auto",
+        help="precision of merged weights (default: the base model's)",
+    )
+    sub.add_argument("--prompt", help="X of the texts that merged weights are checked on (default: the test queries)")
     sub.set_defaults(takes_settings=True)
 
 
@@ -92,4 +124,83 @@ def sample(options: argparse.Namespace, overrides: list[str], console: Console) 
     for row in rows:
         table.add_row(f"{row['log_q']:.3f}", f"{row['log_r']:.3f}", repr(row["text"]))
     console.print(table)
+    return 0
+
+
+def serve(options: argparse.Namespace, overrides: list[str], console: Console) -> int:
+    """`amortis serve RUN`."""
+    from deploy.sampler.service.server import Options, Ready, checked
+    from deploy.sampler.service.server import serve as serve_run
+
+    def tell(ready: Ready) -> None:
+        if options.json:
+            print(dumps({"address": ready.address, "models": ready.models}), flush=True)
+            return
+        example = json.dumps({"model": ready.models[0], "prompt": "…", "n": 4}, ensure_ascii=False)
+        key = "" if keyless else ' -H "Authorization: Bearer $AMORTIS_API_KEY"'
+        lines = (
+            f"{options.run}: {' and '.join(ready.models)} at {ready.address}/v1; Ctrl-C stops it",
+            f"curl {ready.address}/v1/completions -H 'Content-Type: application/json'{key} -d '{example}'",
+        )
+        for line in lines:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    given = Options(
+        options.host, options.port, options.api_key, options.max_samples, options.timeout, seed=options.seed
+    )
+    keyless = checked(given).key is None
+    serve_run(options.run, overrides, given, tell)
+    return 0
+
+
+def export(options: argparse.Namespace, overrides: list[str], console: Console) -> int:
+    """`amortis export RUN --merged FOLDER --adapter FOLDER --gguf FILE --hub OWNER/NAME`."""
+    from tempfile import TemporaryDirectory
+
+    from deploy.sampler.export import check_gguf, check_new, merge, write_adapter, write_merged, write_merged_gguf
+    from deploy.sampler.finished_run import FinishedRun
+    from deploy.sampler.hub import hub_access, publish
+
+    wanted = {name: getattr(options, name) for name in ("merged", "adapter", "gguf")}
+    if not any(wanted.values()) and options.hub is None:
+        raise UserError("export", None, "is told nothing to make", "give --merged, --adapter, --gguf or --hub")
+    for name, path in wanted.items():
+        if path is not None:
+            check_new(f"--{name}", path)
+    access = None if options.hub is None else hub_access(options.hub)
+    run = FinishedRun(options.run, overrides)
+    if options.gguf is not None:
+        check_gguf(run)
+    found: dict[str, Any] = {}
+    with TemporaryDirectory() as scratch:
+        adapter = options.adapter
+        if access is not None and options.merged is None and adapter is None:
+            adapter = Path(scratch) / "adapter"
+        if adapter is not None:
+            write_adapter(run, adapter)
+            found["adapter"] = str(options.adapter) if options.adapter else None
+        if options.merged is not None or options.gguf is not None:
+            merged = merge(run, options.dtype, options.prompt)
+            agreement = merged.agreement
+            found |= {
+                "dtype": merged.dtype,
+                "nats a token from base + adapter": agreement.gap,
+                "limit": agreement.limit,
+                "nats a token the adapter changes": agreement.effect,
+                "tokens compared": agreement.tokens,
+            }
+            if options.merged is not None:
+                write_merged(run, merged, options.merged)
+                found["merged"] = str(options.merged)
+            if options.gguf is not None:
+                write_merged_gguf(run, merged, options.gguf)
+                found["gguf"] = str(options.gguf)
+        if access is not None:
+            found["hub"] = publish(access, options.merged or adapter, options.hub, public=options.public)
+    if options.json:
+        print(dumps(found))
+    else:
+        from deploy.cli.display import print_figures
+
+        print_figures(console, f"{options.run}", found)
     return 0

@@ -12,6 +12,7 @@ from rich.table import Table
 from buffer.control import Control
 from buffer.replay import ReplayBuffer
 from common.config import RunConfig
+from deploy.cli.display import set_aside
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,10 @@ class ActorStatus:
     pushed_per_s: float
     silent_s: float
     """Since its last word."""
+    reward_failures: int
+    """Texts that a reward of the user's own gave no value for."""
+    reward_error: str | None
+    """Why the last of them has none."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,8 @@ class Status:
     buffer_size: int
     pushed: int
     trained: int
+    quarantined: int
+    """Trajectories set aside."""
     pushed_per_s: float
     trained_per_s: float
     actors_wanted: int
@@ -80,6 +87,8 @@ class Status:
                     pushed=pushed,
                     pushed_per_s=rate(pushed, earlier[name].pushed) if name in earlier else 0.0,
                     silent_s=max(0.0, now - float(status["at"])),
+                    reward_failures=int(status.get("reward_failures", 0)),
+                    reward_error=status.get("reward_error"),
                 )
             )
         shown = ("loss", "log_reward", "log_z", "staleness", "effective_sample_size")
@@ -94,6 +103,7 @@ class Status:
             buffer_size=stats.size,
             pushed=stats.pushed,
             trained=stats.trained,
+            quarantined=stats.quarantined,
             pushed_per_s=rate(stats.pushed, before.pushed) if before is not None else 0.0,
             trained_per_s=rate(stats.trained, before.trained) if before is not None else 0.0,
             actors_wanted=control.planned_actors() or config.actor.least_count,
@@ -121,6 +131,7 @@ def status_table(status: Status) -> Group:
         "buffer": f"{status.buffer_size} ({status.pushed} pushed, {status.trained} trained)",
         "pushed/s": f"{status.pushed_per_s:.1f}",
         "trained/s": f"{status.trained_per_s:.1f}",
+        "set aside": set_aside(status.quarantined, [asdict(actor) for actor in status.actors]),
         "adapter": f"v{status.adapter_version}",
         "actors alive": f"{alive}/{status.actors_wanted}",
     }.items():

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import sys
 from typing import Any
 
 from buffer.connection import connect_impatiently
 from buffer.embedded import find_redis_server
+from common.action_space import ActionSpace
 from common.adapter_files import check_adapter
 from common.config import RunConfig
 from common.devices import resolve_devices
 from common.errors import UserError
 from common.grammar import COMPILE_LIMIT_S, compile_limit
+from common.own_reward import Subject, check_own_reward
 from common.places import Kind, absolute, is_folder, looks_like_path, places
 from common.seeds import make_seed_jobs
 from common.tasks import Task, make_task
@@ -112,6 +115,7 @@ def _check_task(config: RunConfig, model: ModelCheck) -> tuple[Task[Any], int]:
     space = task.action_space
     # Made here, so that a user's tool that can't be imported shows at once.
     _ = task.tool
+    _check_own_reward(task)
     for note in task.data_notes():
         print(f"amortis: {note}", file=sys.stderr)
     needed = max(query.tokens_needed(space.max_len) for query in task.queries("train"))
@@ -153,6 +157,30 @@ def _check_task(config: RunConfig, model: ModelCheck) -> tuple[Task[Any], int]:
             f"lower it to {limit}",
         )
     return task, max(1, len({(job.query_id, job.action_ids) for job in jobs}))
+
+
+def _check_own_reward(task: Task[Any]) -> None:
+    """Load a reward function of the user's own and try it on a training query, as it fails in seconds here."""
+    section, query = task.own_reward, task.queries("train")[0]
+    if section is None:
+        return
+    codec, generator = task.codec, random.Random(0)
+    given = task.rationales().get(query.id, [])[:1]
+    written = [*given, *(_written(task.action_space, generator, shortest=shortest) for shortest in (True, False))]
+    subject = Subject(query.id, codec.decode_prompt(query.prompt_ids), query.row)
+    check_own_reward(section, subject, [codec.decode(ids) for ids in written])
+
+
+def _written(space: ActionSpace, generator: random.Random, *, shortest: bool) -> list[int]:
+    """Some rationale that the policy can write, of random tokens."""
+    ids: list[int] = []
+    while True:
+        allowed = space.allowed_array[space.mask(ids)].tolist()
+        stops = space.terminator_id in allowed
+        others = [token for token in allowed if token != space.terminator_id]
+        if not others or (stops and shortest and ids):
+            return ids
+        ids.append(generator.choice(others))
 
 
 def _check_gpus(config: RunConfig) -> None:

@@ -68,6 +68,7 @@ class RunState:
     actors_wanted: int = 1
     buffer_size: int = 0
     pushed: int = 0
+    quarantined: int = 0
 
 
 Watcher = Callable[[RunState], None]
@@ -104,7 +105,8 @@ class Launcher:
                 fault = str(error)
         wall_s = time.monotonic() - self.state.started
         interrupted = self._interrupts > 0 or self._stopped is not None
-        summary = write_summary(self.config, folder, self.state.pushed, wall_s, fault, interrupted=interrupted)
+        counts = {"trajectories_pushed": self.state.pushed, "trajectories_set_aside": self.state.quarantined}
+        summary = write_summary(self.config, folder, counts, wall_s, fault, interrupted=interrupted)
         if fault is not None:
             raise RunFault(fault)
         return summary
@@ -232,6 +234,7 @@ class Launcher:
             log.warning("Redis can't be read: %s", error)
             return
         self.state.buffer_size, self.state.pushed = stats.size, stats.pushed
+        self.state.quarantined = stats.quarantined
         self.state.actors_wanted = actors.wanted
         self._export(stats, memory)
         self._metrics.actors_wanted.set(actors.wanted)

@@ -38,4 +38,6 @@ def run_prompting(config: RunConfig) -> dict[str, Any]:
         samples = {request.label: sampler.collect(queries, request, None, limit) for request in requests}
         found = task.evaluate_samples(samples, config.reward_weights)
         (folder / "evaluation_samples.json").write_text(dumps(found, indent=2))
-    return write_summary(config, folder, 0, time.monotonic() - started, None, interrupted=False)
+    return write_summary(
+        config, folder, {"trajectories_pushed": 0}, time.monotonic() - started, None, interrupted=False
+    )

@@ -47,6 +47,11 @@ FREE: dict[str, str] = {
     "task.embedding_model": "the test is done at the end",
     "task.tool.folder": "a place",
     "task.tool.timeout_s": "a limit on this machine",
+    "task.reward.folder": "a place",
+    "task.reward.batch_size": "how the function is called, and not what it says",
+    "task.reward.processes": "how the function is called, and not what it says",
+    "task.reward.timeout_s": "a limit on this machine",
+    "task.reward.start_timeout_s": "a limit on this machine",
 }
 """Settings, or sections of them, or what their names begin with, that may change, each with the reason.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def can_go_on(folder: Path) -> bool:
 
 
 def write_summary(
-    config: RunConfig, folder: Path, pushed: int, wall_s: float, fault: str | None, *, interrupted: bool
+    config: RunConfig, folder: Path, counts: Mapping[str, int], wall_s: float, fault: str | None, *, interrupted: bool
 ) -> dict[str, Any]:
     """Bring the learner's summary and the evaluations together in summary.json, and draw the plots."""
     before, after = read_json(folder / "evaluation_before.json"), read_json(folder / "evaluation_after.json")
@@ -46,7 +47,7 @@ def write_summary(
         "model": config.model.name,
         "objective": config.learner.objective,
         **read_json(folder / "learner_summary.json"),
-        "trajectories_pushed": pushed,
+        **counts,
         "wall_s": wall_s,
         **{f"{name}_before": value for name, value in before.get("metrics", {}).items()},
         **after.get("metrics", {}),

@@ -17,6 +17,7 @@ from common.config import RunConfig
 from common.config_loading import load_run
 from common.devices import resolve_devices
 from common.errors import UserError
+from common.metrics import ActorMetrics
 from common.places import absolute
 from common.row import BadRow, Row
 from common.tasks import Task, make_task
@@ -86,6 +87,19 @@ class FinishedRun:
         self._check_length(query, setting, prompt)
         return query
 
+    def query_of_ids(self, ids: Sequence[int], setting: str) -> Query:
+        """What to sample for, as the tokens that the model is to read. Raises UserError naming `setting`."""
+        if not ids:
+            raise UserError(setting, list(ids), "holds no token", "give some")
+        if min(ids) < 0:
+            raise UserError(setting, min(ids), "is no token", f"give 0 to {self.codec.vocab_size - 1}")
+        if max(ids) >= self.codec.vocab_size:
+            problem = f"is beyond the model's vocabulary of {self.codec.vocab_size}"
+            raise UserError(setting, max(ids), problem, "encode with the tokenizer of the run's model")
+        query = Query(task=self.task.name, prompt_ids=np.asarray(ids, np.int32))
+        self._check_length(query, setting, None)
+        return query
+
     def _of_prompt(self, prompt: str, setting: str) -> Query:
         if not self.task.takes_prompts:
             problem = f"is none of the problems of the task {self.task.name}, whose rewards it knows alone"
@@ -151,8 +165,8 @@ class FinishedRun:
             found.update(self.task.evaluate_samples(samples, self.config.reward_weights))
         return found
 
-    def sampler(self, seed: int = 0) -> tuple[TrajectorySampler, LoadedAdapter]:
+    def sampler(self, seed: int = 0, metrics: ActorMetrics | None = None) -> tuple[TrajectorySampler, LoadedAdapter]:
         """A sampler with a vLLM engine of its own, and the trained adapter to give it."""
-        sampler = make_sampler(self.config, self.task, seed)
+        sampler = make_sampler(self.config, self.task, seed, metrics=metrics)
         files = {path.name: path.read_bytes() for path in self.adapter_folder.iterdir()}
         return sampler, sampler.policy.load_adapter(1, files_sha256(files), self.adapter_folder.resolve())

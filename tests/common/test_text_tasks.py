@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from common.config import SeedSection
 from common.default_model import default_model_path
 from common.errors import UserError
 from common.reward import RewardWeights
+from common.row import BadRow, Row
 from common.seeds import make_seed_jobs
 from common.tasks import TASKS, Task, make_task
 from common.tokens import HuggingFaceCodec, load_codec
@@ -509,3 +513,42 @@ def test_seeds_can_be_given_as_token_ids_of_a_querys_id(codec: HuggingFaceCodec,
     ):
         with pytest.raises(UserError, match=message):
             make_seed_jobs(SeedSection(file=write(tmp_path / "bad.jsonl", [row])), task)
+
+
+REWARDED = {"prompt": "Q: {q}", "reward": "mine.py:score"}
+
+
+def test_a_reward_of_ones_own_gets_the_rows_columns_as_json(codec: HuggingFaceCodec, tmp_path: Path) -> None:
+    given = [{"q": "Why?", "n": 3, "tags": ["a", None], "x": math.nan}, {"q": "Why?", "n": 4}]
+    path = write(tmp_path / "q.jsonl", given)
+    task = task_of(codec, "jsonl", train_path=path, **REWARDED)
+    # Rows that differ in what the reward reads are queries of their own, though the policy reads the same.
+    assert [query.row for query in task.queries("train")] == [{**given[0], "x": None}, given[1]]
+    narrow = task_of(codec, "jsonl", train_path=path, prompt="Q: {q}", reward={"function": "m.py:f", "columns": ["q"]})
+    assert [query.row for query in narrow.queries("train")] == [{"q": "Why?"}]
+    assert [query.row for query in task_of(codec, "jsonl", train_path=path, prompt="Q: {q}").queries("train")] == [{}]
+    # It is every task's on rows of text.
+    words = write(tmp_path / "words.jsonl", [{"text": "a story"}])
+    for name in ("continuation", "constrained"):
+        settings = {} if name == "continuation" else {"prompt": "{text}"}
+        other = task_of(codec, name, train_path=words, reward="mine.py:score", **settings)
+        assert other.own_reward is not None and other.queries("train")[0].row == {"text": "a story"}
+
+
+def test_columns_that_can_not_go_with_a_query_make_a_row_bad(codec: HuggingFaceCodec, tmp_path: Path) -> None:
+    rows = [{"q": "Why?"}, {"q": "What?", "blob": "x" * 70_000}]
+    path = write(tmp_path / "q.jsonl", rows)
+    with pytest.raises(UserError, match=r"line 2: its columns take 70\d* bytes.*name in task\.reward\.columns"):
+        task_of(codec, "jsonl", train_path=path, **REWARDED).queries("train")
+    few = {"function": "mine.py:score", "columns": ["q"]}
+    assert len(task_of(codec, "jsonl", train_path=path, prompt="Q: {q}", reward=few).queries("train")) == 2
+    none = {"function": "mine.py:score", "columns": ["blub"]}
+    with pytest.raises(UserError, match=r"column 'blub', which task\.reward\.columns names"):
+        task_of(codec, "jsonl", train_path=path, prompt="Q: {q}", reward=none).queries("train")
+
+
+def test_dates_become_text_and_bytes_that_are_none_make_a_row_bad() -> None:
+    row = Row(1, {"day": date(2024, 5, 1), "price": Decimal("1.50"), "name": b"abc"})
+    assert row.as_json(None, "s") == {"day": "2024-05-01", "price": "1.50", "name": "abc"}
+    with pytest.raises(BadRow, match=r"no JSON \(holds bytes that are no UTF-8\): name in s those"):
+        Row(1, {"image": b"\xff\xd8"}).as_json(None, "s")

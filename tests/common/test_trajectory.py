@@ -115,7 +115,7 @@ def test_the_same_rationale_is_the_same_trajectory_whoever_sampled_it() -> None:
     ("change", "reason"),
     [
         ({"log_prior": [0.0]}, "log_prior has 1 entries, 2 actions need 3"),
-        ({"log_constraint": [0.0, float("nan"), 0.0]}, "log_constraint is not finite"),
+        ({"log_constraint": [0.0, 0.0, float("nan")]}, "log_constraint is not finite"),
         ({"action_positions": [1, 0]}, "do not increase"),
         ({"input_ids": [9, 9]}, "do not hold the actions"),
         ({"query_id": "short"}, "query_id"),
@@ -167,3 +167,16 @@ def test_a_query_without_a_prompt_is_refused_and_round_trips_otherwise() -> None
     query = Query(task="rng", prompt_ids=[1, 2], target_ids=[3], info={"label": "x"})
     again = Query.from_bytes(query.to_bytes())
     assert again.id == query.id and again.info == {"label": "x"} and again.target_ids.tolist() == [3]
+
+
+def test_a_query_carries_its_row_and_is_another_by_another_row() -> None:
+    plain = Query(task="jsonl", prompt_ids=[1, 2])
+    row = {"word": "é", "big": 10**30, "nested": {"a": [1, None, True, 0.5]}}
+    query = plain.model_copy(update={"row": row})
+    decoded = Query.from_bytes(query.to_bytes())
+    assert decoded.row == row and decoded.id == query.id
+    assert decoded.model_copy(update={"row": dict(reversed(row.items()))}).id == query.id
+    others = [plain, plain.model_copy(update={"row": {**row, "word": "e"}})]
+    assert len({query.id, *(other.id for other in others)}) == 3
+    # Without one nothing is written that wasn't.
+    assert len(plain.to_bytes()) < 30 and Query.from_bytes(plain.to_bytes()).row == {}

@@ -11,7 +11,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from common.config_loading import known_keys, load_config
-from common.metrics import ActorMetrics, LauncherMetrics, LearnerMetrics
+from common.metrics import ActorMetrics, LauncherMetrics, LearnerMetrics, ServiceMetrics
 from deploy.cli.main import _parser
 from deploy.cli.reference import reference
 from deploy.comparison.compare import Comparison
@@ -120,7 +120,7 @@ def test_the_configuration_reference_is_current() -> None:
 
 def test_every_exported_metric_is_documented_and_every_documented_one_exported() -> None:
     registry = CollectorRegistry()
-    for kind in (ActorMetrics, LearnerMetrics, LauncherMetrics):
+    for kind in (ActorMetrics, LearnerMetrics, LauncherMetrics, ServiceMetrics):
         kind(registry)
     exported = {family.name + ("_total" if family.type == "counter" else "") for family in registry.collect()}
     text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")

@@ -145,6 +145,17 @@ DASHBOARD = Dashboard(
                     stacked=True,
                 ),
                 lines(
+                    "Own reward",
+                    "Texts per second that the task's own reward function was asked about, by outcome; 0 without one.",
+                    PER_S,
+                    (
+                        'sum by (outcome) (rate(amortis_actor_reward_texts_total{run="$run"}[$__rate_interval]))',
+                        "{{outcome}}",
+                    ),
+                    low=0,
+                    stacked=True,
+                ),
+                lines(
                     "Failed adapter loads",
                     "Adapter versions that could not be loaded, over all actors, within 5 minutes.",
                     COUNT,

@@ -13,7 +13,19 @@ from deploy.monitoring.grafana.rendering import render
 FOLDER = Path(__file__).resolve().parent / "dashboards"
 DASHBOARDS: tuple[Dashboard, ...] = tuple(page.DASHBOARD for page in (overview, actors, learner, buffer, system))
 
-INTERNAL: dict[str, str] = {}
+_NO_RUN = "of `amortis serve`, which is no process of a run, as every page is of one"
+INTERNAL: dict[str, str] = {
+    f"amortis_service_{name}": _NO_RUN
+    for name in (
+        "requests",
+        "request_seconds",
+        "samples_in_flight",
+        "max_samples",
+        "prompt_tokens",
+        "completion_tokens",
+        "abandoned_samples",
+    )
+}
 """Metrics that no panel shows, each with the reason why not."""
 
 

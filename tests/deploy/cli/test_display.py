@@ -26,6 +26,7 @@ def make_state() -> RunState:
         "elapsed_s": 10.0,
     }
     state.actors = {"actor-0": {"alive": True, "adapter_version": 4}}
+    state.quarantined = 7
     return state
 
 
@@ -47,6 +48,19 @@ def test_the_table_shows_progress_loss_reward_buffer_versions_rate_and_eta() -> 
         assert part in shown, part
     for part in ("staleness", "samples/s", "ETA"):
         assert part in shown, part
+
+
+def test_what_was_set_aside_is_shown_with_what_a_reward_function_says() -> None:
+    state = make_state()
+    assert "set aside 7, " in state_line(state)
+    failing = {
+        "alive": True,
+        "adapter_version": 4,
+        "reward_failures": 3,
+        "reward_error": "KeyError: 'x' (mine.py, line 2)",
+    }
+    state.actors = {"actor-0": {**failing, "reward_failures": 0, "reward_error": None}, "actor-1": failing}
+    assert "set aside 7; task.reward failed on 3 texts, e.g. KeyError: 'x' (mine.py, line 2)" in state_line(state)
 
 
 def test_without_a_terminal_a_line_is_printed_for_each_phase_not_for_each_look() -> None:

@@ -144,7 +144,7 @@ def test_log_lines_with_other_ends_of_lines_in_them_are_shown(
 def test_a_summary_is_valid_json_whatever_the_figures_are(tmp_path: Path) -> None:
     config = config_in(tmp_path, "over")
     (config.run_folder / "evaluation_samples.json").write_text('{"accuracy": NaN, "x": {"y": [Infinity, 1.5]}}')
-    write_summary(config, config.run_folder, 3, 1.5, None, interrupted=False)
+    write_summary(config, config.run_folder, {"trajectories_pushed": 3}, 1.5, None, interrupted=False)
 
     def refuse(constant: str) -> None:
         raise AssertionError(constant)

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from prometheus_client import CollectorRegistry
 
-from common.metrics import ActorMetrics, LauncherMetrics, LearnerMetrics
+from common.metrics import ActorMetrics, LauncherMetrics, LearnerMetrics, ServiceMetrics
 from tests.promql import metric_names
 
 ROOT = Path(__file__).parents[3]
@@ -33,7 +33,7 @@ def rule_tests() -> list[dict[str, Any]]:
 def exported() -> dict[str, str]:
     """Names of the series that processes export, each with the name of its metric."""
     registry = CollectorRegistry()
-    for kind in (ActorMetrics, LearnerMetrics, LauncherMetrics):
+    for kind in (ActorMetrics, LearnerMetrics, LauncherMetrics, ServiceMetrics):
         kind(registry)
     return {
         sample.name: family.name

@@ -1,0 +1,188 @@
+"""What an exported folder says of itself: README.md for people and the hub, amortis.json for programs.
+
+The weights alone don't say under which mask they are a sampler. Nothing of this machine is told: places are reduced to
+the names of their files, and Redis' address is no part of it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from common.default_model import NAME as DEFAULT_MODEL
+from common.default_model import PACKAGE, default_model_path
+from common.json_text import dumps
+from common.places import Kind, moved, on_hub
+from common.tasks.constrained import ConstrainedTask
+from common.tasks.text import TextTask
+from deploy.run.identity import load_identity
+from deploy.run.summary import read_json
+from deploy.sampler.finished_run import FinishedRun
+
+FACTS, ALLOWED = "amortis.json", "allowed_ids.json"
+FORMAT = 1
+"""Of amortis.json."""
+_TEMPLATE = Path(__file__).parent / "model_card.md"
+_UNTOLD = {"wall_s", "elapsed_s"}
+"""Figures that say something of the machine, and nothing of the sampler."""
+CardKind = Literal["merged", "adapter"]
+
+
+def public_name(run: FinishedRun) -> str:
+    """The base model's id on the hub, or the name of its folder."""
+    return run.model if on_hub(Kind.MODEL, run.model) else Path(run.model).name
+
+
+def write_card(run: FinishedRun, folder: Path, *, kind: CardKind, merge: Mapping[str, Any] | None) -> None:
+    """README.md, amortis.json and, where the mask leaves tokens out, allowed_ids.json."""
+    from huggingface_hub import ModelCard, ModelCardData
+
+    facts = sampler_facts(run, merge)
+    (folder / FACTS).write_text(dumps(facts, indent=2), encoding="utf-8")
+    space = run.task.action_space
+    if space.allowed_ids is not None:
+        (folder / ALLOWED).write_text(json.dumps(space.allowed_array.tolist()), encoding="utf-8")
+    data = ModelCardData(
+        library_name="peft" if kind == "adapter" else "transformers",
+        pipeline_tag="text-generation",
+        tags=["amortis", "gflownet", "posterior-sampling", *(["lora"] if kind == "adapter" else [])],
+        base_model=run.model if on_hub(Kind.MODEL, run.model) else None,
+    )
+    card = ModelCard.from_template(data, template_str=_TEMPLATE.read_text(encoding="utf-8"), **_shown(run, facts, kind))
+    card.save(folder / "README.md")
+
+
+def sampler_facts(run: FinishedRun, merge: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What another program needs to sample from the same distribution, and what is known of it."""
+    config, space, task = run.config, run.task.action_space, run.task
+    reward = config.learner.reward
+    return {
+        "format": FORMAT,
+        "amortis": version("amortis"),
+        "base_model": {"name": public_name(run), "digest": load_identity(run.folder).get("model.name")},
+        "mask": {
+            "terminator_id": space.terminator_id,
+            "terminator": run.codec.token_text(space.terminator_id),
+            "min_len": space.min_len,
+            "max_len": space.max_len,
+            "vocabulary": space.vocab_size,
+            "allowed_ids": None if space.allowed_ids is None else ALLOWED,
+            "grammar": _grammar(run),
+        },
+        "prompt": {"opening_ids": run.codec.opening_ids, "add_bos_token": config.model.add_bos_token},
+        "terminator_in_text": task.terminator_in_reward,
+        "tool": None if task.tool is None else _plain(config.task)["tool"],
+        "reward": {
+            "prior_weight": config.reward_weights.prior,
+            "likelihood_weight": config.reward_weights.likelihood,
+            "temperature": reward.temperature.at(config.learner.steps),
+            "misleading_penalty": task.misleading_penalty,
+        },
+        "task": _plain(config.task),
+        "lora": {key: value for key, value in _plain(config.model.lora).items() if key != "start_from"},
+        "learner": {key: _plain(config.learner)[key] for key in ("objective", "steps", "lr", "queries_per_step")}
+        | {"trajectories_per_query": config.learner.trajectories_per_query, "em_iterations": config.em.iterations},
+        "merge": None if merge is None else dict(merge),
+        "figures": _figures(read_json(run.folder / "summary.json")),
+    }
+
+
+def _grammar(run: FinishedRun) -> dict[str, Any] | None:
+    if run.task.action_space.grammar is None:
+        return None
+    if isinstance(run.task, ConstrainedTask):
+        regex = run.task.config.regex
+        return {"json_schema": run.task.schema} if regex is None else {"regex": regex}
+    return {"task": run.task.name}
+
+
+def _plain(section: Any) -> dict[str, Any]:
+    """Settings as JSON values, their paths cut down to the last part."""
+    return dict(moved(section, lambda kind, path: Path(path.name)).model_dump(mode="json"))
+
+
+def _figures(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers of the summary, and of each sampler in it."""
+
+    def numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in values.items() if isinstance(value, int | float) and name not in _UNTOLD}
+
+    samplers = summary.get("samplers")
+    of_each = {label: numbers(row) for label, row in samplers.items()} if isinstance(samplers, dict) else {}
+    return numbers(summary) | ({"samplers": of_each} if of_each else {})
+
+
+def _shown(run: FinishedRun, facts: Mapping[str, Any], kind: CardKind) -> dict[str, Any]:
+    """What the template fills in, made safe to stand in Markdown."""
+    mask, figures, task = facts["mask"], dict(facts["figures"]), facts["task"]
+    samplers = figures.pop("samplers", {})
+    names = list(dict.fromkeys(name for row in samplers.values() for name in row))
+    texts = isinstance(run.task, TextTask)
+    return {
+        "kind": kind,
+        "title": code(run.folder.resolve().name),
+        "version": facts["amortis"],
+        "task": code(task["name"]),
+        "base_model": code(public_name(run)),
+        "base_note": _note_on_base(run),
+        "em": bool(run.config.em.iterations),
+        "terminator": code(json.dumps(mask["terminator"], ensure_ascii=False)),
+        "mask": mask,
+        "allowed": mask["vocabulary"]
+        if run.task.action_space.allowed_ids is None
+        else len(run.task.action_space.allowed_array),
+        "characters": code(task["allowed_characters"]) if texts and task.get("allowed_characters") else None,
+        "grammar": None if mask["grammar"] is None else fenced(json.dumps(mask["grammar"], indent=2), "json"),
+        "prompt": fenced(str(task["prompt"]), "text") if task.get("prompt") else None,
+        "opening": facts["prompt"]["opening_ids"],
+        "tool": None if facts["tool"] is None else code(facts["tool"]["name"]),
+        "reward": facts["reward"],
+        "settings": fenced(yaml.safe_dump({"task": task}, sort_keys=False, allow_unicode=True), "yaml"),
+        "learner": facts["learner"],
+        "lora": facts["lora"],
+        "figures": [(code(name), number(value)) for name, value in figures.items()],
+        "sampler_names": [code(name) for name in names],
+        "samplers": [(code(label), [number(row.get(name)) for name in names]) for label, row in samplers.items()],
+        "merge": facts["merge"],
+    }
+
+
+def _note_on_base(run: FinishedRun) -> str | None:
+    if Path(run.model) != default_model_path():
+        return None
+    return (
+        f"These are the weights that `make setup` makes of {PACKAGE.split('==')[0]} ({DEFAULT_MODEL} in 4 bits), and "
+        f"not those of HuggingFaceTB/{DEFAULT_MODEL}."
+    )
+
+
+def code(text: str) -> str:
+    """A text as Markdown's inline code, also in a table's cell, whatever it holds."""
+    shown = " ".join(text.split("\n")).replace("|", "\\|")
+    ticks = "`" * (_longest_ticks(shown) + 1)
+    space = " " if shown.startswith(("`", " ")) or shown.endswith(("`", " ")) else ""
+    return f"{ticks}{space}{shown}{space}{ticks}"
+
+
+def fenced(text: str, language: str) -> str:
+    """A text as a block of Markdown, whatever it holds."""
+    ticks = "`" * max(3, _longest_ticks(text) + 1)
+    body = text.removesuffix("\n")
+    return f"{ticks}{language}\n{body}\n{ticks}"
+
+
+def number(value: Any) -> str:
+    """A figure in a table."""
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _longest_ticks(text: str) -> int:
+    return max(map(len, re.findall("`+", text)), default=0)

@@ -1,0 +1,49 @@
+"""Weighted draws of the posterior: a request becomes one draw with scores, and its trajectories an answer."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from common.trajectory import Query, Trajectory
+from deploy.sampler.finished_run import FinishedRun
+from deploy.sampler.posterior import PosteriorMaker
+from deploy.sampler.service.errors import ApiError, refused
+from deploy.sampler.service.loop import Draw, Job
+from deploy.sampler.service.schemas import PosteriorRequest
+
+CANDIDATES_A_SAMPLE = 16
+"""Drawn for each sample of a resampled answer, where the request doesn't say."""
+
+
+def query_of(run: FinishedRun, request: PosteriorRequest) -> Query:
+    """The request's query. Raises UserError, or ApiError, naming the parameter."""
+    if request.prompt is None and request.row is None:
+        raise refused("prompt", None, "is missing", "give a prompt, or a row of the columns that the run's task names")
+    return run.query(request.prompt, row=request.row, target=request.target, targets=request.targets, setting="prompt")
+
+
+def draw_of(request: PosteriorRequest, query: Query, trained: bool) -> Draw:
+    """What the engine is to do. Raises ApiError."""
+    if request.candidates is not None and not request.resample:
+        raise refused("candidates", request.candidates, "is given without resample", "set resample to true, or give n")
+    n = request.candidates or CANDIDATES_A_SAMPLE * request.n if request.resample else request.n
+    return Draw(query, n, trained, seed=None if request.seed is None else str(request.seed), score=True)
+
+
+async def answer(run: FinishedRun, request: PosteriorRequest, query: Query, model: str, job: Job) -> dict[str, Any]:
+    """The answer, when all is drawn and scored."""
+    drawn = dict[int, Trajectory]()
+    async for update in job.updates():
+        if update.draft.trajectory is None:
+            raise ApiError(500, f"a sample has no valid reward ({update.draft.rejected}); see the run's task")
+        drawn[update.draft.number] = update.draft.trajectory
+    found = PosteriorMaker(run.config, run.task).make(
+        run.codec.decode_prompt(query.prompt_ids) if request.prompt is None else request.prompt,
+        # In an order that a seed decides, and not who finished first.
+        [drawn[number] for number in sorted(drawn)],
+        targets=request.targets,
+        resampled=request.n if request.resample else None,
+        seed=None if request.seed is None else abs(request.seed),
+    )
+    return {"object": "posterior", "model": model, **asdict(found)}

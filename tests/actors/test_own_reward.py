@@ -1,0 +1,190 @@
+"""A sampler with a reward of the user's own: the engine is kept at work, and log R gets what the function gives."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actors.engine import Sampled
+from actors.sampler import TrajectorySampler
+from actors.scoring import Scored, ScoreText, TokenScores
+from common.errors import RunFault
+from common.metrics import ActorMetrics, new_registry
+from common.tasks import TASKS, SampleRequest, make_task
+from common.tokens import load_codec
+from common.trajectory import Trajectory
+from tests.tiny import VOCABULARY
+
+SOURCE = """
+import time
+from pathlib import Path
+
+GATE = Path(__file__).with_name("gate")
+
+
+def score(prompts, texts, rows):
+    while not GATE.exists():
+        time.sleep(0.005)
+    if any("3" in text for text in texts):
+        raise ValueError("no threes")
+    return [float(text or 0) + row.get("plus", 0) for text, row in zip(texts, rows)]
+"""
+ONE, TWO, THREE = (VOCABULARY.index(digit) for digit in "123")
+
+
+class QuickEngine:
+    """Draws what it is told to, and scores every token with -1; a result a step."""
+
+    def __init__(self, actions: Sequence[Sequence[int]]) -> None:
+        self._actions = list(actions)
+        self._results: list[Sampled | Scored] = []
+        self.steps = 0
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._results)
+
+    def submit_sample(self, request_id: str, *_: Any, **__: Any) -> None:
+        actions = np.asarray(self._actions.pop(0), np.int32)
+        self._results.append(Sampled(request_id, actions, np.full(len(actions), -0.5, np.float32), -0.25))
+
+    def submit_score(self, request_id: str, text: ScoreText) -> None:
+        values = np.full(len(text.ids) - text.first, -1.0)
+        self._results.append(Scored(request_id, TokenScores(values, values)))
+
+    def step(self) -> list[Sampled | Scored]:
+        self.steps += 1
+        return [self._results.pop(0)] if self._results else []
+
+
+Make = Callable[..., tuple[TrajectorySampler, QuickEngine, list[str]]]
+
+
+@pytest.fixture
+def make(tmp_path: Path, digit_model: Path) -> Iterator[Make]:
+    """A sampler that draws given actions, its engine, and why samples were rejected."""
+    (tmp_path / "mine.py").write_text(SOURCE)
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"x": "7", "plus": 100}))
+    made: list[TrajectorySampler] = []
+
+    def build(*actions: Sequence[int], gate: bool = True) -> tuple[TrajectorySampler, QuickEngine, list[str]]:
+        if gate:
+            (tmp_path / "gate").touch()
+        config = TASKS["jsonl"].Config.model_validate(
+            {
+                "name": "jsonl",
+                "train_path": str(tmp_path / "rows.jsonl"),
+                "prompt": "{x} :",
+                "min_len": 1,
+                "max_len": 3,
+                "allowed_characters": "[0-9]",
+                "reward": str(tmp_path / "mine.py:score"),
+            }
+        )
+        engine: Any = QuickEngine(actions)
+        reasons: list[str] = []
+        sampler = TrajectorySampler(
+            make_task(config, load_codec(str(digit_model))),
+            engine,
+            engine,
+            ActorMetrics(new_registry()),
+            on_rejected=lambda payload, reason: reasons.append(reason),
+        )
+        made.append(sampler)
+        return sampler, engine, reasons
+
+    yield build
+    for sampler in made:
+        sampler.close()
+
+
+def run(sampler: TrajectorySampler) -> list[Trajectory]:
+    """Step until nothing is in flight."""
+    found: list[Trajectory] = []
+    deadline = time.monotonic() + 30
+    while sampler.in_flight:
+        assert time.monotonic() < deadline
+        found += sampler.step()
+    return found + sampler.step()
+
+
+def test_every_state_that_can_stop_has_its_value_in_the_constraint_term(make: Make) -> None:
+    sampler, _, reasons = make([ONE, TWO, ONE], [TWO])
+    (query,) = sampler.task.queries("train")
+    sampler.submit(query, 2, 1.0, None)
+    longer, shorter = sorted(run(sampler), key=lambda item: -len(item.action_ids))
+    assert longer.log_constraint.tolist() == [0.0, 101.0, 112.0, 221.0] and reasons == []
+    assert shorter.log_constraint.tolist() == [0.0, 102.0]
+    assert longer.log_prior.tolist() == [-1.0, -2.0, -3.0, -4.0]
+
+
+def test_without_every_state_the_last_alone_is_asked_about(make: Make) -> None:
+    sampler, _, _ = make([ONE, TWO, ONE])
+    (query,) = sampler.task.queries("train")
+    sampler.submit(query, 1, 1.0, None, every_state=False)
+    (item,) = run(sampler)
+    assert item.log_constraint[-1] == 221.0 and np.isnan(item.log_constraint[1:3]).all()
+    assert item.log_constraint[0] == 0.0
+    assert sampler.own_reward is not None and sampler.own_reward.outcomes == {"valued": 1}
+    # So it goes through Redis.
+    assert np.array_equal(Trajectory.from_bytes(item.to_bytes()).log_constraint, item.log_constraint, equal_nan=True)
+
+
+def test_a_prompt_of_ones_own_has_an_empty_row_and_seeds_are_valued_too(make: Make) -> None:
+    sampler, _, _ = make()
+    (query,) = sampler.task.queries("train")
+    sampler.submit_given(query.model_copy(update={"row": {}}), [ONE, TWO])
+    sampler.submit_given(query, [ONE, TWO])
+    assert [item.log_constraint[-1] for item in run(sampler)] == [12.0, 112.0]
+
+
+def test_the_engine_goes_on_while_the_function_is_at_work_and_its_rollouts_count_as_in_flight(
+    make: Make, tmp_path: Path
+) -> None:
+    sampler, engine, _ = make(*[[ONE, digit] for digit in [ONE, TWO] * 10], gate=False)
+    (query,) = sampler.task.queries("train")
+    sampler.submit(query, 20, 1.0, None)
+    start = time.monotonic()
+    while engine.busy:
+        assert sampler.step() == []
+    # Each sample, and each of the two different ones that had to be scored.
+    assert engine.steps == 22 and time.monotonic() - start < 2.0
+    assert sampler.in_flight == 2
+    (tmp_path / "gate").touch()
+    assert len(run(sampler)) == 20 and sampler.in_flight == 0
+
+
+def test_who_has_nothing_else_to_do_waits_for_it_without_spinning(make: Make, tmp_path: Path) -> None:
+    sampler, engine, _ = make([ONE], gate=False)
+    (query,) = sampler.task.queries("train")
+    sampler.submit(query, 1, 1.0, None)
+    while engine.busy:
+        sampler.step()
+    start, cpu = time.monotonic(), time.process_time()
+    while time.monotonic() - start < 0.5:
+        sampler.step()
+    assert time.process_time() - cpu < 0.1
+
+
+def test_texts_without_a_value_are_set_aside_with_the_reason_and_counted(make: Make) -> None:
+    sampler, _, reasons = make([ONE], [THREE], [ONE, THREE], [TWO], [THREE])
+    (query,) = sampler.task.queries("train")
+    sampler.submit(query, 5, 1.0, None)
+    assert sorted(item.action_ids.tolist() for item in run(sampler)) == [[ONE], [TWO]]
+    assert reasons == ["task.reward raised: ValueError: no threes (mine.py, line 12)"] * 3
+    outcomes = {name: sampler.metrics.reward_texts.labels(name)._value.get() for name in ("valued", "raised", "ended")}
+    assert outcomes == {"valued": 2, "raised": 2, "ended": 0}
+    assert sampler.metrics.quarantined._value.get() == 3
+
+
+def test_samples_of_which_none_has_a_value_are_no_empty_answer(make: Make) -> None:
+    sampler, _, _ = make([THREE], [THREE, ONE])
+    (query,) = sampler.task.queries("train")
+    with pytest.raises(RunFault, match=r"task\.reward gave no value for any of the samples: ValueError: no threes"):
+        sampler.collect([query], SampleRequest("drawn", False, 1.0, 2), None, 8)

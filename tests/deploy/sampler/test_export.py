@@ -1,0 +1,407 @@
+"""What `amortis export` makes of a finished run, read by the programs that it is made for."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any, ClassVar
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from common.config_loading import load_run
+from common.errors import EXIT_FAULT, EXIT_USER, UserError
+from common.tasks import make_task
+from common.tokens import codec_of
+from deploy.cli.main import main
+from deploy.sampler import hub
+from deploy.sampler.export import merge
+from deploy.sampler.finished_run import FinishedRun
+from deploy.sampler.gguf_file import check_exportable
+from deploy.sampler.model_card import code, fenced
+from learner.policy import LoraPolicy
+from tests.deploy.run.runs import config_of, make_run
+
+TEXTS = [[10, 14, 3, 4, 13], [14, 15, 5, 13], [9, 9, 9, 13]]
+TICKS = "`" * 4
+
+
+def put_adapter(folder: Path, scale: float) -> None:
+    """An adapter as training leaves it, of a strength that is chosen; 0 is an untrained one."""
+    config = load_run(folder)
+    assert config.model.name is not None
+    space = make_task(config.task, codec_of(config.model), config.actor.max_model_len).action_space
+    policy = LoraPolicy.load(config.model.name, config.model.lora, space, dtype="float32", device=torch.device("cpu"))
+    torch.manual_seed(0)
+    for name, weight in policy.trainable().items():
+        if "lora_B" in name:
+            weight.data.normal_(0, scale)
+    shutil.rmtree(folder / "adapter", ignore_errors=True)
+    policy.save_adapter(folder / "adapter")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, digit_model: Path) -> Path:
+    """A run of the task `rng` on a model of its own folder."""
+    home = tmp_path_factory.mktemp("exported")
+    shutil.copytree(digit_model, home / "digits")
+    folder = make_run(config_of(home, home / "digits", "--run.name", "mine", "--task.high", "99"))
+    summary = {"total_variation": 0.0625, "wall_s": 12.0, "fault": None, "model": "/elsewhere/model", "steps": 200}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    put_adapter(folder, 0.3)
+    return folder
+
+
+def log_probs(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return torch.cat([model(torch.tensor([ids])).logits[0].log_softmax(-1) for ids in TEXTS])
+
+
+def with_adapter(run: Path) -> Any:
+    base = AutoModelForCausalLM.from_pretrained(run.parent.parent / "digits")
+    return PeftModel.from_pretrained(base, run / "adapter").eval()
+
+
+def test_the_merged_model_is_base_and_adapter_in_one(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(run), "--merged", str(tmp_path / "merged"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["dtype"] == "float32" and found["nats a token from base + adapter"] < 1e-5
+    assert found["nats a token the adapter changes"] > 0.1
+    merged, both = AutoModelForCausalLM.from_pretrained(tmp_path / "merged"), with_adapter(run)
+    torch.testing.assert_close(log_probs(merged), log_probs(both), atol=1e-4, rtol=0)
+    with both.disable_adapter():
+        assert (log_probs(merged) - log_probs(both)).abs().max() > 0.1
+    read = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    assert (
+        read("number 3")["input_ids"]
+        == AutoTokenizer.from_pretrained(run.parent.parent / "digits")("number 3")["input_ids"]
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["merged"]
+
+
+def test_another_precision_rounds_and_says_by_how_much(run: Path, tmp_path: Path) -> None:
+    assert main(["export", str(run), "--merged", str(tmp_path / "low"), "--dtype", "bfloat16"]) == 0
+    low = AutoModelForCausalLM.from_pretrained(tmp_path / "low", dtype="auto")
+    assert low.dtype == torch.bfloat16
+    facts = json.loads((tmp_path / "low" / "amortis.json").read_text())["merge"]
+    assert facts["dtype"] == "bfloat16" and 1e-5 < facts["nats_a_token_from_base_and_adapter"] < 0.15
+    gap = (log_probs(low.float()) - log_probs(with_adapter(run))).abs().mean()
+    assert 1e-5 < gap < 0.15
+    assert (
+        f"{facts['nats_a_token_from_base_and_adapter']:.2g} nats a token"
+        in (tmp_path / "low" / "README.md").read_text()
+    )
+
+
+@pytest.mark.parametrize(
+    ("scale", "dtype", "reason"),
+    [
+        (0.0, "auto", "the adapter changes nothing: the merged model would be the base model"),
+        # bfloat16 has 8 bits: what the adapter changes is below half of the last one of most weights.
+        (1e-4, "bfloat16", r"nats a token from base model \+ adapter .* the adapter itself changes .*--dtype float32"),
+    ],
+)
+def test_a_merged_model_that_is_not_the_trained_sampler_is_refused_and_nothing_is_left(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], scale: float, dtype: str, reason: str
+) -> None:
+    weak = tmp_path / "weak"
+    shutil.copytree(run, weak)
+    put_adapter(weak, scale)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    assert main(["export", str(weak), "--merged", str(tmp_path / "merged"), "--dtype", dtype]) == EXIT_FAULT
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("amortis: the ") and re.search(reason, line), line
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_place_that_is_taken_is_refused_and_an_empty_folder_is_none(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken, empty = tmp_path / "taken", tmp_path / "empty"
+    for folder in (taken, empty):
+        folder.mkdir()
+    (taken / "mine.txt").write_text("kept")
+    for option in ("--merged", "--adapter", "--gguf"):
+        assert main(["export", str(run), option, str(taken)]) == EXIT_USER
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{option} = '{taken}': is there already" in line
+    assert (taken / "mine.txt").read_text() == "kept"
+    assert main(["export", str(run), "--adapter", str(empty)]) == 0
+    assert (empty / "adapter_model.safetensors").is_file()
+
+
+def test_an_export_of_nothing_says_what_there_is(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(run)]) == EXIT_USER
+    assert "--merged, --adapter, --gguf or --hub" in capsys.readouterr().err
+
+
+def test_the_exported_adapter_is_the_run_s_own_for_peft(run: Path, tmp_path: Path) -> None:
+    assert main(["export", str(run), "--adapter", str(tmp_path / "adapter")]) == 0
+    base = AutoModelForCausalLM.from_pretrained(run.parent.parent / "digits")
+    exported = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    assert torch.equal(log_probs(exported), log_probs(with_adapter(run)))
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == "digits"
+
+
+def test_another_program_can_rebuild_the_mask(run: Path, tmp_path: Path) -> None:
+    assert main(["export", str(run), "--adapter", str(tmp_path / "adapter")]) == 0
+    facts = json.loads((tmp_path / "adapter" / "amortis.json").read_text())
+    space, mask = FinishedRun(run).task.action_space, facts["mask"]
+    allowed = json.loads((tmp_path / "adapter" / mask["allowed_ids"]).read_text())
+    assert set(allowed) == set(space.allowed_ids or ()) and mask["terminator_id"] == space.terminator_id == 13
+    assert (mask["min_len"], mask["max_len"], mask["terminator"], mask["grammar"]) == (0, 2, ".", None)
+    assert facts["figures"] == {"total_variation": 0.0625, "steps": 200}
+
+
+@pytest.mark.parametrize("kind", ["merged", "adapter"])
+def test_the_example_in_the_card_samples_what_the_task_lets_through(run: Path, tmp_path: Path, kind: str) -> None:
+    assert main(["export", str(run), f"--{kind}", str(tmp_path / kind)]) == 0
+    card = (tmp_path / kind / "README.md").read_text()
+    (example,) = re.findall(r"^```python\n(.*?)^```", card, re.MULTILINE | re.DOTALL)
+    script = example.replace("FOLDER", str(tmp_path / kind)).replace("PROMPT", "number :")
+    script = script.replace("BASE_MODEL", str(run.parent.parent / "digits")) + "\nprint(texts.tolist())"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    texts = json.loads(done.stdout.splitlines()[-1])
+    assert len(texts) == 8 and all(13 in ids[2:] and set(ids[2:]) <= set(range(3, 14)) for ids in texts)
+
+
+NASTY = "Rain | `x` " + TICKS + " {{ card_data }} <b>{word}</b> "
+
+
+def test_a_card_tells_the_task_and_neither_paths_nor_secrets_whatever_its_texts_hold(
+    tmp_path: Path, digit_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "secret-home"
+    home.mkdir()
+    shutil.copytree(digit_model, home / "model")
+    (home / "rows.jsonl").write_text("".join(json.dumps({"word": f"number {i}"}) + "\n" for i in range(9)))
+    (home / "schema.json").write_text(json.dumps({"enum": [12, 34]}))
+    task = {
+        "name": "constrained",
+        "train_path": str(home / "rows.jsonl"),
+        "prompt": NASTY.replace("{{", "{{{{").replace("}}", "}}}}"),
+        "json_schema": str(home / "schema.json"),
+        "max_len": 8,
+    }
+    folder = make_run(config_of(home, home / "model", "--run.name", "mine", task=f"task: {json.dumps(task)}"))
+    row = {"accuracy": 0.5, "a|b`c": 1}
+    (folder / "summary.json").write_text(json.dumps({"samplers": {"trained": row, "base": {"accuracy": 0.25}}}))
+    put_adapter(folder, 0.3)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    assert main(["export", str(folder), "--merged", str(tmp_path / "out")]) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    facts = json.loads((tmp_path / "out" / "amortis.json").read_text())
+    assert (
+        facts["mask"]["grammar"] == {"json_schema": {"enum": [12, 34]}}
+        and facts["task"]["json_schema"] == "schema.json"
+    )
+    assert facts["task"]["train_path"] == "rows.jsonl"
+    for path in (tmp_path / "out").iterdir():
+        assert "secret" not in path.read_bytes().decode("latin-1"), path.name
+        assert str(tmp_path) not in path.read_bytes().decode("latin-1"), path.name
+    # The template's own text stands in a fence that it can't close, and is not filled in again.
+    assert f"{TICKS}`text\n{task['prompt']}\n{TICKS}`\n" in card
+    assert "| `trained` | 0.5 | 1 |" in card and "| `base` | 0.25 | – |" in card
+    assert "| sampler | `accuracy` | ``a\\|b`c`` |" in card
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    outside = re.sub(r"(?ms)^(`{3,})\w*\n.*?^\1$", "", card)
+    assert "<b>" not in outside and "rows.jsonl" not in outside
+
+
+def test_texts_in_markdown_can_not_leave_their_place() -> None:
+    assert code("a`b|c\nd") == "``a`b\\|c d``" and code("`") == "`` ` ``"
+    assert fenced("x\n````\ny ", "text") == "`````text\nx\n````\ny \n`````"
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """A hub that knows nobody, and notes what it was asked with."""
+
+    asked: ClassVar[list[str | None]] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(self.headers["Authorization"])
+        self.send_response(401)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def refusing_hub() -> Iterator[str]:
+    server = HTTPServer(("127.0.0.1", 0), Refusing)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def export_to_hub(run: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    import os
+
+    kept = {name: value for name, value in os.environ.items() if name not in ("HF_TOKEN", "HF_HUB_OFFLINE")}
+    command = [sys.executable, "-m", "deploy.cli.main", "export", str(run), "--hub", "me/mine"]
+    return subprocess.run(command, env={**kept, **environment}, capture_output=True, text=True, check=False)
+
+
+def test_a_hub_that_can_not_be_written_is_one_line_before_anything_is_made(run: Path, refusing_hub: str) -> None:
+    without = export_to_hub(run)
+    assert without.returncode == EXIT_USER and "the environment holds no HF_TOKEN" in without.stderr
+    unknown = export_to_hub(run, HF_TOKEN="hf_secret", HF_ENDPOINT=refusing_hub)
+    assert Refusing.asked[-1] == "Bearer hf_secret"
+    offline = export_to_hub(run, HF_TOKEN="hf_secret", HF_HUB_OFFLINE="1")
+    for found, reason in ((unknown, "401"), (offline, "OfflineMode")):
+        assert found.returncode == EXIT_USER and len(found.stderr.splitlines()) == 1, found.stderr
+        assert "--hub = 'me/mine': the hub can't be written" in found.stderr and reason in found.stderr
+        assert "secret" not in found.stderr + found.stdout
+
+
+class Recording:
+    """The hub's client as far as it is used, noting what it is told."""
+
+    endpoint = "https://hub"
+
+    def __init__(self) -> None:
+        self.made: dict[str, Any] = {}
+        self.uploaded: list[str] = []
+
+    def create_repo(self, repo: str, **options: Any) -> None:
+        self.made = {"repo": repo, **options}
+
+    def upload_folder(self, *, folder_path: Path, repo_id: str, commit_message: str) -> None:
+        assert repo_id == self.made["repo"]
+        self.uploaded = sorted(path.name for path in folder_path.iterdir())
+
+
+@pytest.mark.parametrize("public", [False, True])
+def test_the_hub_gets_the_adapter_with_its_card_in_a_private_repository_unless_asked(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], public: bool
+) -> None:
+    client = Recording()
+    monkeypatch.setattr(hub, "hub_access", lambda repo: client)
+    assert main(["export", str(run), "--hub", "me/mine", "--json", *(["--public"] if public else [])]) == 0
+    assert json.loads(capsys.readouterr().out)["hub"] == "https://hub/me/mine"
+    assert client.made == {"repo": "me/mine", "private": not public, "exist_ok": True}
+    expected = ["README.md", "adapter_config.json", "adapter_model.safetensors", "allowed_ids.json", "amortis.json"]
+    assert client.uploaded == expected
+
+
+@pytest.mark.parametrize("name", ["mine", "a/b/c", "../x"])
+def test_a_name_that_the_hub_has_not_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=r"--hub = .*write it as OWNER/NAME"):
+        hub.hub_access(name)
+
+
+def byte_level_model(folder: Path, splits: list[Any]) -> Path:
+    """A tiny Llama with grouped heads and tied embeddings, and a byte-level tokenizer trained on a few words."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(splits) if len(splits) > 1 else splits[0]
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|end|>", "<|start|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["The number is 1234. It's a naïve number: 5678"] * 9, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|start|>", eos_token="<|end|>")
+    fast.chat_template = "{{ messages[0]['content'] }}"
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        # Two rows that the tokenizer has no token for.
+        vocab_size=len(fast) + 2,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=128,
+        rope_theta=5_000.0,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=0,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
+DIGITS, BYTES = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
+
+
+@pytest.mark.parametrize(("splits", "name"), [([DIGITS, BYTES], "smollm"), ([BYTES], "gpt-2")])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_gguf_file_is_the_merged_model_and_its_tokenizer(
+    tmp_path: Path, splits: list[Any], name: str, dtype: str
+) -> None:
+    model = byte_level_model(tmp_path / "bytes", splits)
+    folder = make_run(config_of(tmp_path, model, "--run.name", "mine", "--task.prompt", "The number: "))
+    put_adapter(folder, 0.3)
+    arguments = ["--merged", str(tmp_path / "merged"), "--gguf", str(tmp_path / "model.gguf"), "--dtype", dtype]
+    assert main(["export", str(folder), *arguments]) == 0
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    reader = gguf.GGUFReader(tmp_path / "model.gguf")
+    assert reader.fields["tokenizer.ggml.pre"].contents() == name
+    stored = {item.name: gguf.dequantize(item.data, item.tensor_type) for item in reader.tensors}
+    weights = {key: value.numpy() for key, value in merged.state_dict().items() if key != "lm_head.weight"}
+    assert len(stored) == len(weights)
+    for key, value in (("token_embd", "model.embed_tokens"), ("blk.1.ffn_down", "model.layers.1.mlp.down_proj")):
+        np.testing.assert_array_equal(stored[f"{key}.weight"], weights[f"{value}.weight"])
+    # The two halves of a head lie row by row beside each other.
+    heads = weights["model.layers.0.self_attn.k_proj.weight"].reshape(2, 2, 16, 64)
+    found = stored["blk.0.attn_k.weight"].reshape(2, 16, 2, 64)
+    np.testing.assert_array_equal(found[:, :, 0], heads[:, 0])
+    np.testing.assert_array_equal(found[:, :, 1], heads[:, 1])
+
+    read = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path, gguf_file="model.gguf")
+    own = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    text = "It's number 5678: naïve"
+    ids = own(text)["input_ids"]
+    assert tokenizer.decode(ids) == text and tokenizer.chat_template == own.chat_template
+    assert tokenizer.eos_token_id == own.eos_token_id
+    with torch.no_grad():
+        torch.testing.assert_close(
+            read(torch.tensor([ids])).logits, merged(torch.tensor([ids])).logits, atol=1e-5, rtol=0
+        )
+
+
+def test_models_that_gguf_is_not_written_for_are_refused_by_name(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(run), "--gguf", str(tmp_path / "x.gguf")]) == EXIT_USER
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("amortis:")]
+    assert "--gguf" in line and "this model's is a WordLevel one" in line and "convert_hf_to_gguf.py" in line
+    assert not any(tmp_path.iterdir())
+    from transformers import Qwen2Config
+
+    with pytest.raises(UserError, match=r"LlamaForCausalLM alone, and this model is Qwen2ForCausalLM"):
+        check_exportable(Qwen2Config(architectures=["Qwen2ForCausalLM"]), None)
+    scaled = LlamaConfig(
+        architectures=["LlamaForCausalLM"],
+        rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 10_000.0},
+    )
+    with pytest.raises(UserError, match=r"plain Llamas alone, and this model has rope_type = 'linear'"):
+        check_exportable(scaled, None)
+
+
+def test_texts_to_compare_on_can_follow_a_prompt_where_the_rows_are_gone(run: Path) -> None:
+    merged = merge(FinishedRun(run), prompt="number : 7")
+    assert merged.agreement.tokens >= 16 and merged.agreement.gap < 1e-5 < merged.agreement.effect
