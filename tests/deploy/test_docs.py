@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from deploy.comparison.compare import Comparison
 from tests.deploy.monitoring.prometheus_files import rules
 
 ROOT = Path(__file__).parents[2]
+SHIPPED = sorted([*(ROOT / "deploy" / "configs").glob("*.yaml"), *(ROOT / "deploy" / "comparison").glob("*.yaml")])
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -55,6 +57,28 @@ def test_every_shipped_comparison_loads(path: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "deploy" / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_configuration_loads(path: Path) -> None:
     load_config(path)
+
+
+def head_of(path: Path) -> str:
+    """The comment that a file opens with, as one line."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return " ".join(line.removeprefix("#").strip() for line in itertools.takewhile(lambda line: line[:1] == "#", lines))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_every_shipped_file_says_at_its_head_what_it_trains_how_long_that_takes_and_what_came_out(path: Path) -> None:
+    head = head_of(path)
+    assert "SmolLM2-135M-Instruct" in head
+    if path.name == "cluster.yaml":
+        assert "It has not been measured as it stands" in head
+        return
+    assert re.search(r"\d (minutes|hours) on 2 (idle )?CPU cores", head), head
+    found = re.findall(r"-?\d+\.\d{3}", head.partition("Came out, ")[2])
+    assert found, head
+    if path.parent.name == "comparison":
+        page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+        (section,) = [part for part in page.split("\n## ") if f"/results/{path.stem}/comparison.png" in part]
+        assert [figure for figure in found if figure not in section] == []
 
 
 def shown_commands() -> list[tuple[str, str]]:
