@@ -2,7 +2,7 @@
 
 It runs in processes of its own. Texts are handed over and their values fetched when they are there, so that whoever
 asks goes on meanwhile. What the function does wrong costs the texts that it is about, and is told; only one that never
-gives anything ends the run.
+gives anything is `hopeless`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from common.errors import RunFault
 from common.log import get_logger
 from common.places import Kind, Place
 from common.user_code import split_function
@@ -158,6 +157,9 @@ class OwnReward:
         self.outcomes: Counter[Outcome] = Counter()
         """Texts by what came of them."""
         self.last_failure: str | None = None
+        self.hopeless: str | None = None
+        """What to end a run with, as the function has given no value at all by now: field, value, problem, remedy."""
+        self._next_word = 0.0
 
     def submit(self, ticket: str, subject: Subject, texts: Sequence[str]) -> None:
         """Ask for the values of some texts; `poll` gives them."""
@@ -178,10 +180,7 @@ class OwnReward:
             self._done.append(opened.done())
 
     def poll(self, wait_s: float = 0.0) -> list[Valued]:
-        """Tickets that are settled, waiting up to `wait_s` for one; hands on what waits.
-
-        Raises RunFault where the function has given no value at all by now.
-        """
+        """Tickets that are settled, waiting up to `wait_s` for one; hands on what waits."""
         self._collect()
         self._hand_on()
         if wait_s and not self._done and self._under_way:
@@ -245,12 +244,12 @@ class OwnReward:
 
     def _no_values(self, batch: list[_Ask], failure: NoValue, remedy: str = "") -> None:
         """A batch went wrong as a whole: ask about its parts, so that it costs the others no value."""
-        if self._hangs >= FIRST_HANGS and not self.outcomes["valued"]:
-            raise self._fault(f"each of its first {self._hangs} calls failed, the last: {failure.message}", remedy)
+        if self._hangs >= FIRST_HANGS:
+            self._give_up(f"each of its first {self._hangs} calls failed, the last: {failure.message}", remedy)
         if len(batch) == 1:
             self._settle(batch[0], failure)
             return
-        log.warning("the reward gave no values for %d texts, which are tried in parts: %s", len(batch), failure.message)
+        self._say("no values for %d texts, which are tried in parts: %s", len(batch), failure.message)
         # Halves find one bad text among many with few calls. Each call that hangs costs its whole limit, though.
         size = 1 if failure.kind == "timed_out" else math.ceil(len(batch) / 2)
         self._again.extend(batch[start : start + size] for start in range(0, len(batch), size))
@@ -261,7 +260,7 @@ class OwnReward:
         self._on_outcome(outcome)
         if isinstance(found, NoValue):
             self.last_failure = found.message
-            log.warning("the reward gave no value for %r: %s", ask.text[:80], found.message)
+            self._say("no value for %r: %s", ask.text[:80], found.message)
             _keep(self._failures, ask.key, (found, time.monotonic() + AGAIN_S), FAILURES_KEPT)
         else:
             _keep(self._values, ask.key, found, self._cache)
@@ -273,11 +272,20 @@ class OwnReward:
                 ticket.values[ask.key] = found
             if not ticket.missing:
                 self._done.append(ticket.done())
-        if isinstance(found, NoValue) and not self.outcomes["valued"] and self.outcomes.total() >= FIRST_TEXTS:
-            raise self._fault(f"gave no value for any of its first {FIRST_TEXTS} texts, the last: {found.message}")
+        if isinstance(found, NoValue) and self.outcomes.total() >= FIRST_TEXTS:
+            self._give_up(f"gave no value for any of its first {FIRST_TEXTS} texts, the last: {found.message}")
 
-    def _fault(self, problem: str, remedy: str = "") -> RunFault:
-        return RunFault(str(self._section.user_function.error(problem, remedy or "mend it, and try it by hand first")))
+    def _give_up(self, problem: str, remedy: str = "") -> None:
+        """Say what there is no hope for, if there was no value yet."""
+        if self.hopeless is None and not self.outcomes["valued"]:
+            remedy = remedy or "mend it, and try it by hand first"
+            self.hopeless = str(self._section.user_function.error(problem, remedy))
+
+    def _say(self, message: str, *arguments: object) -> None:
+        """Log a failure; of many within a second the first."""
+        if time.monotonic() >= self._next_word:
+            self._next_word = time.monotonic() + 1.0
+            log.warning(message, *arguments)
 
 
 ValueT = TypeVar("ValueT")
