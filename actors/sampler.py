@@ -18,12 +18,20 @@ from actors.beam import BeamSearch
 from actors.drafting import Draft, Listener, Origin, use_tool
 from actors.engine import Engine, LoadedAdapter, Progress, Result, Sampled
 from actors.reference import ReferenceScorer
-from actors.scoring import RewardComponents, Rollout, Scored, TokenScores, reward_components, texts_to_score
+from actors.scoring import (
+    RewardComponents,
+    Rollout,
+    Scored,
+    TokenScores,
+    reward_components,
+    texts_to_score,
+    values_at_states,
+)
 from common.errors import RunFault, UserError
 from common.log import get_logger
 from common.metrics import ActorMetrics
-from common.own_reward import NoValue, OwnReward, Subject, Valued
 from common.reward import FloatArray
+from common.reward_calls import NoValue, OwnReward, Subject, Valued
 from common.seeds import SeedJob
 from common.tasks import SampleRequest, Task
 from common.trajectory import NO_SHA256, Behaviour, Query, Source, Trajectory
@@ -350,16 +358,11 @@ class TrajectorySampler:
 
     def _on_valued(self, valued: Valued) -> list[Trajectory]:
         pending = self._valuing.pop(valued.ticket)
-        pending.own = valued.found if isinstance(valued.found, NoValue) else self._at_states(pending, valued.found)
+        if isinstance(valued.found, NoValue):
+            pending.own = valued.found
+        else:
+            pending.own = values_at_states(valued.found, stoppable=pending.stoppable, wanted=pending.wanted)
         return self._complete(pending)
-
-    @staticmethod
-    def _at_states(pending: _Pending, values: Sequence[float]) -> FloatArray:
-        """Like the likelihood 0 where the policy can't stop, and NaN where it can but nobody asked."""
-        own = np.zeros(len(pending.stoppable), np.float32)
-        own[pending.stoppable] = np.nan
-        own[pending.wanted] = values
-        return own
 
     def _on_scored(self, scored: Scored) -> list[Trajectory]:
         pending, i = self._scoring.pop(scored.request_id)

@@ -12,7 +12,8 @@ import pytest
 
 from common.config_loading import load_config
 from common.errors import UserError
-from common.own_reward import FIRST_TEXTS, NoValue, OwnReward, OwnRewardSection, Subject, Valued, check_own_reward
+from common.own_reward import OwnRewardSection
+from common.reward_calls import FIRST_TEXTS, NoValue, OwnReward, Subject, Valued, check_own_reward
 
 SOURCE = """
 import json
@@ -221,7 +222,7 @@ def test_one_bad_text_costs_the_others_of_its_batch_nothing(
 def test_a_text_that_failed_is_asked_about_again_later(
     tmp_path: Path, rewards: Callable[..., OwnReward], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("common.own_reward.AGAIN_S", 0.0)
+    monkeypatch.setattr("common.reward_calls.AGAIN_S", 0.0)
     reward = rewards("poisoned")
     ask(reward, ["raise", "1"])
     n = len(calls(tmp_path))

@@ -11,7 +11,8 @@ from prometheus_client import CollectorRegistry
 
 from common.config_loading import known_keys, load_config
 from common.metrics import ActorMetrics, LauncherMetrics, LearnerMetrics, ServiceMetrics
-from common.own_reward import OwnReward, OwnRewardSection, Subject
+from common.own_reward import OwnRewardSection
+from common.reward_calls import OwnReward, Subject
 from deploy.cli.main import _parser
 from deploy.cli.reference import reference
 from deploy.comparison.compare import Comparison
