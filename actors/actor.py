@@ -114,6 +114,7 @@ class Actor:
 
     def _round(self) -> None:
         """Work until the next housekeeping is due."""
+        self.sampler.check_own_reward()
         self._housekeep()
         deadline = time.monotonic() + HOUSEKEEPING_S
         while time.monotonic() < deadline:
@@ -141,6 +142,7 @@ class Actor:
             if time.monotonic() >= next_word:
                 # What is in flight may take longer than an actor may be silent.
                 next_word = time.monotonic() + HOUSEKEEPING_S
+                self.sampler.check_own_reward()
                 self._push()
                 self._beat("finishing samples of an older adapter")
         self.adapters.update(version)
@@ -173,6 +175,7 @@ class Actor:
             scored += self.sampler.step()
             if time.monotonic() >= next_word:
                 next_word = time.monotonic() + HOUSEKEEPING_S
+                self.sampler.check_own_reward()
                 self._beat("scoring seeds")
                 if self.control.stop_reason() is not None:
                     # The jobs stay this actor's, for a resumed run.

@@ -19,7 +19,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from common.config import MetricsSection
 from common.errors import UserError
-from common.own_reward import Outcome
+from common.reward_calls import Outcome
 from common.trajectory import ToolFailure
 
 _SECONDS = (0.005, 0.02, 0.1, 0.5, 1, 2, 5, 10, 30, 60)

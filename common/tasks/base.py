@@ -122,6 +122,13 @@ def base_and_trained(n: int, temperature: float = 1.0) -> list[SampleRequest]:
 SampleSets = Mapping[str, Mapping[str, Sequence[Trajectory]]]
 """label -> query id -> trajectories."""
 
+
+def with_samples(samples: SampleSets) -> SampleSets:
+    """Without queries and labels that have none, as a reward of the user's own may have failed on all of theirs."""
+    kept = {label: {key: group for key, group in groups.items() if group} for label, groups in samples.items()}
+    return {label: groups for label, groups in kept.items() if groups}
+
+
 ConfigT = TypeVar("ConfigT", bound=TaskConfig)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from common.errors import UserError
+from common.errors import RunFault, UserError
 from common.json_text import dumps
 
 AddCommand = Callable[..., argparse.ArgumentParser]
@@ -103,6 +103,8 @@ def sample(options: argparse.Namespace, overrides: list[str], console: Console) 
     sampler, adapter = run.sampler()
     request = SampleRequest("samples", not options.base, options.temperature, options.n)
     drawn = sampler.collect([query], request, adapter, run.config.actor.max_in_flight)[query.id]
+    if not drawn:
+        raise RunFault(f"none of the samples could be scored, the last: {sampler.last_rejection}")
     maker = PosteriorMaker(run.config, run.task)
     rows = [
         {

@@ -15,8 +15,8 @@ from common.config import RunConfig
 from common.devices import resolve_devices
 from common.errors import UserError
 from common.grammar import COMPILE_LIMIT_S, compile_limit
-from common.own_reward import Subject, check_own_reward
 from common.places import Kind, absolute, is_folder, looks_like_path, places
+from common.reward_calls import Subject, check_own_reward
 from common.seeds import make_seed_jobs
 from common.tasks import Task, make_task
 from common.tasks.base import unreadable

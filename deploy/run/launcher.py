@@ -39,6 +39,7 @@ from common.metrics import LauncherMetrics, new_registry, serve, targets
 from common.processes import die_with_parent
 from common.seeds import make_seed_jobs
 from common.tasks import SampleRequest, Task, make_task
+from common.tasks.base import with_samples
 from common.tokens import codec_of
 from common.trajectory import Trajectory
 from deploy.run.actor_pool import ActorPool, EvaluationStopped
@@ -280,7 +281,7 @@ class Launcher:
             label: {query: [Trajectory.from_bytes(item) for item in group] for query, group in groups.items()}
             for label, groups in encoded.items()
         }
-        found = task.evaluate_samples(samples, self.config.reward_weights)
+        found = task.evaluate_samples(with_samples(samples), self.config.reward_weights)
         write_whole(folder / "evaluation_samples.json", dumps(found, indent=2))
 
     def _keep_samples(self, actors: ActorPool, folder: Path) -> None:

@@ -22,7 +22,7 @@ from common.metrics import ActorMetrics
 from common.places import absolute
 from common.row import BadRow, Row
 from common.tasks import Task, make_task
-from common.tasks.base import unreadable
+from common.tasks.base import unreadable, with_samples
 from common.tasks.template import TemplateTask
 from common.tasks.text import TextTask
 from common.tokens import HuggingFaceCodec, codec_of
@@ -184,7 +184,7 @@ class FinishedRun:
             sampler, adapter = start() if start is not None else self.sampler(self.config.run.seed)
             queries, limit = self.task.queries("test"), self.config.actor.max_in_flight
             samples = {request.label: sampler.collect(queries, request, adapter, limit) for request in requests}
-            found.update(self.task.evaluate_samples(samples, self.config.reward_weights))
+            found.update(self.task.evaluate_samples(with_samples(samples), self.config.reward_weights))
         return found
 
     def sampler(self, seed: int = 0, metrics: ActorMetrics | None = None) -> tuple[TrajectorySampler, LoadedAdapter]:

@@ -12,6 +12,8 @@ from prometheus_client import CollectorRegistry
 
 from common.config_loading import known_keys, load_config
 from common.metrics import ActorMetrics, LauncherMetrics, LearnerMetrics, ServiceMetrics
+from common.own_reward import OwnRewardSection
+from common.reward_calls import OwnReward, Subject
 from deploy.cli.main import _parser
 from deploy.cli.reference import reference
 from deploy.comparison.compare import Comparison
@@ -104,6 +106,19 @@ def test_every_amortis_command_that_is_shown_is_one(page: str, line: str) -> Non
         assert named.exists() or options.config.parent == Path() or "runs" in options.config.parts, (
             f"{named} is missing"
         )
+
+
+def test_the_reward_function_that_is_shown_works(tmp_path: Path) -> None:
+    (example,) = [text for page, text in blocks("python") if page == "tasks.md" and "def score(" in text]
+    (tmp_path / "my_reward.py").write_text(example, encoding="utf-8")
+    reward = OwnReward(OwnRewardSection(function=str(tmp_path / "my_reward.py:score")))
+    reward.submit("a", Subject("q", "Q:", {"keyword": "sea"}), [" the sea is blue", " the sky", ""])
+    reward.submit("b", Subject("r", "Q:", {}), [" the sky"])
+    found = {}
+    while len(found) < 2:
+        found |= {valued.ticket: valued.found for valued in reward.poll(1.0)}
+    reward.close()
+    assert found == {"a": [pytest.approx(3.2), pytest.approx(-0.4), 0.0], "b": [pytest.approx(-0.4)]}
 
 
 def test_every_make_target_that_is_shown_exists() -> None:
