@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_serializer, 
 
 from common.places import Kind, Place
 from common.reward import RewardWeights, TemperatureSchedule
-from common.tasks import TASKS, AnyTaskConfig
+from common.tasks import AnyTaskConfig, task_class
 from common.tasks.base import SamplingTemperature
 from common.templates import places
 
@@ -450,7 +450,7 @@ class RunConfig(Section):
     @property
     def reward_weights(self) -> RewardWeights:
         """The configured weights, the task's own where none is configured."""
-        own, reward = TASKS[self.task.name].default_weights, self.learner.reward
+        own, reward = task_class(self.task).default_weights, self.learner.reward
         return RewardWeights(
             prior=own.prior if reward.prior_weight is None else reward.prior_weight,
             likelihood=own.likelihood if reward.likelihood_weight is None else reward.likelihood_weight,
@@ -460,7 +460,7 @@ class RunConfig(Section):
     def near_duplicate_tolerance(self) -> float:
         """The configured tolerance, the task's own where none is configured."""
         configured = self.buffer.near_duplicate_tolerance
-        return TASKS[self.task.name].near_duplicate_tolerance if configured is None else configured
+        return task_class(self.task).near_duplicate_tolerance if configured is None else configured
 
     @property
     def trajectories_per_step(self) -> int:

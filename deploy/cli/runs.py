@@ -26,12 +26,11 @@ from common.config import RedisSection, RunConfig
 from common.config_loading import load_run
 from common.errors import RunFault, UserError
 from common.json_text import dumps
-from deploy.cli.buffer import URL_VARIABLE
+from deploy.cli.arguments import LEVELS, URL_VARIABLE
 from deploy.cli.status import Status, status_table
 
 OPERATOR_STOP = "amortis stop"
 """Why a run ended that somebody stopped by that command."""
-LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
 _STEPS = "[em][0-9]*"
@@ -60,7 +59,7 @@ def open_run(run: str, url: str | None) -> Iterator[OpenRun]:
     """A run by its folder, or by its name in a given Redis. Raises UserError if it can't be found."""
     folder = _step_in_progress(Path(run))
     is_folder = (folder / "config.yaml").is_file()
-    own = load_run(folder) if is_folder else None
+    own = load_run(folder, load_task=False) if is_folder else None
     server = running_server(folder / "redis") if is_folder else None
     address = url or server or os.environ.get(URL_VARIABLE)
     if address is None and is_folder:
@@ -91,31 +90,6 @@ def _step_in_progress(folder: Path) -> Path:
     """The step that an expectation maximisation is at, or was; other runs' own folder."""
     steps = [path.parent for path in folder.glob(f"{_STEPS}/config.yaml")]
     return max(steps, key=lambda step: (step / "config.yaml").stat().st_mtime, default=folder)
-
-
-def add_run_commands(commands: Any) -> None:
-    """Declare `status`, `stop`, `logs` and `actors`."""
-
-    def add(parent: Any, name: str, text: str, command: Any) -> argparse.ArgumentParser:
-        sub: argparse.ArgumentParser = parent.add_parser(name, help=text, description=text, allow_abbrev=False)
-        sub.add_argument("run", metavar="RUN", help="a run's folder, or its name in the given Redis")
-        sub.add_argument("--redis-url", help=f"where the run is, if it was given a Redis; better in {URL_VARIABLE}")
-        sub.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
-        sub.set_defaults(command=command, takes_settings=False)
-        return sub
-
-    sub = add(commands, "status", "Show a run in progress: actors, versions, rates, lag.", status)
-    sub.add_argument("--once", action="store_true", help="print it once instead of a live table")
-    sub = add(commands, "stop", "Stop a run in good order: checkpoint, adapter, summary.", stop)
-    sub = add(commands, "logs", "Show the log lines of all processes of a run.", logs)
-    sub.add_argument("-f", "--follow", action="store_true", help="go on with new lines")
-    sub.add_argument("-n", type=int, default=100, help="lines (default: 100)")
-    sub.add_argument("--process", help="of one process: launcher, learner, actor-0, …")
-    sub.add_argument("--level", choices=LEVELS, default="INFO", help="least severe level (default: INFO)")
-    actors = commands.add_parser("actors", help="Add or remove actors of a run in progress.")
-    actions = actors.add_subparsers(dest="action", required=True, metavar="ACTION")
-    sub = add(actions, "scale", "Have another number of actors; those too many finish what they are at.", scale)
-    sub.add_argument("n", type=int, metavar="N", help="actors")
 
 
 def status(options: argparse.Namespace, _: list[str], console: Console) -> int:

@@ -76,7 +76,7 @@ def _begin(config: RunConfig) -> None:
     """Write what the run is; one that was done already is still judged by its last M step's model until it is again."""
     folder, kept = config.run_folder, config
     if config.run.resume:
-        adapter = load_run(folder).reference.adapter
+        adapter = load_run(folder, load_task=False).reference.adapter
         if adapter is not None and adapter.is_relative_to(folder):
             kept = config.model_copy(update={"reference": config.reference.model_copy(update={"adapter": adapter})})
     save_resolved(kept, folder / "config.yaml")

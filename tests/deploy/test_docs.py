@@ -43,6 +43,11 @@ def test_every_configuration_example_loads(page: str, text: str, tmp_path: Path)
         load_config(path)
 
 
+def test_the_own_task_that_is_shown_is_the_file_that_is_run() -> None:
+    shown = [text for page, text in blocks("python") if page == "tasks.md"]
+    assert shown == [(ROOT / "docs" / "examples" / "even_task.py").read_text(encoding="utf-8")]
+
+
 def check_comparison(path: Path, folder: Path) -> None:
     """Every cell has settings that load."""
     for cell in Comparison.load([path], seeds=None, data=folder, overrides=[]).cells(folder):
@@ -102,10 +107,9 @@ def test_every_amortis_command_that_is_shown_is_one(page: str, line: str) -> Non
         missing = [path for path in options.configs if path.parent != Path() and not (ROOT / path).exists()]
         assert missing == []
     if options.command.__name__ == "train":
-        named = ROOT / options.config
-        assert named.exists() or options.config.parent == Path() or "runs" in options.config.parts, (
-            f"{named} is missing"
-        )
+        for path in options.configs:
+            named = ROOT / path
+            assert named.exists() or path.parent == Path() or "runs" in path.parts, f"{named} is missing"
 
 
 def test_the_reward_function_that_is_shown_works(tmp_path: Path) -> None:
