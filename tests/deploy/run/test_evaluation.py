@@ -20,8 +20,10 @@ from common.metrics import LauncherMetrics, new_registry
 from common.tasks import SampleRequest
 from common.trajectory import Query
 from deploy.run.best import load_best
+from deploy.run.checks import prepare
 from deploy.run.evaluation import Evaluator
 from tests.conftest import make_query, make_trajectory
+from tests.deploy.run.runs import config_of
 
 TEST = [make_query(i) for i in range(5)]
 
@@ -176,3 +178,27 @@ def test_what_makes_every_evaluation_fail_stops_the_run_at_the_first(
         system.evaluations.finish("a", 1, drawn)
         wait_for(lambda: system.control.fault())
     assert expected in str(system.control.fault())
+
+
+TEXT = "task: {{name: jsonl, train_path: '{0}/rows.jsonl', prompt: '{{x}}', max_len: 4, allowed_characters: '[0-9 ]'}}"
+
+
+@pytest.mark.parametrize(
+    ("rows", "task", "note"),
+    [
+        (12, TEXT, None),
+        # Too few to hold any out.
+        (3, TEXT, "3 of the 3 queries that evaluation.every looks at are trained on as well"),
+        (0, "task: {{name: rng}}", "1 of the 1 queries that evaluation.every looks at are trained on as well"),
+    ],
+)
+def test_queries_that_are_trained_on_as_well_are_said_before_anything_starts(
+    tmp_path: Path, digit_model: Path, rows: int, task: str, note: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = "".join(json.dumps({"x": f"number {i // 10} {i % 10} :"}) + "\n" for i in range(rows))
+    (tmp_path / "rows.jsonl").write_text(lines)
+    prepare(config_of(tmp_path, digit_model, "--evaluation.every", "5", task=task.format(tmp_path)))
+    said = [line for line in capsys.readouterr().err.splitlines() if "evaluation.every" in line]
+    assert said == ([] if note is None else [f"amortis: {note}"])
+    prepare(config_of(tmp_path, digit_model, task=task.format(tmp_path)))
+    assert "evaluation.every" not in capsys.readouterr().err
