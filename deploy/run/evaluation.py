@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from redis.exceptions import RedisError
 
-from buffer.adapters import AdapterRegistry
+from buffer.adapters import AdapterError, AdapterRegistry
 from buffer.control import Control
 from buffer.evaluations import Drawn, Evaluations
 from common.config import RunConfig
@@ -73,15 +73,17 @@ class Evaluator:
         self._thread.join()
 
     def _work(self) -> None:
+        drawn: Drawn | None = None
         while not self._over.wait(POLL_S):
             try:
-                drawn = self._evaluations.next_drawn()
+                drawn = drawn or self._evaluations.next_drawn()
                 self._metrics.evaluations_skipped.set(self._evaluations.skipped())
                 if drawn is not None:
                     self.take_in(drawn)
+                    drawn = None
             except RedisError as error:
-                # Redis may restart; the next look finds it again.
-                log.warning("Redis can't be read: %s", error)
+                # Redis may restart or be full; the next look goes on with what was drawn.
+                log.warning("Redis can't be used: %s", error)
             except UserError as error:
                 self._control.report_fault("evaluation", str(error))
                 return
@@ -133,8 +135,14 @@ class Evaluator:
             log.info("the best by %s is no measure of %s: it is looked for anew", self._best.metric, metric)
             self._best = None
         if self._best is None or self._best.is_beaten_by(value):
+            try:
+                files = self._registry.fetch(wanted.version).files
+            except AdapterError as error:
+                # A fail-over may lose what was written last.
+                log.warning("step %d is the best so far and can't be kept: %s", wanted.step, error)
+                return
             self._best = Best(wanted.step, wanted.version, metric, mode, value, drawn.sha256)
-            keep_best(self._config.run_folder, self._registry.fetch(wanted.version).files, self._best)
+            keep_best(self._config.run_folder, files, self._best)
 
     def _export(self, step: int, figures: dict[str, float]) -> None:
         metrics = self._metrics

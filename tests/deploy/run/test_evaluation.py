@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import OutOfMemoryError
 
 from buffer.adapters import AdapterError, AdapterRegistry
 from buffer.connection import Keys
@@ -148,6 +150,39 @@ def test_actors_find_some_of_the_held_out_queries_and_nothing_that_was_left_undo
         assert system.evaluations.take("a") is None
         with pytest.raises(AdapterError):
             system.registry.fetch(1)
+
+
+def test_what_was_drawn_is_not_lost_with_redis(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    put, failures = system.evaluations.put_figures, [RedisConnectionError("it restarts"), OutOfMemoryError("full")]
+
+    def fail_at_first(row: dict[str, Any]) -> None:
+        if failures:
+            raise failures.pop()
+        put(row)
+
+    monkeypatch.setattr(system.evaluations, "put_figures", fail_at_first)
+    with system.evaluator():
+        drawn = system.drawn(1, -1.0)
+        system.evaluations.want(drawn.wanted)
+        system.evaluations.take("a")
+        system.evaluations.finish("a", 1, drawn)
+        wait_for(lambda: not failures)
+        wait_for(lambda: (row := system.evaluations.next_figures()) and row["adapter_version"] == 1)
+    best = load_best(system.folder)
+    assert best is not None and best.version == 1 and system.control.fault() is None
+
+
+def test_an_adapter_that_was_lost_is_not_the_best_and_no_fault(system: System) -> None:
+    evaluator = system.evaluator()
+    drawn = system.drawn(1, -1.0)
+    for version in (2, 3, 4):
+        system.publish(version)
+    system.registry.unpin_up_to(4)
+    evaluator.take_in(drawn)
+    assert load_best(system.folder) is None and system.evaluations.next_figures() is not None
+    evaluator.take_in(system.drawn(5, -9.0))
+    best = load_best(system.folder)
+    assert best is not None and best.version == 5
 
 
 def test_it_works_beside_the_launcher_until_it_is_closed(system: System) -> None:
