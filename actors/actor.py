@@ -220,15 +220,14 @@ class Actor:
 
     def _feed(self) -> None:
         """Fill the engine up with groups of samples, each of one query at one temperature; evaluation comes on top."""
+        n, most = self.section.samples_per_query, self.section.max_in_flight
         # Nothing of an evaluation begins or ends meanwhile.
         aside = self.sampler.aside_in_flight
-        while (own := self.sampler.in_flight - aside) + self.section.samples_per_query <= (
-            self.section.max_in_flight
-        ) or own == 0:
+        while not (own := self.sampler.in_flight - aside) or own + n <= most:
             temperature, source = self._temperature()
             self.sampler.submit(
                 self._next_query(),
-                self.section.samples_per_query,
+                n,
                 temperature,
                 self.adapters.current,
                 source,

@@ -106,8 +106,8 @@ class Trainer:
         self._report_phase("evaluating the untrained policy")
         self._record_evaluation("before")
         self.publish()
-        if self.curve is not None:
-            self._want_evaluation()
+        if self.curve is not None and self.curve.schedule.is_due(self.progress.step):
+            self._evaluate_if_due()
         try:
             while self.progress.step < self.section.steps and self._may_go_on():
                 self._one_step()
@@ -134,8 +134,8 @@ class Trainer:
         for sink in self.sinks:
             sink.close()
 
-    def _want_evaluation(self) -> dict[str, float]:
-        """Have the adapter that was published at this step evaluated, if it is time; its exact figures, if wanted."""
+    def _evaluate_if_due(self) -> dict[str, float]:
+        """Exact figures where they are due; and if it is time, the adapter published at this step is sampled from."""
         curve, step, every = self.curve, self.progress.step, self.section.evaluate_every
         is_due = curve is not None and curve.schedule.is_due(step) and step % self.section.sync_every == 0
         # A curve with exact figures has them at each of its points.
@@ -177,7 +177,7 @@ class Trainer:
         if progress.step % self.section.sync_every == 0:
             self.publish()
         self._check_gap(batch)
-        row.update(self._want_evaluation())
+        row.update(self._evaluate_if_due())
         row.update(step=progress.step, wait_s=waited, step_s=time.monotonic() - started)
         self._report(row)
         if progress.step % self.section.checkpoint_every == 0:
