@@ -113,6 +113,14 @@ class TrajectorySampler:
         if self.own_reward is not None and self.own_reward.hopeless is not None:
             raise RunFault(self.own_reward.hopeless)
 
+    @property
+    def aside_in_flight(self) -> int:
+        """Those of them that are of an evaluation beside training."""
+        pending = [*(item for item, _ in self._scoring.values()), *self._valuing.values()]
+        return sum(draft.origin.aside for draft in self._sampling.values()) + sum(
+            item.draft.origin.aside for item in pending
+        )
+
     def close(self) -> None:
         """End the processes of a reward of the user's own."""
         if self.own_reward is not None:
@@ -134,14 +142,16 @@ class TrajectorySampler:
         score: bool = True,
         follow: bool = False,
         tell: Listener | None = None,
+        aside: bool = False,
     ) -> list[Draft]:
         """Ask for `n` samples of a query; without `every_state` the likelihood is that of the last state alone.
 
         With `tell` each is told of when it is done, and with `follow` whenever it grows, instead of being among what
         `step` returns; without `score` nothing but the rationale is made. A `max_len` below the task's cuts them off;
         those of a `seed` are drawn alike another time, as far as the rounding of other requests in the batch allows.
+        What is `aside` is for an evaluation beside training.
         """
-        assert (score and max_len is None) or tell is not None
+        assert (score and max_len is None and not aside) or tell is not None
         origin = Origin(
             query,
             adapter,
@@ -155,6 +165,7 @@ class TrajectorySampler:
             score=score,
             follow=follow,
             tell=tell,
+            aside=aside,
         )
         drafts = [Draft(origin, number) for number in range(n)]
         for draft in drafts:
@@ -312,7 +323,7 @@ class TrajectorySampler:
                 return None
         draft.end(sampled.stop_log_prob, max_len)
         self.metrics.sampled_tokens.inc(len(draft.actions))
-        self.metrics.samples.labels(draft.origin.source).inc()
+        self.metrics.samples.labels("evaluation" if draft.origin.aside else draft.origin.source).inc()
         if not draft.origin.score:
             draft.finish()
             return None

@@ -212,7 +212,7 @@ class Task(ABC, Generic[ConfigT]):
         return []
 
     def evaluate_samples(self, samples: SampleSets, weights: RewardWeights) -> dict[str, Any]:
-        """Figures from samples drawn on the test queries."""
+        """Figures from samples drawn on the test queries; while a run trains on some of them, of `trained` alone."""
         return {}
 
     def plot(self, before: Mapping[str, Any], after: Mapping[str, Any], folder: Path) -> list[Path]:

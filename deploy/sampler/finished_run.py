@@ -27,6 +27,8 @@ from common.tasks.template import TemplateTask
 from common.tasks.text import TextTask
 from common.tokens import HuggingFaceCodec, codec_of
 from common.trajectory import Query
+from deploy.run.best import FOLDER as BEST
+from deploy.run.best import load_best
 from deploy.run.find_model import find_model
 from deploy.run.identity import check_models
 from deploy.run.summary import wanted_requests
@@ -36,13 +38,17 @@ from learner.policy import LoraPolicy, load_base_model
 class FinishedRun:
     """A run's folder with its configuration, task and adapter."""
 
-    def __init__(self, folder: Path, overrides: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, overrides: Sequence[str] = (), *, best: bool = False) -> None:
         """`overrides` are settings that are others than in training, as `--model.name` where the model lies elsewhere.
 
-        Raises UserError if the folder is no run with an adapter, or its model is gone or another one.
+        The adapter is the last one, or the one that was best while it trained. Raises UserError if the folder is no run
+        with an adapter, or its model is gone or another one.
         """
         config = absolute(load_run(folder, overrides))
-        self.folder, self.adapter_folder = folder, folder / "adapter"
+        self.folder, self.adapter_folder = folder, folder / (BEST if best else "adapter")
+        if best and load_best(folder) is None:
+            problem = "holds no best adapter: none was measured while it trained"
+            raise UserError("--best", str(folder), problem, "leave --best out, or train with evaluation.every")
         if not (self.adapter_folder / "adapter_config.json").is_file():
             raise UserError("RUN", str(folder), "holds no adapter yet", "let the run finish, or stop it with Ctrl-C")
         self.model = find_model(config.model.name)
