@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,11 @@ def load_config(paths: Path | Sequence[Path], overrides: Sequence[str] = ()) -> 
     Raises UserError naming the field, its value, where it came from and the remedy.
     """
     return whole(read_given(paths, overrides))
+
+
+def load_settings(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
+    """The same of sections that a program gives, as a YAML file holds them."""
+    return whole(gather([("config", data)], overrides, environment=True))
 
 
 def read_given(paths: Path | Sequence[Path], overrides: Sequence[str] = ()) -> Given:

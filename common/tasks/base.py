@@ -131,6 +131,13 @@ def base_and_trained(n: int, temperature: float = 1.0) -> list[SampleRequest]:
 SampleSets = Mapping[str, Mapping[str, Sequence[Trajectory]]]
 """label -> query id -> trajectories."""
 
+
+def with_samples(samples: SampleSets) -> SampleSets:
+    """Without queries and labels that have none, as a reward of the user's own may have failed on all of theirs."""
+    kept = {label: {key: group for key, group in groups.items() if group} for label, groups in samples.items()}
+    return {label: groups for label, groups in kept.items() if groups}
+
+
 ConfigT = TypeVar("ConfigT", bound=TaskConfig)
 
 
@@ -205,7 +212,7 @@ class Task(ABC, Generic[ConfigT]):
         return []
 
     def evaluate_samples(self, samples: SampleSets, weights: RewardWeights) -> dict[str, Any]:
-        """Figures from samples drawn on the test queries."""
+        """Figures from samples drawn on the test queries; while a run trains on some of them, of `trained` alone."""
         return {}
 
     def plot(self, before: Mapping[str, Any], after: Mapping[str, Any], folder: Path) -> list[Path]:

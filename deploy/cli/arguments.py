@@ -67,6 +67,14 @@ def add_run_commands(commands: Any) -> None:
 
     sub = add(commands, "status", "Show a run in progress: actors, versions, rates, lag.")
     sub.add_argument("--once", action="store_true", help="print it once instead of a live table")
+    sub.add_argument(
+        "--samples",
+        type=int,
+        nargs="?",
+        const=5,
+        metavar="N",
+        help="print the newest and the best N trajectories of the buffer as text instead (default: 5)",
+    )
     sub = add(commands, "stop", "Stop a run in good order: checkpoint, adapter, summary.")
     sub = add(commands, "logs", "Show the log lines of all processes of a run.")
     sub.add_argument("-f", "--follow", action="store_true", help="go on with new lines")

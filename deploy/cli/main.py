@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from rich.console import Console
 
@@ -19,9 +19,6 @@ from common.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_USER, RunFault, Use
 from common.json_text import dumps
 from deploy.cli.arguments import Command, add_buffer_command, add_run_commands
 from deploy.cli.sampler import add_sampler_commands
-
-if TYPE_CHECKING:
-    from common.config import RunConfig
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -108,21 +105,28 @@ def train(options: argparse.Namespace, overrides: list[str], console: Console) -
             from deploy.cli.dry_run import dry_run
 
             return dry_run(given, console, as_json=options.json)
-        from deploy.run.checks import prepare
-
+        # What is wrong with a setting is said before anything is imported that takes long.
         config = whole(given)
+        from deploy.cli.display import LiveDisplay, print_figures
+        from deploy.run.train import train as run_to_the_end
+
+    def evaluate(folder: Path) -> dict[str, Any]:
+        from deploy.sampler.finished_run import FinishedRun
+
+        return FinishedRun(folder).figures()
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False)
+
+    with LiveDisplay(console) as display:
         try:
-            config = prepare(config)
+            trained = run_to_the_end(config, evaluate, display.watch, say)
         except UserError as error:
             raise given.located_check(error) from error
-    from deploy.cli.display import print_figures
-    from deploy.run.run_folder import claimed
-
-    with claimed(config) as config:
-        summary = _run(config, console)
+    summary = trained.summary
     if options.json:
         print(dumps(summary))
-    print_figures(console, f"{config.run_folder}", summary)
+    print_figures(console, f"{trained.config.run_folder}", summary)
     from deploy.cli.runs import OPERATOR_STOP
 
     # Stopped on purpose is no failure; a supervisor that starts failed runs again must leave it alone.
@@ -138,28 +142,6 @@ def _no_garbage() -> Iterator[None]:
         yield
     finally:
         gc.enable()
-
-
-def _run(config: RunConfig, console: Console) -> dict[str, Any]:
-    """A run of either kind, whose folder is claimed; its summary."""
-    if config.em.iterations:
-        from deploy.run.em import run_em
-
-        def evaluate(folder: Path) -> dict[str, Any]:
-            from deploy.sampler.finished_run import FinishedRun
-
-            return FinishedRun(folder).figures()
-
-        return run_em(config, evaluate, lambda text: console.print(text, markup=False, highlight=False))
-    if config.learner.objective == "prompting":
-        from deploy.run.prompting import run_prompting
-
-        return run_prompting(config)
-    from deploy.cli.display import LiveDisplay
-    from deploy.run.launcher import Launcher
-
-    with LiveDisplay(console) as display:
-        return Launcher(config, display.watch).run()
 
 
 def compare(options: argparse.Namespace, overrides: list[str], console: Console) -> int:

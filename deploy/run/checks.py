@@ -13,9 +13,10 @@ from common.adapter_files import check_adapter
 from common.config import RunConfig
 from common.devices import resolve_devices
 from common.errors import UserError
+from common.evaluation import evaluated_queries
 from common.grammar import COMPILE_LIMIT_S, compile_limit
-from common.own_reward import Subject, check_own_reward
 from common.places import Kind, absolute, is_folder, looks_like_path, places
+from common.reward_calls import Subject, check_own_reward
 from common.seeds import make_seed_jobs
 from common.tasks import Task, make_task
 from common.tasks.base import unreadable
@@ -118,6 +119,10 @@ def _check_task(config: RunConfig, model: ModelCheck, say: Say) -> tuple[Task[An
     _check_own_reward(task)
     for note in task.data_notes():
         say(note)
+    if config.evaluation.every:
+        queries, trained_on = evaluated_queries(task, config.evaluation.queries)
+        if trained_on:
+            say(f"{trained_on} of the {len(queries)} queries that evaluation.every looks at are trained on as well")
     needed = max(query.tokens_needed(space.max_len) for query in task.queries("train"))
     if needed > config.actor.max_model_len:
         raise UserError(
