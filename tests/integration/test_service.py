@@ -235,7 +235,8 @@ def test_resampled_draws_follow_the_posterior_and_no_longer_the_sampler(
 
     with ThreadPoolExecutor(16) as clients:
         drawn = [z for each in clients.map(ask, range(80)) for z in each]
-    assert surprise(counts(drawn), p) < 5
+    # Draws of one request share their candidates, and are not independent.
+    assert surprise(counts(drawn), p) < 6
     assert surprise(counts(drawn), q) > 15
 
 
