@@ -35,15 +35,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory, digit_model: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> StandIn:
-    """Stands in for every run's."""
-    found = StandIn()
-    monkeypatch.setattr(FinishedRun, "sampler", lambda self, seed, metrics: (found, None))
-    monkeypatch.delenv("AMORTIS_API_KEY", raising=False)
-    return found
-
-
 def served(folder: Path, play: Any, **options: Any) -> list[Any]:
     """What `play`, in a thread of its own, gives for each address that the service tells; then it is stopped."""
     found: list[Any] = []
