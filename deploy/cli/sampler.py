@@ -6,11 +6,10 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
-from common.errors import UserError
+from common.errors import RunFault, UserError
 from common.json_text import dumps
 
 AddCommand = Callable[..., argparse.ArgumentParser]
@@ -23,14 +22,17 @@ def add_sampler_commands(add: AddCommand) -> None:
         "Settings can follow where they are others than in training, e.g. --model.name PATH if the model lies "
         "elsewhere by now, or --task.test_path FILE."
     )
+    best = "the adapter that was best by evaluation.metric while it trained, in place of the last one"
     sub = add("evaluate", evaluate, "Measure a trained sampler anew.", epilog=moved)
     sub.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
     sub.set_defaults(takes_settings=True)
+    sub.add_argument("--best", action="store_true", help=best)
     sub = add("sample", sample, "Draw from a trained sampler, with log q and log R of each sample.", epilog=moved)
     sub.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
     sub.add_argument("--prompt", help="X; without it the task's first test query")
     sub.add_argument("-n", type=int, default=8, help="samples (default: 8)")
     sub.add_argument("--temperature", type=float, default=1.0, help="sampling temperature (default: 1)")
+    sub.add_argument("--best", action="store_true", help=best)
     sub.add_argument("--base", action="store_true", help="sample from the base model under the same mask")
     sub.set_defaults(takes_settings=True)
     sub = add("serve", serve, "Serve a trained sampler over HTTP, for OpenAI's clients among others.", epilog=moved)
@@ -71,10 +73,10 @@ def evaluate(options: argparse.Namespace, overrides: list[str], console: Console
     from deploy.cli.display import print_figures
     from deploy.sampler.finished_run import FinishedRun
 
-    run = FinishedRun(options.run, overrides)
+    run = FinishedRun(options.run, overrides, best=options.best)
     check_writable("RUN", str(options.run), options.run, "copy it to where it can be", "for evaluation.json ")
     figures = run.figures()
-    write_whole(options.run / "evaluation.json", dumps(figures, indent=2))
+    write_whole(options.run / ("evaluation-best.json" if options.best else "evaluation.json"), dumps(figures, indent=2))
     if options.json:
         print(dumps(figures))
     else:
@@ -99,11 +101,13 @@ def sample(options: argparse.Namespace, overrides: list[str], console: Console) 
     from deploy.sampler.finished_run import FinishedRun
     from deploy.sampler.posterior import PosteriorMaker
 
-    run = FinishedRun(options.run, overrides)
+    run = FinishedRun(options.run, overrides, best=options.best)
     query = run.query(options.prompt)
     sampler, adapter = run.sampler()
     request = SampleRequest("samples", not options.base, options.temperature, options.n)
     drawn = sampler.collect([query], request, adapter, run.config.actor.max_in_flight)[query.id]
+    if not drawn:
+        raise RunFault(f"none of the samples could be scored, the last: {sampler.last_rejection}")
     maker = PosteriorMaker(run.config, run.task)
     rows = [
         {
@@ -157,50 +161,30 @@ def export(options: argparse.Namespace, overrides: list[str], console: Console) 
     """`amortis export RUN --merged FOLDER --adapter FOLDER --gguf FILE --hub OWNER/NAME`."""
     from tempfile import TemporaryDirectory
 
-    from deploy.sampler.export import check_gguf, check_new, merge, write_adapter, write_merged, write_merged_gguf
+    from deploy.cli.display import print_figures
+    from deploy.sampler.export import Places
+    from deploy.sampler.export import export as export_run
     from deploy.sampler.finished_run import FinishedRun
     from deploy.sampler.hub import hub_access, publish
 
-    wanted = {name: getattr(options, name) for name in ("merged", "adapter", "gguf")}
-    if not any(wanted.values()) and options.hub is None:
+    places = Places(options.merged, options.adapter, options.gguf)
+    if places == Places() and options.hub is None:
         raise UserError("export", None, "is told nothing to make", "give --merged, --adapter, --gguf or --hub")
-    for name, path in wanted.items():
-        if path is not None:
-            check_new(f"--{name}", path)
+    places.check()
     access = None if options.hub is None else hub_access(options.hub)
     run = FinishedRun(options.run, overrides)
-    if options.gguf is not None:
-        check_gguf(run)
-    found: dict[str, Any] = {}
     with TemporaryDirectory() as scratch:
-        adapter = options.adapter
-        if access is not None and options.merged is None and adapter is None:
-            adapter = Path(scratch) / "adapter"
-        if adapter is not None:
-            write_adapter(run, adapter)
-            found["adapter"] = str(options.adapter) if options.adapter else None
-        if options.merged is not None or options.gguf is not None:
-            merged = merge(run, options.dtype, options.prompt)
-            agreement = merged.agreement
-            found |= {
-                "dtype": merged.dtype,
-                "nats a token from base + adapter": agreement.gap,
-                "limit": agreement.limit,
-                "nats a token the adapter changes": agreement.effect,
-                "tokens compared": agreement.tokens,
-            }
-            if options.merged is not None:
-                write_merged(run, merged, options.merged)
-                found["merged"] = str(options.merged)
-            if options.gguf is not None:
-                write_merged_gguf(run, merged, options.gguf)
-                found["gguf"] = str(options.gguf)
+        uploaded = options.merged or options.adapter
+        if access is not None and uploaded is None:
+            uploaded = Path(scratch) / "adapter"
+            places = Places(adapter=uploaded, gguf=options.gguf)
+        found = export_run(run, places, options.dtype, options.prompt)
         if access is not None:
-            found["hub"] = publish(access, options.merged or adapter, options.hub, public=options.public)
+            found["hub"] = publish(access, uploaded, options.hub, public=options.public)
+            if uploaded.is_relative_to(scratch):
+                del found["adapter"]
     if options.json:
         print(dumps(found))
     else:
-        from deploy.cli.display import print_figures
-
         print_figures(console, f"{options.run}", found)
     return 0

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +26,6 @@ from deploy.sampler.finished_run import FinishedRun
 from deploy.sampler.gguf_file import check_exportable, write_gguf
 from deploy.sampler.model_card import public_name, write_card
 
-MergedDtype = Literal["auto", "float32", "bfloat16", "float16"]
 TEXTS = 16
 """Of the sampler's own, that merged model and adapter are compared on."""
 
@@ -65,6 +64,54 @@ class Merged:
     agreement: Agreement
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where to make what; None for what isn't wanted."""
+
+    merged: Path | None = None
+    adapter: Path | None = None
+    gguf: Path | None = None
+
+    def check(self) -> None:
+        """Raises UserError for a place that is taken or can't be written."""
+        for name, path in (("merged", self.merged), ("adapter", self.adapter), ("gguf", self.gguf)):
+            if path is not None:
+                check_new(f"--{name}", path)
+
+
+def export(run: FinishedRun, places: Places, dtype: str = "auto", prompt: str | None = None) -> dict[str, Any]:
+    """Make all that is wanted; where it is, and how close merged weights are. Raises UserError and RunFault."""
+    if dtype not in ("auto", *GAP_LIMITS):
+        raise UserError(
+            "--dtype", dtype, "is none that weights are written in", f"give auto or {', '.join(GAP_LIMITS)}"
+        )
+    places.check()
+    if places.gguf is not None:
+        check_exportable(load_config(run.model), load_tokenizer(run.model))
+    found: dict[str, Any] = {}
+    if places.adapter is not None:
+        write_adapter(run, places.adapter)
+        found["adapter"] = str(places.adapter)
+    if places.merged is None and places.gguf is None:
+        return found
+    merged = merge(run, dtype, prompt)
+    agreement = merged.agreement
+    found |= {
+        "dtype": merged.dtype,
+        "nats a token from base + adapter": agreement.gap,
+        "limit": agreement.limit,
+        "nats a token the adapter changes": agreement.effect,
+        "tokens compared": agreement.tokens,
+    }
+    if places.merged is not None:
+        write_merged(run, merged, places.merged)
+        found["merged"] = str(places.merged)
+    if places.gguf is not None:
+        write_merged_gguf(run, merged, places.gguf)
+        found["gguf"] = str(places.gguf)
+    return found
+
+
 def check_new(setting: str, path: Path) -> None:
     """Raises UserError unless a folder or file can be made there; an empty folder may stand in its place."""
     target = path.expanduser()
@@ -73,12 +120,7 @@ def check_new(setting: str, path: Path) -> None:
     check_writable(setting, str(path), target.resolve().parent, "give a place that can be written")
 
 
-def check_gguf(run: FinishedRun) -> None:
-    """Raises UserError naming --gguf, before anything is merged, for a model that can't be written so."""
-    check_exportable(load_config(run.model), load_tokenizer(run.model))
-
-
-def merge(run: FinishedRun, dtype: MergedDtype = "auto", prompt: str | None = None) -> Merged:
+def merge(run: FinishedRun, dtype: str = "auto", prompt: str | None = None) -> Merged:
     """Base model + adapter as one model, in the base model's own precision or another; rounded once, at the end.
 
     Compared on texts that the sampler itself continues its test queries, or `prompt`, with. Raises RunFault if the

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,13 @@ from common.metrics import ActorMetrics
 from common.places import absolute
 from common.row import BadRow, Row
 from common.tasks import Task, make_task
-from common.tasks.base import unreadable
+from common.tasks.base import unreadable, with_samples
 from common.tasks.template import TemplateTask
 from common.tasks.text import TextTask
 from common.tokens import HuggingFaceCodec, codec_of
 from common.trajectory import Query
+from deploy.run.best import FOLDER as BEST
+from deploy.run.best import load_best
 from deploy.run.find_model import find_model
 from deploy.run.identity import check_models
 from deploy.run.summary import wanted_requests
@@ -36,13 +38,17 @@ from learner.policy import LoraPolicy, load_base_model
 class FinishedRun:
     """A run's folder with its configuration, task and adapter."""
 
-    def __init__(self, folder: Path, overrides: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, overrides: Sequence[str] = (), *, best: bool = False) -> None:
         """`overrides` are settings that are others than in training, as `--model.name` where the model lies elsewhere.
 
-        Raises UserError if the folder is no run with an adapter, or its model is gone or another one.
+        The adapter is the last one, or the one that was best while it trained. Raises UserError if the folder is no run
+        with an adapter, or its model is gone or another one.
         """
         config = absolute(load_run(folder, overrides))
-        self.folder, self.adapter_folder = folder, folder / "adapter"
+        self.folder, self.adapter_folder = folder, folder / (BEST if best else "adapter")
+        if best and load_best(folder) is None:
+            problem = "holds no best adapter: none was measured while it trained"
+            raise UserError("--best", str(folder), problem, "leave --best out, or train with evaluation.every")
         if not (self.adapter_folder / "adapter_config.json").is_file():
             raise UserError("RUN", str(folder), "holds no adapter yet", "let the run finish, or stop it with Ctrl-C")
         self.model = find_model(config.model.name)
@@ -169,15 +175,22 @@ class FinishedRun:
         model = PeftModel.from_pretrained(load_base_model(self.model, section.dtype), str(self.adapter_folder))
         return LoraPolicy(model, self.task.action_space, torch.device(section.device))
 
-    def figures(self) -> dict[str, Any]:
-        """The evaluation anew: exact figures, then those of samples, as far as the run's configuration wants them."""
-        found: dict[str, Any] = dict(self.task.evaluate_policy(self.policy()))
+    def figures(
+        self,
+        policy: LoraPolicy | None = None,
+        start: Callable[[], tuple[TrajectorySampler, LoadedAdapter]] | None = None,
+    ) -> dict[str, Any]:
+        """The evaluation anew: exact figures, then those of samples, as far as the run's configuration wants them.
+
+        `policy` and what `start` gives are used where they are there already.
+        """
+        found: dict[str, Any] = dict(self.task.evaluate_policy(policy or self.policy()))
         requests = wanted_requests(self.task, self.config)
         if requests:
-            sampler, adapter = self.sampler(self.config.run.seed)
+            sampler, adapter = start() if start is not None else self.sampler(self.config.run.seed)
             queries, limit = self.task.queries("test"), self.config.actor.max_in_flight
             samples = {request.label: sampler.collect(queries, request, adapter, limit) for request in requests}
-            found.update(self.task.evaluate_samples(samples, self.config.reward_weights))
+            found.update(self.task.evaluate_samples(with_samples(samples), self.config.reward_weights))
         return found
 
     def sampler(self, seed: int = 0, metrics: ActorMetrics | None = None) -> tuple[TrajectorySampler, LoadedAdapter]:

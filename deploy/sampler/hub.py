@@ -15,7 +15,7 @@ def hub_access(repo: str) -> Any:
     """A client that the hub has let in, asked before anything is made; raises UserError naming --hub."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(repo)

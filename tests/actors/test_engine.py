@@ -53,7 +53,7 @@ class FixedTask(Task[TaskConfig]):
 @pytest.fixture(scope="module")
 def engine(digit_model: Path) -> Engine:
     section = ActorSection(num_gpus=0, enforce_eager=True, max_model_len=64, max_in_flight=32)
-    return Engine(str(digit_model), section, "float32", SPACE, LORA, seed=0)
+    return Engine(str(digit_model), section, "float32", SPACE, LORA, seed=0, holds_one=True)
 
 
 @pytest.fixture(scope="module")
@@ -281,6 +281,61 @@ def test_a_length_of_one_s_own_cuts_off_and_says_so(engine: Engine, policy: Lora
             sampler.step()
         found |= {(len(draft.actions), draft.cut) for draft in drafts}
     assert ends == {2: {(1, False), (2, True)}, 3: ends[9], 9: {(1, False), (2, False), (3, False)}}
+
+
+def hold(engine: Engine, policy: LoraPolicy, folder: Path) -> LoadedAdapter:
+    version = next(_versions)
+    policy.save_adapter(folder / f"v{version}")
+    return engine.hold_adapter(version, f"{version:064x}", folder / f"v{version}")
+
+
+def test_a_version_that_is_held_is_sampled_from_beside_all_newer_ones_and_holds_none_of_them_up(
+    engine: Engine, policy: LoraPolicy, tmp_path: Path
+) -> None:
+    """As an evaluation has it, which takes longer than a version is the newest."""
+    perturbed(policy, seed=30)
+    held = hold(engine, policy, tmp_path)
+    space = [z for k in range(1, 4) for z in itertools.product((3, 4, 5), repeat=k)]
+    log_q = dict(zip(space, policy.log_prob(QUERY, space), strict=True))
+    sampler, told, newer = sampler_of(engine), list[Draft](), [load(engine, policy, tmp_path)]
+    for seed in range(31, 35):
+        sampler.submit(QUERY, 8, 1.0, held, tell=told.append, aside=True)
+        perturbed(policy, seed=seed)
+        assert sampler.aside_in_flight == sampler.in_flight == 8 and engine.can_load
+        newer.append(load(engine, policy, tmp_path))
+        sampler.submit(QUERY, 8, 1.0, newer[-1])
+        assert (sampler.aside_in_flight, sampler.in_flight) == (8, 16)
+        done = []
+        while sampler.in_flight:
+            done += sampler.step()
+        assert {item.behaviour.adapter_version for item in done} == {newer[-1].version} and len(done) == 8
+    assert len(told) == 4 * 8 and sampler.aside_in_flight == 0
+    samples = {labels: sampler.metrics.samples.labels(labels)._value.get() for labels in ("evaluation", "policy")}
+    assert samples == {"evaluation": 32, "policy": 32}
+    for item in (draft.trajectory for draft in told):
+        assert item is not None
+        assert item.behaviour.adapter_version == held.version
+        assert item.behaviour.log_prob == pytest.approx(log_q[tuple(item.action_ids.tolist())], abs=1e-3)
+    engine.release_adapter()
+    engine.release_adapter()
+    assert held.version not in engine._engine.list_loras()
+
+
+def test_a_held_version_may_be_one_that_is_loaded_before_or_after(
+    engine: Engine, policy: LoraPolicy, tmp_path: Path
+) -> None:
+    for held_first in (True, False):
+        perturbed(policy, seed=40)
+        version = next(_versions)
+        policy.save_adapter(tmp_path / f"v{version}")
+        arguments = (version, f"{version:064x}", tmp_path / f"v{version}")
+        (engine.hold_adapter if held_first else engine.load_adapter)(*arguments)
+        (engine.load_adapter if held_first else engine.hold_adapter)(*arguments)
+        engine.release_adapter()
+        assert version in engine._engine.list_loras(), "it is the newest still"
+        load(engine, policy, tmp_path)
+        load(engine, policy, tmp_path)
+        assert version not in engine._engine.list_loras()
 
 
 def test_a_known_text_is_not_scored_again(engine: Engine, policy: LoraPolicy, tmp_path: Path) -> None:

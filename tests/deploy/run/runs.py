@@ -11,13 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from common.config import RunConfig
-from common.config_loading import load_config, save_resolved
+from common.config_loading import load_config, load_run, save_resolved
 from common.tasks import make_task
 from common.tokens import codec_of
 from deploy.run.checks import prepare
 from deploy.run.identity import keep_identity
 from deploy.run.run_folder import claimed
 from learner.checkpoint import save_checkpoint
+from learner.policy import LoraPolicy
 
 
 def config_of(folder: Path, model: Path, *overrides: str, task: str = "task: {name: rng}") -> RunConfig:
@@ -40,6 +41,20 @@ def make_run(config: RunConfig) -> Path:
             (folder / f"{name}.json").write_text(json.dumps({"of": "the good run"}), encoding="utf-8")
         (folder / "redis").mkdir()
     return folder
+
+
+def put_adapter(folder: Path, scale: float) -> None:
+    """An adapter as training leaves it, of a strength that is chosen; 0 is an untrained one."""
+    config = load_run(folder)
+    assert config.model.name is not None
+    space = make_task(config.task, codec_of(config.model), config.actor.max_model_len).action_space
+    policy = LoraPolicy.load(config.model.name, config.model.lora, space, dtype="float32", device=torch.device("cpu"))
+    torch.manual_seed(0)
+    for name, weight in policy.trainable().items():
+        if "lora_B" in name:
+            weight.data.normal_(0, scale)
+    shutil.rmtree(folder / "adapter", ignore_errors=True)
+    policy.save_adapter(folder / "adapter")
 
 
 def contents(folder: Path) -> dict[str, Any]:

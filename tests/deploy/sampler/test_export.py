@@ -21,35 +21,17 @@ from peft import PeftModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from common.config_loading import load_run
 from common.errors import EXIT_FAULT, EXIT_USER, UserError
-from common.tasks import make_task
-from common.tokens import codec_of
 from deploy.cli.main import main
 from deploy.sampler import hub
 from deploy.sampler.export import merge
 from deploy.sampler.finished_run import FinishedRun
 from deploy.sampler.gguf_file import check_exportable
 from deploy.sampler.model_card import code, fenced
-from learner.policy import LoraPolicy
-from tests.deploy.run.runs import config_of, make_run
+from tests.deploy.run.runs import config_of, make_run, put_adapter
 
 TEXTS = [[10, 14, 3, 4, 13], [14, 15, 5, 13], [9, 9, 9, 13]]
 TICKS = "`" * 4
-
-
-def put_adapter(folder: Path, scale: float) -> None:
-    """An adapter as training leaves it, of a strength that is chosen; 0 is an untrained one."""
-    config = load_run(folder)
-    assert config.model.name is not None
-    space = make_task(config.task, codec_of(config.model), config.actor.max_model_len).action_space
-    policy = LoraPolicy.load(config.model.name, config.model.lora, space, dtype="float32", device=torch.device("cpu"))
-    torch.manual_seed(0)
-    for name, weight in policy.trainable().items():
-        if "lora_B" in name:
-            weight.data.normal_(0, scale)
-    shutil.rmtree(folder / "adapter", ignore_errors=True)
-    policy.save_adapter(folder / "adapter")
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +172,7 @@ def test_a_card_tells_the_task_and_neither_paths_nor_secrets_whatever_its_texts_
     home.mkdir()
     shutil.copytree(digit_model, home / "model")
     (home / "rows.jsonl").write_text("".join(json.dumps({"word": f"number {i}"}) + "\n" for i in range(9)))
+    (home / "mine.py").write_text("def score(prompts, texts, rows):\n    return [0.0] * len(texts)\n")
     (home / "schema.json").write_text(json.dumps({"enum": [12, 34]}))
     task = {
         "name": "constrained",
@@ -197,6 +180,7 @@ def test_a_card_tells_the_task_and_neither_paths_nor_secrets_whatever_its_texts_
         "prompt": NASTY.replace("{{", "{{{{").replace("}}", "}}}}"),
         "json_schema": str(home / "schema.json"),
         "max_len": 8,
+        "reward": str(home / "mine.py:score"),
     }
     folder = make_run(config_of(home, home / "model", "--run.name", "mine", task=f"task: {json.dumps(task)}"))
     row = {"accuracy": 0.5, "a|b`c": 1}
@@ -210,7 +194,7 @@ def test_a_card_tells_the_task_and_neither_paths_nor_secrets_whatever_its_texts_
         facts["mask"]["grammar"] == {"json_schema": {"enum": [12, 34]}}
         and facts["task"]["json_schema"] == "schema.json"
     )
-    assert facts["task"]["train_path"] == "rows.jsonl"
+    assert facts["task"]["train_path"] == "rows.jsonl" and facts["task"]["reward"]["function"] == "mine.py:score"
     for path in (tmp_path / "out").iterdir():
         assert "secret" not in path.read_bytes().decode("latin-1"), path.name
         assert str(tmp_path) not in path.read_bytes().decode("latin-1"), path.name

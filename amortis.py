@@ -1,0 +1,111 @@
+"""amortis from Python: train a sampler of an intractable posterior, open a run, sample, weigh, score.
+
+    import amortis
+
+    trained = amortis.train("mine.yaml")
+    with amortis.load(trained.folder) as sampler:
+        for sample in sampler.sample("The captain looked at the map and", n=8):
+            print(sample.text, sample.log_q, sample.log_r)
+
+docs/python.md has more. Nothing here knows more than the commands do, and what goes wrong is the same UserError or
+RunFault.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.errors import RunFault, UserError
+from deploy.sampler.opened import Sampler
+from deploy.sampler.posterior import Posterior, Sample, TargetProbability
+
+if TYPE_CHECKING:
+    from deploy.run.launcher import RunState
+
+__all__ = [
+    "Posterior",
+    "RunFault",
+    "Sample",
+    "Sampler",
+    "TargetProbability",
+    "TrainResult",
+    "UserError",
+    "load",
+    "train",
+]
+__version__ = version("amortis")
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A run that is over."""
+
+    folder: Path
+    """Of the run, for `load`, the commands, and all that the run left."""
+    summary: dict[str, Any]
+    """As in its summary.json."""
+
+    def load(self, *, seed: int | None = None, **settings: Any) -> Sampler:
+        """Open it: `amortis.load` of its folder."""
+        return load(self.folder, seed=seed, **settings)
+
+
+def load(run: str | os.PathLike[str], *, seed: int | None = None, **settings: Any) -> Sampler:
+    """Open a finished run's folder. No engine is started before the first sample is drawn.
+
+    `seed` is that of the draws, the run's own without it. `settings` are those that are others than in training, with
+    two underscores for each dot or as a dictionary of dotted names: `model__name=PATH`, `**{"model.name": PATH}`.
+    """
+    return Sampler(Path(run), _as_arguments(settings), seed)
+
+
+def train(
+    config: Mapping[str, Any] | str | os.PathLike[str],
+    *,
+    watch: Callable[[RunState], None] | None = None,
+    **settings: Any,
+) -> TrainResult:
+    """Train as `amortis train` does; `config` is a YAML file's path, or what it would hold as a dictionary.
+
+    `settings` go over both, as in `load`. `watch` is called with the run's state twice a second; without it a line is
+    written to standard error now and then. An interruption (Ctrl-C) ends the run in good order, and the result says so.
+    """
+    from common.config_loading import load_config, load_settings
+    from deploy.run.train import in_lines
+    from deploy.run.train import train as run_to_the_end
+
+    arguments = _as_arguments(settings)
+    found = load_settings(config, arguments) if isinstance(config, Mapping) else load_config(Path(config), arguments)
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    trained = run_to_the_end(found, _evaluate, watch or in_lines(say), say)
+    return TrainResult(trained.config.run_folder, trained.summary)
+
+
+def _evaluate(folder: Path) -> dict[str, Any]:
+    with load(folder) as sampler:
+        return sampler.evaluate()
+
+
+def _as_arguments(settings: Mapping[str, Any]) -> list[str]:
+    """Settings as the command line takes them."""
+    return [
+        part
+        for name, value in settings.items()
+        for part in (f"--{name.replace('__', '.')}", value if isinstance(value, str) else _as_text(value))
+    ]
+
+
+def _as_text(value: Any) -> str:
+    return str(value) if isinstance(value, os.PathLike) else json.dumps(value)

@@ -1,0 +1,130 @@
+"""A plain script that trains and uses a sampler by `import amortis`, held against the enumerated posterior."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from learner.policy import load_base_model
+from tests.integration.conftest import ROOT, TIMEOUT_S
+from tests.integration.test_enumerated import every_sequence, log_rewards, total_variation, write
+from tests.tiny import VOCABULARY
+
+pytestmark = pytest.mark.integration
+
+N = 2_000
+SCRIPT = (
+    f"N = {N}"
+    + """
+import dataclasses, json, sys
+import amortis
+
+states = []
+trained = amortis.train(json.load(open("config.json")), watch=lambda state: states.append(state.phase))
+with trained.load() as sampler:
+    samples = sampler.sample("number :", n=32)
+    found = {
+        "folder": str(trained.folder),
+        "summary": trained.summary,
+        "phases": sorted(set(states)),
+        "samples": [dataclasses.asdict(sample) for sample in samples],
+        "log_q": sampler.log_prob("number :", [sample.text for sample in samples]).tolist(),
+        "several": [[s.text for s in group] for group in sampler.sample(["number :", "8 :", "number :"], n=4)],
+        "posterior": dataclasses.asdict(sampler.posterior("number :", n=N, target="7")),
+        "of_row": dataclasses.asdict(sampler.posterior(row={"a": "8", "b": "4", "z": "1 3."}, n=4)),
+        "targets": dataclasses.asdict(sampler.posterior("number :", n=N, targets=["7", "4"], resample=100)),
+        "tempered": [sample.log_q for sample in sampler.sample("number :", n=4, temperature=0.5)],
+        "evaluation": sampler.evaluate(),
+    }
+json.dump(found, open("found.json", "w"))
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def used(tmp_path_factory: pytest.TempPathFactory, digit_model: Path) -> dict[str, Any]:
+    """What the script found."""
+    home = tmp_path_factory.mktemp("script")
+    learner = {"steps": 60, "evaluate_every": 0}
+    path = write(home, digit_model, tool=False, learner=learner, seeds={"data": False})
+    (home / "config.json").write_text(json.dumps(yaml.safe_load(path.read_text())))
+    (home / "script.py").write_text(SCRIPT)
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(Path.home()), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "script.py"],
+        cwd=home,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return {**json.loads((home / "found.json").read_text()), "said": done.stdout, "home": home}
+
+
+def key(sample: dict[str, Any]) -> tuple[int, ...]:
+    return tuple(sample["token_ids"])
+
+
+def test_a_run_from_a_dictionary_leaves_what_the_command_leaves(used: dict[str, Any]) -> None:
+    folder = Path(used["folder"])
+    assert folder == used["home"] / "runs" / "tiny" and (folder / "adapter" / "adapter_config.json").is_file()
+    assert used["summary"] == json.loads((folder / "summary.json").read_text())
+    assert used["summary"]["interrupted"] is False and "training" in used["phases"]
+    assert used["evaluation"]["samplers"].keys() == {"base", "trained"}
+    # Its results are its return value: nothing is said on standard output.
+    assert "step" not in used["said"]
+
+
+def test_what_was_drawn_has_the_exact_policy_s_probability(used: dict[str, Any]) -> None:
+    drawn = used["samples"]
+    assert len(drawn) == 32 and {len(key(item)) for item in drawn} <= {2, 3}
+    np.testing.assert_allclose([item["log_q"] for item in drawn], used["log_q"], atol=1e-3)
+    assert all(item["text"] == "".join(VOCABULARY[token] for token in item["token_ids"]) for item in drawn)
+    assert [len(group) for group in used["several"]] == [4, 4, 4]
+    assert len(used["tempered"]) == 4
+
+
+def test_weighted_draws_are_the_enumerated_posterior(used: dict[str, Any], digit_model: Path) -> None:
+    import amortis
+
+    base = load_base_model(str(digit_model), "float32")
+    with amortis.load(used["folder"]) as sampler:
+        query = sampler.run.query("number :", target="7")
+        log_q = sampler.log_prob("number :", every_sequence())
+    log_r, found = log_rewards(base, query, tool=False), used["posterior"]
+    exact = np.exp(log_r - np.logaddexp.reduce(log_r))
+    weights = dict.fromkeys(every_sequence(), 0.0)
+    for item in found["samples"]:
+        weights[key(item)] += item["weight"]
+    assert sum(weights.values()) == pytest.approx(1)
+    estimated, plain = np.array(list(weights.values())), np.exp(log_q)
+    # Weighing has to make good what so short a training left.
+    assert total_variation(plain, exact) > 0.1
+    assert total_variation(estimated, exact) < 0.5 * total_variation(plain, exact)
+    of_z = dict(zip(every_sequence(), log_r, strict=True))
+    assert all(item["log_r"] == pytest.approx(of_z[key(item)], abs=1e-3) for item in found["samples"])
+    assert found["log_z"] == pytest.approx(np.logaddexp.reduce(log_r), abs=0.1) and found["prompt"] == "number:"
+    assert found["candidates"] == N and 50 < found["effective_sample_size"] < N
+
+
+def test_probabilities_of_targets_are_the_enumerated_ones(used: dict[str, Any], digit_model: Path) -> None:
+    import amortis
+
+    base = load_base_model(str(digit_model), "float32")
+    found = used["targets"]
+    assert len(found["samples"]) == 100 and {item["weight"] for item in found["samples"]} == {0.01}
+    with amortis.load(used["folder"]) as sampler:
+        for text, item in zip(["7", "4"], found["targets"], strict=True):
+            queries = (sampler.run.query("number :", target=text), sampler.run.query("number :"))
+            both, alone = (np.logaddexp.reduce(log_rewards(base, query, tool=False)) for query in queries)
+            exact = float(np.exp(both - alone))
+            assert item["text"] == text and item["probability"] == pytest.approx(exact, rel=0.15)
