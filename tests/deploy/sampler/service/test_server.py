@@ -203,6 +203,11 @@ def test_an_engine_that_cannot_start_ends_it_as_any_mistake_does(
     assert capsys.readouterr().err == "amortis: actor.max_model_len = 64: is too long; lower it\n"
 
 
+def test_the_best_adapter_is_served_where_it_is_asked_for(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", str(folder), "--port", "0", "--best"]) == EXIT_USER
+    assert "holds no best adapter" in capsys.readouterr().err
+
+
 def test_while_the_engine_starts_whoever_asks_is_told_and_a_stop_is_heard(
     folder: Path, engine: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
