@@ -12,11 +12,13 @@ import time
 from collections.abc import Sequence
 
 from actors.adapters import AdapterFollower
+from actors.held_out import HeldOutSampler
 from actors.make_sampler import make_sampler
 from actors.scoring import Scored, ScoreText
 from buffer.adapters import AdapterRegistry
 from buffer.connection import Keys, connect
 from buffer.control import FULL, STARTING, STOPPED, Control
+from buffer.evaluations import Evaluations
 from buffer.log_stream import LogStream
 from buffer.rate_limiter import RateLimiter
 from buffer.replay import BufferFull, ReplayBuffer
@@ -79,6 +81,9 @@ class Actor:
         probe = ScoreText((*first.prompt_ids.tolist(), self.task.action_space.terminator_id), first=1)
         registry_of_adapters = AdapterRegistry(client, keys)
         self.adapters = AdapterFollower(self.engine, registry_of_adapters, probe, self.metrics, self.section.dtype)
+        self._held_out: HeldOutSampler | None = None
+        if config.evaluation.every:
+            self._held_out = HeldOutSampler(config, Evaluations(client, keys), self.adapters, self.sampler)
         self._limiter = RateLimiter.of(config)
         self._ready: list[Trajectory] = []
         self._pushed = 0
@@ -98,6 +103,8 @@ class Actor:
             while self._may_go_on():
                 self._round()
             self._push()
+            if self._held_out is not None:
+                self._held_out.give_back()
             self._beat(STOPPED)
         except EngineFault:
             log.exception("the engine failed")
@@ -114,33 +121,45 @@ class Actor:
 
     def _round(self) -> None:
         """Work until the next housekeeping is due."""
+        self.sampler.check_own_reward()
         self._housekeep()
         deadline = time.monotonic() + HOUSEKEEPING_S
         while time.monotonic() < deadline:
+            if self._held_out is not None:
+                self._held_out.feed()
             if self._may_sample():
                 self._feed()
             if not self.sampler.in_flight:
                 time.sleep(IDLE_S)
                 continue
-            self._ready += self.sampler.step()
+            self._ready += self._step()
             if self._ready and time.monotonic() - self._last_push > self.section.push_every_s:
                 self._push()
+
+    def _step(self) -> list[Trajectory]:
+        if self._held_out is None:
+            return self.sampler.step()
+        with self._held_out.timed():
+            return self.sampler.step()
 
     def _housekeep(self) -> None:
         version = self.adapters.is_behind()
         if version is not None:
             self._load(version)
         self._push()
+        if self._held_out is not None:
+            self._held_out.housekeep()
         self._follow_back_pressure()
         self._beat("waiting for the learner" if self._blocked_since is not None else "sampling")
 
     def _load(self, version: int) -> None:
         next_word = time.monotonic() + HOUSEKEEPING_S
         while not self.engine.can_load:
-            self._ready += self.sampler.step()
+            self._ready += self._step()
             if time.monotonic() >= next_word:
                 # What is in flight may take longer than an actor may be silent.
                 next_word = time.monotonic() + HOUSEKEEPING_S
+                self.sampler.check_own_reward()
                 self._push()
                 self._beat("finishing samples of an older adapter")
         self.adapters.update(version)
@@ -173,6 +192,7 @@ class Actor:
             scored += self.sampler.step()
             if time.monotonic() >= next_word:
                 next_word = time.monotonic() + HOUSEKEEPING_S
+                self.sampler.check_own_reward()
                 self._beat("scoring seeds")
                 if self.control.stop_reason() is not None:
                     # The jobs stay this actor's, for a resumed run.
@@ -202,14 +222,15 @@ class Actor:
         self._blocked_since = None if may_go_on else now
 
     def _feed(self) -> None:
-        """Fill the engine up with groups of samples, each of one query at one temperature."""
-        while self.sampler.in_flight + self.section.samples_per_query <= self.section.max_in_flight or (
-            self.sampler.in_flight == 0
-        ):
+        """Fill the engine up with groups of samples, each of one query at one temperature; evaluation comes on top."""
+        n, most = self.section.samples_per_query, self.section.max_in_flight
+        # Nothing of an evaluation begins or ends meanwhile.
+        aside = self.sampler.aside_in_flight
+        while not (own := self.sampler.in_flight - aside) or own + n <= most:
             temperature, source = self._temperature()
             self.sampler.submit(
                 self._next_query(),
-                self.section.samples_per_query,
+                n,
                 temperature,
                 self.adapters.current,
                 source,
@@ -263,6 +284,7 @@ class Actor:
         adapters = getattr(self, "adapters", None)
         current = adapters.current if adapters else None
         probe = adapters.probe if adapters else None
+        held_out = getattr(self, "_held_out", None)
         self.control.heartbeat(
             self.id,
             {
@@ -277,6 +299,7 @@ class Actor:
                 "probe_with_adapter": probe.with_adapter if probe else None,
                 "probe_without_adapter": probe.without if probe else None,
                 "adapter_error": adapters.last_error if adapters else None,
+                "evaluating": held_out.version if held_out else None,
             },
         )
 

@@ -89,11 +89,23 @@ class AdapterFollower:
         log.info("serving adapter version %d, sha256 %s", version, adapter.sha256)
 
     def _load(self, adapter: Adapter) -> LoadedAdapter:
+        return self._engine.load_adapter(adapter.version, adapter.sha256, self._written(adapter))
+
+    def _written(self, adapter: Adapter) -> Path:
         folder = self._folder / f"v{adapter.version}"
         folder.mkdir(exist_ok=True)
         for name, data in adapter.files.items():
             (folder / name).write_bytes(data)
-        return self._engine.load_adapter(adapter.version, adapter.sha256, folder)
+        return folder
+
+    def hold(self, version: int) -> LoadedAdapter:
+        """Serve a version besides, until `release`. Raises AdapterError if it is not in the registry."""
+        adapter = self._registry.fetch(version)
+        return self._engine.hold_adapter(version, adapter.sha256, self._written(adapter))
+
+    def release(self) -> None:
+        """What was held is needed no more."""
+        self._engine.release_adapter()
 
     def probe_texts(self) -> list[tuple[str, ScoreText, LoadedAdapter | None]]:
         """The two requests of a probe: with the present adapter, and without."""

@@ -46,6 +46,8 @@ class Origin:
     follow: bool = False
     """Whether `tell` is called whenever it grows."""
     tell: Listener | None = None
+    aside: bool = False
+    """Whether it is for an evaluation, and not for the buffer."""
 
     @property
     def sampling_prompt(self) -> list[int]:

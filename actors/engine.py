@@ -93,10 +93,13 @@ class Engine:
         seed: int,
         reference_adapter: Path | None = None,
         on_compiling: Callable[[], None] = lambda: None,
+        *,
+        holds_one: bool = False,
     ) -> None:
         """Load the model; `lora` None makes an engine without the policy's adapters.
 
-        Scoring goes through `reference_adapter`, if there is one. Raises UserError if vLLM refuses.
+        With `holds_one` there is room for `hold_adapter`. Scoring goes through `reference_adapter`, if there is one.
+        Raises UserError if vLLM refuses.
         """
         _set_environment(section)
         arguments: dict[str, Any] = {
@@ -121,7 +124,7 @@ class Engine:
         if not section.num_gpus:
             arguments["block_size"] = CPU_BLOCK_TOKENS
         if lora is not None:
-            slots = ADAPTER_SLOTS + (reference_adapter is not None)
+            slots = ADAPTER_SLOTS + (reference_adapter is not None) + holds_one
             arguments.update(
                 enable_lora=True,
                 max_lora_rank=lora.served_rank,
@@ -144,6 +147,7 @@ class Engine:
         self._scoring: dict[str, tuple[ScoreText, LoadedAdapter | None]] = {}
         self._versions_in_flight: dict[str, int] = {}
         self._loaded: list[int] = []
+        self._held: LoadedAdapter | None = None
         self._reference: LoadedAdapter | None = None
         if reference_adapter is not None:
             self._reference = self._load_reference(reference_adapter)
@@ -179,8 +183,10 @@ class Engine:
 
     @property
     def can_load(self) -> bool:
-        """Whether a version can be dropped for a new one: none but the newest has requests in flight."""
-        return set(self._versions_in_flight.values()) <= set(self._loaded[-1:])
+        """Whether a version can be dropped for a new one: none but the newest, or one that is held, has requests in
+        flight."""
+        held = [] if self._held is None else [self._held.version]
+        return set(self._versions_in_flight.values()) <= {*self._loaded[-1:], *held}
 
     @staticmethod
     def use_threads(count: int) -> None:
@@ -194,16 +200,40 @@ class Engine:
 
         The oldest version is dropped for it; raises RuntimeError while `can_load` is false.
         """
-        from vllm.lora.request import LoRARequest
-
         if not self.can_load:
             raise RuntimeError(f"adapter versions {sorted(set(self._versions_in_flight.values()))} are in flight")
         while len(self._loaded) >= ADAPTERS_IN_FLIGHT:
-            self._engine.remove_lora(self._loaded.pop(0))
-        handle = LoRARequest(f"v{version}-{sha256[:12]}", version, str(folder))
-        self._engine.add_lora(handle)
+            self._drop(self._loaded.pop(0))
+        adapter = self._add_adapter(version, sha256, folder)
         self._loaded.append(version)
-        return LoadedAdapter(version, sha256, handle)
+        return adapter
+
+    def hold_adapter(self, version: int, sha256: str, folder: Path) -> LoadedAdapter:
+        """Serve a version until `release_adapter`, however many newer ones are loaded; one at a time."""
+        assert self._held is None
+        self._held = self._add_adapter(version, sha256, folder)
+        return self._held
+
+    def release_adapter(self) -> None:
+        """What was held may be dropped; it must have no requests in flight, unless it is the newest all the same."""
+        if self._held is not None:
+            version, self._held = self._held.version, None
+            self._drop(version)
+
+    def _add_adapter(self, version: int, sha256: str, folder: Path) -> LoadedAdapter:
+        from vllm.lora.request import LoRARequest
+
+        adapter = LoadedAdapter(version, sha256, LoRARequest(f"v{version}-{sha256[:12]}", version, str(folder)))
+        if not self._is_in_use(version):
+            self._engine.add_lora(adapter.handle)
+        return adapter
+
+    def _drop(self, version: int) -> None:
+        if not self._is_in_use(version):
+            self._engine.remove_lora(version)
+
+    def _is_in_use(self, version: int) -> bool:
+        return version in self._loaded or (self._held is not None and self._held.version == version)
 
     def submit_sample(
         self,

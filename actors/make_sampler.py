@@ -54,11 +54,13 @@ def _engines(
 ) -> tuple[Engine, Engine | ReferenceScorer]:
     """The policy's engine and the reference: one and the same where they have one precision."""
     section, lora, reference = config.actor, config.model.lora, config.reference
-    name = config.model.name
+    name, holds_one = config.model.name, bool(config.evaluation.every)
     assert name is not None
     if reference.dtype == section.dtype:
-        engine = Engine(name, section, section.dtype, space, lora, seed, reference.adapter, on_compiling)
+        engine = Engine(
+            name, section, section.dtype, space, lora, seed, reference.adapter, on_compiling, holds_one=holds_one
+        )
         return engine, engine
-    engine = Engine(name, section, section.dtype, space, lora, seed, on_compiling=on_compiling)
+    engine = Engine(name, section, section.dtype, space, lora, seed, on_compiling=on_compiling, holds_one=holds_one)
     device = torch.device("cuda" if section.num_gpus else "cpu")
     return engine, ReferenceScorer(name, reference.dtype, space.terminator_id, device, reference.adapter)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from common.config import RunConfig
+from common.config_loading import as_data
 from common.tasks import SampleRequest, Split
 
 MAX_RESTARTS = 10
@@ -16,8 +17,9 @@ MAX_RESTARTS = 10
 class RayActor:
     """What Ray runs: the actor is made with the first call of `run`, so that a failing engine is reported by it."""
 
-    def __init__(self, config: RunConfig, index: int, redis_url: str, generation: int) -> None:
-        self._arguments = (config, index, redis_url)
+    def __init__(self, settings: dict[str, Any], index: int, redis_url: str, generation: int) -> None:
+        """`settings` are plain values: what a task of the user's own is made of must be imported here first."""
+        self._arguments = (settings, index, redis_url)
         self._generation = generation
         self._actor: Any = None
 
@@ -28,7 +30,8 @@ class RayActor:
 
             from actors.actor import Actor
 
-            config, index, redis_url = self._arguments
+            settings, index, redis_url = self._arguments
+            config = RunConfig.model_validate(settings)
             _limit_threads(config)
             restarted = ray.get_runtime_context().was_current_actor_reconstructed
             # A restarted actor draws other samples than the dead one did.
@@ -65,7 +68,7 @@ def start_actor(config: RunConfig, index: int, redis_url: str, generation: int) 
         group = ray.util.placement_group([needs], strategy="SPREAD", name=f"amortis-{config.run.name}-{index}")
         options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group)
     remote = ray.remote(max_restarts=MAX_RESTARTS, max_task_retries=-1, **options)(RayActor)
-    return remote.remote(config, index, redis_url, generation), group
+    return remote.remote(as_data(config), index, redis_url, generation), group
 
 
 def _limit_threads(config: RunConfig) -> None:

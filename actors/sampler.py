@@ -18,12 +18,20 @@ from actors.beam import BeamSearch
 from actors.drafting import Draft, Listener, Origin, use_tool
 from actors.engine import Engine, LoadedAdapter, Progress, Result, Sampled
 from actors.reference import ReferenceScorer
-from actors.scoring import RewardComponents, Rollout, Scored, TokenScores, reward_components, texts_to_score
+from actors.scoring import (
+    RewardComponents,
+    Rollout,
+    Scored,
+    TokenScores,
+    reward_components,
+    texts_to_score,
+    values_at_states,
+)
 from common.errors import RunFault, UserError
 from common.log import get_logger
 from common.metrics import ActorMetrics
-from common.own_reward import NoValue, OwnReward, Subject, Valued
 from common.reward import FloatArray
+from common.reward_calls import NoValue, OwnReward, Subject, Valued
 from common.seeds import SeedJob
 from common.tasks import SampleRequest, Task
 from common.trajectory import NO_SHA256, Behaviour, Query, Source, Trajectory
@@ -73,6 +81,8 @@ class TrajectorySampler:
     """Loads what beam search needs, where an evaluation asks for it."""
     on_rejected: Callable[[bytes, str], None] = lambda payload, reason: None
     """Told of samples that make no valid trajectory: their action ids (int32) and the reason."""
+    last_rejection: str = ""
+    """Why the last of them was rejected."""
     _counter: int = 0
     _known_at_once: list[Trajectory] = field(default_factory=list)
     _sampling: dict[str, Draft] = field(default_factory=dict)
@@ -98,6 +108,19 @@ class TrajectorySampler:
         """Requests in the engines, and rollouts with a reward of the user's own, which everything waits for."""
         return len(self._sampling) + len(self._scoring) + len(self._valuing)
 
+    def check_own_reward(self) -> None:
+        """Raises RunFault where a reward of the user's own has never given anything, and there is no hope for it."""
+        if self.own_reward is not None and self.own_reward.hopeless is not None:
+            raise RunFault(self.own_reward.hopeless)
+
+    @property
+    def aside_in_flight(self) -> int:
+        """Those of them that are of an evaluation beside training."""
+        pending = [*(item for item, _ in self._scoring.values()), *self._valuing.values()]
+        return sum(draft.origin.aside for draft in self._sampling.values()) + sum(
+            item.draft.origin.aside for item in pending
+        )
+
     def close(self) -> None:
         """End the processes of a reward of the user's own."""
         if self.own_reward is not None:
@@ -119,14 +142,16 @@ class TrajectorySampler:
         score: bool = True,
         follow: bool = False,
         tell: Listener | None = None,
+        aside: bool = False,
     ) -> list[Draft]:
         """Ask for `n` samples of a query; without `every_state` the likelihood is that of the last state alone.
 
         With `tell` each is told of when it is done, and with `follow` whenever it grows, instead of being among what
         `step` returns; without `score` nothing but the rationale is made. A `max_len` below the task's cuts them off;
         those of a `seed` are drawn alike another time, as far as the rounding of other requests in the batch allows.
+        What is `aside` is for an evaluation beside training.
         """
-        assert (score and max_len is None) or tell is not None
+        assert (score and max_len is None and not aside) or tell is not None
         origin = Origin(
             query,
             adapter,
@@ -140,6 +165,7 @@ class TrajectorySampler:
             score=score,
             follow=follow,
             tell=tell,
+            aside=aside,
         )
         drafts = [Draft(origin, number) for number in range(n)]
         for draft in drafts:
@@ -186,7 +212,7 @@ class TrajectorySampler:
 
     def accept(self, results: Sequence[Result], wait_s: float = 0.0) -> list[Trajectory]:
         """Take results of the engines in, and what a reward of the user's own has given by now or within `wait_s`;
-        trajectories that they complete. Raises RunFault where that reward never gives anything."""
+        trajectories that they complete."""
         done, self._known_at_once = self._known_at_once, []
         for result in results:
             if isinstance(result, Scored):
@@ -207,7 +233,10 @@ class TrajectorySampler:
     def collect(
         self, queries: Sequence[Query], request: SampleRequest, adapter: LoadedAdapter | None, max_in_flight: int
     ) -> dict[str, list[Trajectory]]:
-        """All samples of a request, by query id; nothing else may be in flight. Beam search is the model's alone."""
+        """All samples of a request, by query id; nothing else may be in flight. Beam search is the model's alone.
+
+        Those that make no valid trajectory are missing.
+        """
         waiting = self._submissions(queries, request, adapter)
         found: dict[str, list[Trajectory]] = {query.id: [] for query in queries}
         while waiting or self.in_flight:
@@ -215,9 +244,7 @@ class TrajectorySampler:
                 waiting.pop()()
             for trajectory in self.step():
                 found[trajectory.query_id].append(trajectory)
-        failure = None if self.own_reward is None else self.own_reward.last_failure
-        if failure is not None and not any(found.values()):
-            raise RunFault(f"task.reward gave no value for any of the samples: {failure}")
+            self.check_own_reward()
         return found
 
     def _submissions(
@@ -296,7 +323,7 @@ class TrajectorySampler:
                 return None
         draft.end(sampled.stop_log_prob, max_len)
         self.metrics.sampled_tokens.inc(len(draft.actions))
-        self.metrics.samples.labels(draft.origin.source).inc()
+        self.metrics.samples.labels("evaluation" if draft.origin.aside else draft.origin.source).inc()
         if not draft.origin.score:
             draft.finish()
             return None
@@ -342,16 +369,11 @@ class TrajectorySampler:
 
     def _on_valued(self, valued: Valued) -> list[Trajectory]:
         pending = self._valuing.pop(valued.ticket)
-        pending.own = valued.found if isinstance(valued.found, NoValue) else self._at_states(pending, valued.found)
+        if isinstance(valued.found, NoValue):
+            pending.own = valued.found
+        else:
+            pending.own = values_at_states(valued.found, stoppable=pending.stoppable, wanted=pending.wanted)
         return self._complete(pending)
-
-    @staticmethod
-    def _at_states(pending: _Pending, values: Sequence[float]) -> FloatArray:
-        """Like the likelihood 0 where the policy can't stop, and NaN where it can but nobody asked."""
-        own = np.zeros(len(pending.stoppable), np.float32)
-        own[pending.stoppable] = np.nan
-        own[pending.wanted] = values
-        return own
 
     def _on_scored(self, scored: Scored) -> list[Trajectory]:
         pending, i = self._scoring.pop(scored.request_id)
@@ -401,6 +423,7 @@ class TrajectorySampler:
 
     def _reject(self, pending: _Pending, reason: str) -> None:
         self.metrics.quarantined.inc()
+        self.last_rejection = reason
         self.on_rejected(pending.rollout.action_ids.tobytes(), reason)
         pending.draft.finish(rejected=reason)
 

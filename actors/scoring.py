@@ -120,6 +120,14 @@ def reward_components(
     return RewardComponents(*arrays, misleads, np.asarray(others, np.float32))
 
 
+def values_at_states(values: Sequence[float], *, stoppable: NDArray[np.bool_], wanted: NDArray[np.bool_]) -> FloatArray:
+    """What a reward of the user's own gives at every decision state, from its values at those that are wanted: like the
+    log-likelihood 0 where the policy can't stop, and NaN where it can but nobody asked; shape (K+1,)."""
+    found = np.where(stoppable, np.nan, 0.0)
+    found[wanted] = values
+    return found.astype(np.float32)
+
+
 def _targets(query: Query) -> list[list[int]]:
     """The target, then its alternatives; none without a target."""
     return [ids.tolist() for ids in (query.target_ids, *query.alternatives)] if len(query.target_ids) else []

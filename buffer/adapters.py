@@ -65,9 +65,30 @@ class AdapterRegistry:
         )
         if not taken:
             raise AdapterError(f"adapter version {version} is not newer than version {self.latest()}")
+        # Looked at after they have left the list of versions, as `unpin` looks at that list last: one of both deletes.
+        pinned = self._client.smembers(self._keys.adapter_pinned) if expired[0] else set()
         for old in expired[0]:
-            self._client.delete(self._keys.adapter(int(old)))
+            if old not in pinned:
+                self._client.delete(self._keys.adapter(int(old)))
         return sha256
+
+    def pin(self, version: int) -> None:
+        """Keep a version until it is unpinned, however many newer ones there are."""
+        self._client.sadd(self._keys.adapter_pinned, version)
+
+    def unpin(self, version: int) -> None:
+        """A version is kept no longer than others."""
+        if self._client.srem(self._keys.adapter_pinned, version) and not self._is_kept(version):
+            self._client.delete(self._keys.adapter(version))
+
+    def unpin_up_to(self, version: int) -> None:
+        """The same of a version and all older ones."""
+        for pinned in sorted(map(int, self._client.smembers(self._keys.adapter_pinned))):
+            if pinned <= version:
+                self.unpin(pinned)
+
+    def _is_kept(self, version: int) -> bool:
+        return self._client.zscore(self._keys.adapter_versions, version) is not None
 
     def latest(self) -> int:
         """The newest version, 0 before the first."""

@@ -12,6 +12,7 @@ from redis.exceptions import ResponseError
 
 from buffer.connection import Client, Keys, is_out_of_memory
 from common.config import RunConfig
+from common.tasks import UNREAD
 
 Part = Literal["launcher", "learner", "actor"]
 
@@ -127,13 +128,16 @@ class Control:
         self._client.set(self._keys.config, config.model_dump_json())
 
     def config(self) -> RunConfig | None:
-        """The run's settings, without its Redis URL; None where there is no such run."""
+        """The run's settings, without its Redis URL; None where there is no such run.
+
+        A task of the user's own is left unread: its module may not be on this machine.
+        """
         raw = self._client.get(self._keys.config)
         if raw is None:
             return None
         data = json.loads(raw)
         data["redis"]["url"] = None
-        return RunConfig.model_validate(data)
+        return RunConfig.model_validate(data, context=UNREAD)
 
     def heartbeat(self, actor_id: str, status: dict[str, Any]) -> None:
         """An actor's word that it lives, and how it does; unheard where Redis has no memory left."""

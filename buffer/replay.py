@@ -12,7 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import msgpack
 import numpy as np
@@ -377,6 +377,36 @@ class ReplayBuffer:
                 trajectory = self._decode(query_id.encode(), item, payload)
                 if trajectory is not None:
                     yield trajectory
+
+    def top(self, n: int, order: Literal["newest", "best"]) -> list[Trajectory]:
+        """The `n` that came last, or those of the highest log R, the first of them first; malformed ones are left out.
+
+        Every query is asked for its own, so that it is a look for people and no part of a step.
+        """
+        index, found = {"newest": "order", "best": "priority"}[order], list[tuple[float, Trajectory]]()
+        for keys in self._shards:
+            ranked: list[tuple[float, bytes, bytes]] = []
+            for query, entries in self._highest(keys, index, n):
+                ranked += [(score, query, item) for item, score in entries]
+                ranked = sorted(ranked, reverse=True)[:n]
+            for score, query, item in ranked:
+                payload = self._client.hget(keys.of_query(query.decode(), "items"), item)
+                trajectory = None if payload is None else self._decode(query, item, payload)
+                if trajectory is not None:
+                    found.append((score, trajectory))
+        if order == "newest" and len(self._shards) > 1:
+            # Each shard counts what came for itself.
+            found = [(trajectory.created_at, trajectory) for _, trajectory in found]
+        return [trajectory for _, trajectory in sorted(found, key=lambda pair: -pair[0])[:n]]
+
+    def _highest(self, keys: ShardKeys, index: str, n: int) -> Iterator[tuple[bytes, list[tuple[bytes, float]]]]:
+        """Each query of a shard with its highest by an index."""
+        queries = self._client.zrange(keys.queries, 0, -1)
+        for start in range(0, len(queries), _SCAN):
+            part, pipe = queries[start : start + _SCAN], self._client.pipeline(transaction=False)
+            for query in part:
+                pipe.zrevrange(keys.of_query(query.decode(), index), 0, n - 1, withscores=True)
+            yield from zip(part, pipe.execute(), strict=True)
 
     def _stored(self, query_id: str) -> Iterator[tuple[bytes, bytes]]:
         keys = self._shards[self._shard_of(query_id)]

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_serializer, 
 
 from common.places import Kind, Place
 from common.reward import RewardWeights, TemperatureSchedule
-from common.tasks import TASKS, AnyTaskConfig
+from common.tasks import AnyTaskConfig, task_class
 from common.tasks.base import SamplingTemperature
 from common.templates import places
 
@@ -49,7 +49,9 @@ class RunSection(Section):
     seed: int = Field(0, ge=0, description="of the learner's batches and, with an offset each, of the actors")
     overwrite: bool = Field(False, description="delete an existing run of this name first")
     evaluate_base: bool = Field(True, description="sample from the untrained model too, for the evaluation")
-    evaluate_samples: bool = Field(True, description="draw samples for the evaluation when training is done")
+    evaluate_samples: bool = Field(
+        True, description="draw samples for the evaluation when training is done; evaluation.every is of those before"
+    )
     resume: bool = Field(False, description="go on from the last checkpoint of an existing run of this name")
 
 
@@ -332,7 +334,10 @@ class LearnerSection(Section):
     checkpoint_every: int = Field(50, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(2, ge=1, description="checkpoints kept")
     evaluate_every: int = Field(
-        0, ge=0, description="steps between exact evaluations, where a task has one; 0: ends only"
+        0,
+        ge=0,
+        description="steps between exact evaluations by the learner, where a task has one; 0: ends only. With "
+        "evaluation.every they are made for its adapters as well",
     )
     max_wait_s: float = Field(
         300.0,
@@ -388,6 +393,41 @@ class EMSection(Section):
     m_lr: float = Field(1e-4, gt=0, description="their learning rate, the paper's")
 
 
+class EvaluationSection(Section):
+    """Figures of samples on held-out queries while a run trains, and the adapter that was best by one of them."""
+
+    every: int | None = Field(
+        None,
+        ge=0,
+        description="learner steps between evaluations by samples, through an actor: of the untrained adapter, then of "
+        "the first adapter published at or after each multiple, and of the last one. None without it, as it takes "
+        "actors' time and a short run has its figures at the end. (learner.evaluate_every is of exact figures, which "
+        "the learner computes where a task has them)",
+    )
+    share: float = Field(
+        0.1, gt=0, le=1, description="bound of an actor's time, and of its requests at once, that evaluation may take"
+    )
+    queries: int = Field(
+        32, ge=1, description="held-out queries at most, spread evenly over the task's; a small set that stays the same"
+    )
+    samples: int = Field(
+        4,
+        ge=2,
+        description="samples of each, 2 or more as diversity is of pairs; with 32 queries a mean's standard error is "
+        "about a tenth of the spread",
+    )
+    metric: str | None = Field(
+        None,
+        description="figure that says which adapter is best; without it the first of the task's main figures that "
+        "samples give, else mean_log_reward; log_z_bound is the one that is best for the posterior itself",
+    )
+    mode: Literal["auto", "max", "min"] = Field(
+        "auto",
+        description="which way the metric is better; auto: min for total_variation and for names that end in loss, "
+        "error, distance, perplexity or penalty, else max",
+    )
+
+
 class MetricsSection(Section):
     """Prometheus."""
 
@@ -429,6 +469,7 @@ class RunConfig(Section):
     buffer: BufferSection = BufferSection.model_validate({})
     seeds: SeedSection = SeedSection.model_validate({})
     em: EMSection = EMSection.model_validate({})
+    evaluation: EvaluationSection = EvaluationSection.model_validate({})
     redis: RedisSection = RedisSection.model_validate({})
     ray: RaySection = RaySection.model_validate({})
     metrics: MetricsSection = MetricsSection.model_validate({})
@@ -450,7 +491,7 @@ class RunConfig(Section):
     @property
     def reward_weights(self) -> RewardWeights:
         """The configured weights, the task's own where none is configured."""
-        own, reward = TASKS[self.task.name].default_weights, self.learner.reward
+        own, reward = task_class(self.task).default_weights, self.learner.reward
         return RewardWeights(
             prior=own.prior if reward.prior_weight is None else reward.prior_weight,
             likelihood=own.likelihood if reward.likelihood_weight is None else reward.likelihood_weight,
@@ -460,7 +501,7 @@ class RunConfig(Section):
     def near_duplicate_tolerance(self) -> float:
         """The configured tolerance, the task's own where none is configured."""
         configured = self.buffer.near_duplicate_tolerance
-        return TASKS[self.task.name].near_duplicate_tolerance if configured is None else configured
+        return task_class(self.task).near_duplicate_tolerance if configured is None else configured
 
     @property
     def trajectories_per_step(self) -> int:

@@ -19,7 +19,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from common.config import MetricsSection
 from common.errors import UserError
-from common.own_reward import Outcome
+from common.reward_calls import Outcome
 from common.trajectory import ToolFailure
 
 _SECONDS = (0.005, 0.02, 0.1, 0.5, 1, 2, 5, 10, 30, 60)
@@ -50,7 +50,7 @@ class ActorMetrics:
             return Histogram(f"amortis_actor_{name}_seconds", text, registry=registry, buckets=_SECONDS)
 
         self.samples = Counter("amortis_actor_samples", "Trajectories sampled", ["source"], registry=registry)
-        for source in ("policy", "tempered", "seed"):
+        for source in ("policy", "tempered", "seed", "evaluation"):
             self.samples.labels(source)
         calls = Counter("amortis_actor_tool_calls", "Calls of the task's tool", ["outcome"], registry=registry)
         for outcome in ("inserted", "nothing", *get_args(ToolFailure)):
@@ -69,6 +69,7 @@ class ActorMetrics:
         self.quarantined = counter("quarantined_trajectories", "Trajectories set aside as malformed")
         self.blocked = counter("blocked_seconds", "Time spent waiting for the learner to catch up, or for memory")
         self.in_flight = gauge("requests_in_flight", "Requests in the engine, and rollouts with task.reward")
+        self.evaluation = counter("evaluation_seconds", "Time that went into evaluation while the run trains")
         self.adapter_version = gauge("adapter_version", "Adapter version that new requests use")
         self.adapter_loads_failed = counter("adapter_load_failures", "Adapter versions that could not be loaded")
         self.push_time = seconds("push", "Time to push one batch")
@@ -128,9 +129,26 @@ class LauncherMetrics:
         self.buffer_quarantined = gauge("buffer_quarantined_trajectories", "Trajectories set aside as malformed")
         self.actors_alive = gauge("actors_alive", "Actors heard of lately")
         self.actors_wanted = gauge("actors_wanted", "Actors that are asked of Ray")
+        self.evaluation_figure = Gauge(
+            "amortis_evaluation_figure", "Figures of the last evaluation while training", ["figure"], registry=registry
+        )
+        # One that every evaluation has.
+        self.evaluation_figure.labels("mean_log_reward")
+        self.evaluation_step = gauge("evaluation_step", "Learner step whose adapter was evaluated last")
+        self.evaluation_best = gauge("evaluation_best", "evaluation.metric of the best adapter so far")
+        self.evaluation_best_step = gauge("evaluation_best_step", "Learner step of the best adapter so far")
+        self.evaluations_skipped = gauge("evaluations_skipped", "Adapters left out of the evaluation for newer ones")
 
 
-SERVED_PATHS = ("/v1/completions", "/v1/models", "/v1/posterior", "/health", "/metrics", "other")
+SERVED_PATHS = (
+    "/v1/completions",
+    "/v1/chat/completions",
+    "/v1/models",
+    "/v1/posterior",
+    "/health",
+    "/metrics",
+    "other",
+)
 """What requests to a service are counted under."""
 
 

@@ -31,6 +31,7 @@ class Kind(Enum):
     FOLDER = "a folder"
     ROWS = "a file of rows, or a data set of the hub"
     MODEL = "a model's folder, or its id on the hub"
+    MODULE = "a Python file, or the name that Python imports it by"
     FUNCTION = "a function, as my_file.py:function or package.module:function"
 
 
@@ -98,6 +99,8 @@ def on_hub(kind: Kind, text: str) -> bool:
     """Whether a text names what is on the hub, or a module, and no file or folder."""
     if kind is Kind.ROWS:
         return text.startswith(HUB)
+    if kind is Kind.MODULE:
+        return not is_file(text)
     if kind is Kind.FUNCTION:
         return not is_file(text.rpartition(":")[0])
     return kind is Kind.MODEL and not looks_like_path(text) and not is_folder(text)

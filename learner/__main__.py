@@ -20,6 +20,7 @@ from buffer.adapters import AdapterRegistry
 from buffer.claim import Renewal
 from buffer.connection import Keys, connect
 from buffer.control import Control
+from buffer.evaluations import Evaluations
 from buffer.log_stream import LogStream
 from buffer.replay import ReplayBuffer
 from common.config import RunConfig
@@ -31,6 +32,7 @@ from common.metrics import LearnerMetrics, new_registry, serve
 from common.processes import die_with_parent
 from common.tasks import Task, make_task
 from common.tokens import codec_of
+from learner.curve import Curve
 from learner.policy import LoraPolicy
 from learner.torchrun import become_torchrun, name_of, own_rank, started_by_torchrun
 from learner.tracking import open_sinks
@@ -78,15 +80,18 @@ def build_trainer(config: RunConfig, control: Control, keys: Keys, processes: Pr
     control.register("learner", "learner", address)
     log.info("metrics on %s", address)
     control.report_learner({"phase": "starting", "steps": section.steps})
+    adapters = AdapterRegistry(client, keys, section.keep_adapters)
+    sinks = open_sinks(config, config.run_folder)
     return Trainer(
         config,
         task,
         policy,
         ReplayBuffer.of(config, client, keys),
-        AdapterRegistry(client, keys, section.keep_adapters),
+        adapters,
         control,
         metrics,
-        open_sinks(config, config.run_folder),
+        sinks,
+        Curve(config, Evaluations(client, keys), adapters, sinks) if config.evaluation.every else None,
     )
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from html import escape
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 from common.config import RunConfig, TrackingSection
 from common.errors import UserError
+from common.evaluation import PREFIX
+from common.shown import visible
+
+_MARKDOWN = {ord(mark): f"&#{ord(mark)};" for mark in "|`*_[]!\\~"}
 
 
 class Sink(Protocol):
@@ -16,6 +21,12 @@ class Sink(Protocol):
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         """One step's figures by name."""
+
+    def write_evaluation(self, step: int, now: int, figures: Mapping[str, float]) -> None:
+        """Figures of the adapter of a step, which have come by step `now`."""
+
+    def write_samples(self, step: int, title: str, samples: Sequence[Mapping[str, Any]]) -> None:
+        """Trajectories as texts, each a row of the same columns."""
 
     def close(self) -> None:
         """Write what is left."""
@@ -33,6 +44,14 @@ class TensorBoard:
         """One scalar a figure."""
         for name, value in figures.items():
             self._writer.add_scalar(name, value, step)
+
+    def write_evaluation(self, step: int, now: int, figures: Mapping[str, float]) -> None:
+        """As all others, by the step that they are of."""
+        self.write(step, figures)
+
+    def write_samples(self, step: int, title: str, samples: Sequence[Mapping[str, Any]]) -> None:
+        """A table in Markdown."""
+        self._writer.add_text(f"samples/{title}", as_markdown(samples), step)
 
     def close(self) -> None:
         """Flush."""
@@ -56,10 +75,26 @@ class WeightsAndBiases:
             config=settings,
             settings=wandb.Settings(silent=True, console="off", disable_git=True, save_code=False),
         )
+        self._knows_evaluation = False
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         """One row."""
         self._run.log(dict(figures), step=step)
+
+    def write_evaluation(self, step: int, now: int, figures: Mapping[str, float]) -> None:
+        """Over a step of their own, as rows of earlier steps are closed by now."""
+        if not self._knows_evaluation:
+            self._run.define_metric(f"{PREFIX}*", step_metric=f"{PREFIX}step")
+            self._knows_evaluation = True
+        self._run.log({**figures, f"{PREFIX}step": step}, step=now)
+
+    def write_samples(self, step: int, title: str, samples: Sequence[Mapping[str, Any]]) -> None:
+        """A table."""
+        import wandb
+
+        columns = list(samples[0]) if samples else []
+        table = wandb.Table(columns=columns, data=[list(row.values()) for row in samples])
+        self._run.log({f"samples/{title}": table}, step=step)
 
     def close(self) -> None:
         """Flush."""
@@ -83,6 +118,22 @@ def open_sinks(config: RunConfig, folder: Path) -> list[Sink]:
     if config.tracking.wandb is not None:
         sinks.append(WeightsAndBiases(config, folder))
     return sinks
+
+
+def as_markdown(samples: Sequence[Mapping[str, Any]]) -> str:
+    """A table whose cells are shown as they are: what a model wrote is one line, and no markup."""
+    if not samples:
+        return ""
+    lines = [list(samples[0]), ["---"] * len(samples[0])]
+    lines += [[_cell(value) for value in row.values()] for row in samples]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    # By their numbers: within a table a bar or a backtick can't be told from the table's own otherwise.
+    return escape(visible(str(value))).translate(_MARKDOWN)
 
 
 def numbers(row: Mapping[str, Any]) -> dict[str, float]:

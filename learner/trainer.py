@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,6 +28,7 @@ from common.metrics import LearnerMetrics
 from common.tasks import Task
 from common.trajectory import SAMPLED, Query, Trajectory
 from learner.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
+from learner.curve import Curve, SampleTexts, append
 from learner.gap import Gap, GapMonitor
 from learner.objective import (
     GFLOWNET,
@@ -74,11 +76,13 @@ class Trainer:
         control: Control,
         metrics: LearnerMetrics,
         sinks: Sequence[Sink] = (),
+        curve: Curve | None = None,
     ) -> None:
         self.config, self.section, self.task, self.policy = config, config.learner, task, policy
         self.buffer, self.registry, self.control, self.metrics = buffer, registry, control, metrics
-        self.sinks, self.folder = sinks, config.run_folder
+        self.sinks, self.folder, self.curve = sinks, config.run_folder, curve
         self.queries: dict[str, Query] = buffer.queries()
+        self.texts = SampleTexts(config, buffer, task.codec, sinks)
         self.log_z = LogZTable(list(self.queries)).to(policy.device)
         self.optimizer = torch.optim.AdamW(
             [
@@ -102,22 +106,55 @@ class Trainer:
         self._report_phase("evaluating the untrained policy")
         self._record_evaluation("before")
         self.publish()
+        if self.curve is not None and self.curve.schedule.is_due(self.progress.step):
+            self._evaluate_if_due()
         try:
             while self.progress.step < self.section.steps and self._may_go_on():
                 self._one_step()
                 self.progress.elapsed_s = time.monotonic() - started
+        except BaseException:
+            self._close_sinks()
+            raise
         finally:
             self._checkpoint()
             self.policy.save_adapter(self.folder / "adapter")
-            for sink in self.sinks:
-                sink.close()
-        if self.progress.step % self.section.sync_every != 0:
-            # The actors' samples for the evaluation come from what was learned last.
-            self.publish()
+        try:
+            if self.progress.step % self.section.sync_every != 0:
+                # The actors' samples for the evaluation come from what was learned last.
+                self.publish()
+            self._end_curve()
+        finally:
+            self._close_sinks()
         self._report_phase("evaluating the trained policy")
         self._record_evaluation("after")
         self._write_summary()
         self._report_phase(DONE)
+
+    def _close_sinks(self) -> None:
+        for sink in self.sinks:
+            sink.close()
+
+    def _evaluate_if_due(self) -> dict[str, float]:
+        """Exact figures where they are due; and if it is time, the adapter published at this step is sampled from."""
+        curve, step, every = self.curve, self.progress.step, self.section.evaluate_every
+        is_due = curve is not None and curve.schedule.is_due(step) and step % self.section.sync_every == 0
+        # A curve with exact figures has them at each of its points.
+        exact = self.task.evaluate_policy(self.policy) if every and (step % every == 0 or is_due) else {}
+        if curve is not None and is_due:
+            curve.want(step, self.progress.version, exact)
+        return exact
+
+    def _end_curve(self) -> None:
+        if self.curve is None:
+            return
+        if self.stopped_because is not None:
+            self.curve.write_down(self.progress.step)
+            return
+        self._report_phase("evaluating samples of the last adapter")
+        every = self.section.evaluate_every
+        exact = partial(self.task.evaluate_policy, self.policy) if every else dict
+        may_go_on = lambda: self.control.stop_reason() is None  # noqa: E731
+        self.curve.finish(self.progress.step, self.progress.version, exact, may_go_on)
 
     def _may_go_on(self) -> bool:
         self.stopped_because = self.control.stop_reason()
@@ -140,8 +177,7 @@ class Trainer:
         if progress.step % self.section.sync_every == 0:
             self.publish()
         self._check_gap(batch)
-        if self.section.evaluate_every and progress.step % self.section.evaluate_every == 0:
-            row.update(self.task.evaluate_policy(self.policy))
+        row.update(self._evaluate_if_due())
         row.update(step=progress.step, wait_s=waited, step_s=time.monotonic() - started)
         self._report(row)
         if progress.step % self.section.checkpoint_every == 0:
@@ -320,10 +356,12 @@ class Trainer:
         row.update(buffer_size=stats.size, trajectories_pushed=stats.pushed, elapsed_s=self.progress.elapsed_s)
         if self.last_gap is not None:
             row.update(sampler_gap=self.last_gap.mean, sampler_gap_tokens=self.last_gap.tokens)
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(dumps({"time": time.time(), **row}) + "\n")
+        append(self.folder / "metrics.jsonl", {"time": time.time(), **row})
         for sink in self.sinks:
             sink.write(int(row["step"]), numbers(row))
+        self.texts.write(self.progress.step)
+        if self.curve is not None:
+            self.curve.write_down(self.progress.step)
         metrics = self.metrics
         metrics.step.set(row["step"])
         metrics.loss.set(row["loss"])
@@ -385,13 +423,15 @@ class Trainer:
         versions = set(state.pop("versions_trained_on"))
         self.progress = Progress(**state, versions_trained_on=versions)
         self._forget_rows_after(self.progress.step)
+        if self.curve is not None:
+            self.curve.schedule.done(self.progress.step)
         log.info("resumed at step %d", self.progress.step)
 
     def _forget_rows_after(self, step: int) -> None:
-        """Steps after the checkpoint are done again: metrics.jsonl holds each step once."""
+        """Steps after the checkpoint are done again: metrics.jsonl holds each step, and evaluation of one, once."""
         path = self.folder / "metrics.jsonl"
         rows = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = [row for row in rows if 0 < _step_of(row) <= step]
+        kept = [row for row in rows if 0 <= _step_of(row) <= step]
         write_whole(path, "".join(f"{row}\n" for row in kept))
 
     def _write_summary(self) -> None:
@@ -412,11 +452,11 @@ class Trainer:
 
 
 def _step_of(row: str) -> int:
-    """Of a line of metrics.jsonl; 0 for one that a crash left in pieces."""
+    """Of a line of metrics.jsonl; -1 for one that a crash left in pieces."""
     try:
         return int(json.loads(row)["step"])
     except (ValueError, KeyError, TypeError):
-        return 0
+        return -1
 
 
 def learning_rate_factor(step: int, warmup_steps: int, steps: int, linear: bool) -> float:

@@ -16,6 +16,7 @@ from common.action_space import ActionSpace
 from common.chat import Chat, user
 from common.errors import UserError
 from common.own_reward import OwnRewardSection
+from common.places import Kind, Place
 from common.reward import FloatArray, RewardWeights
 from common.tools import ToolBox
 from common.trajectory import Query, Trajectory
@@ -33,6 +34,14 @@ class TaskConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     name: str
+    module: Annotated[str | None, Place(Kind.MODULE)] = Field(
+        None,
+        description="a task of your own: the Python file that defines it, or a module that can be imported; `name` can "
+        "be left out then",
+    )
+    module_sha256: str | None = Field(
+        None, description="digest of its source, filled in at the start: another in its place is refused from then on"
+    )
 
 
 class TokenCodec(Protocol):
@@ -122,11 +131,19 @@ def base_and_trained(n: int, temperature: float = 1.0) -> list[SampleRequest]:
 SampleSets = Mapping[str, Mapping[str, Sequence[Trajectory]]]
 """label -> query id -> trajectories."""
 
+
+def with_samples(samples: SampleSets) -> SampleSets:
+    """Without queries and labels that have none, as a reward of the user's own may have failed on all of theirs."""
+    kept = {label: {key: group for key, group in groups.items() if group} for label, groups in samples.items()}
+    return {label: groups for label, groups in kept.items() if groups}
+
+
 ConfigT = TypeVar("ConfigT", bound=TaskConfig)
 
 
 class Task(ABC, Generic[ConfigT]):
-    """A posterior to be learned. Subclasses live in one file of this folder and are found by their `name`."""
+    """A posterior to be learned. Subclasses live in one file of this folder and are found by their `name`; those of a
+    user live anywhere, and are found by `task.module`."""
 
     name: ClassVar[str]
     Config: ClassVar[type[TaskConfig]]
@@ -195,7 +212,7 @@ class Task(ABC, Generic[ConfigT]):
         return []
 
     def evaluate_samples(self, samples: SampleSets, weights: RewardWeights) -> dict[str, Any]:
-        """Figures from samples drawn on the test queries."""
+        """Figures from samples drawn on the test queries; while a run trains on some of them, of `trained` alone."""
         return {}
 
     def plot(self, before: Mapping[str, Any], after: Mapping[str, Any], folder: Path) -> list[Path]:

@@ -93,7 +93,9 @@ class ContinuationTask(TextTask[ContinuationConfig]):
         The frontier is the upper concave hull of the other samplers' points; the gain is missing where the trained
         sampler's diversity lies outside of theirs.
         """
-        table = {label: self._figures(groups, weights) for label, groups in samples.items()}
+        # Of single samples there is no diversity.
+        kept = {label: groups for label, groups in samples.items() if any(len(group) > 1 for group in groups.values())}
+        table = {label: self._figures(groups, weights) for label, groups in kept.items()}
         points = [(row["diversity"], row["max_log_reward"]) for label, row in table.items() if label != "trained"]
         result: dict[str, Any] = {"samplers": table, **table.get("trained", {}), **self.data_figures()}
         if "trained" in table and points:

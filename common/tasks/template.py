@@ -268,7 +268,7 @@ class TemplateTask(TextTask[TemplateConfigT]):
         if len(names) > 1:
             for name, ids in names.items():
                 # A file named like a figure must not take that figure's place, and of no samples there are no figures.
-                part = {key: groups[key] for key in ids}
+                part = {key: groups[key] for key in ids if key in groups}
                 if part:
                     found[f"{name} (file)" if name in (*found, "samplers") else name] = self.figures(part, weights)
         return found

@@ -25,9 +25,9 @@ from common.config_loading import load_run
 from common.errors import RunFault, UserError
 from common.json_text import dumps
 from common.trajectory import MalformedTrajectory, Trajectory
+from deploy.cli.arguments import URL_VARIABLE
 from deploy.cli.display import print_figures
 
-URL_VARIABLE = "AMORTIS_REDIS__URL"
 _SHOWN = 10
 
 
@@ -60,31 +60,6 @@ def open_buffer(run: Path, url: str | None) -> Iterator[OpenBuffer]:
         buffer = ReplayBuffer.of(config, client, keys)
         buffer.check()
         yield OpenBuffer(config, client, keys, buffer)
-
-
-def add_buffer_command(sub: argparse.ArgumentParser) -> None:
-    """Declare the actions of `amortis buffer`."""
-    actions = sub.add_subparsers(dest="action", required=True, metavar="ACTION")
-
-    def add(name: str, text: str) -> argparse.ArgumentParser:
-        action = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
-        action.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
-        action.add_argument(
-            "--redis-url", help=f"where the run's buffer is, if it was given a Redis; better in {URL_VARIABLE}"
-        )
-        action.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
-        return action
-
-    add("stats", "Show sizes and counters.")
-    export = add("export", "Write all trajectories to a file.")
-    export.add_argument("file", type=Path, metavar="FILE", help="JSON Lines if it ends in .jsonl, else binary")
-    export.add_argument("--overwrite", action="store_true", help="replace an existing file")
-    import_ = add("import", "Insert the trajectories of a file that export wrote.")
-    import_.add_argument("file", type=Path, metavar="FILE", help="JSON Lines if it ends in .jsonl, else binary")
-    clear = add("clear", "Delete all trajectories of the run; adapters and checkpoints stay.")
-    clear.add_argument("--yes", action="store_true", help="don't ask")
-    quarantine = add("quarantine", "Show what was set aside as malformed, newest first.")
-    quarantine.add_argument("-n", type=int, default=20, help="entries (default: 20)")
 
 
 def buffer_command(options: argparse.Namespace, _: list[str], console: Console) -> int:

@@ -13,6 +13,9 @@ from rich.table import Table
 
 from deploy.run.launcher import RunState
 
+_SHOWN = 3
+"""Figures of an evaluation; the others are in metrics.jsonl."""
+
 
 class LiveDisplay:
     """A live table on a terminal; a line now and then elsewhere."""
@@ -67,6 +70,7 @@ def _figures(state: RunState) -> dict[str, str]:
         "elapsed": f"{elapsed:.0f} s",
         "ETA": eta,
     }
+    figures |= evaluation_lines(state.evaluation)
     if "total_variation" in learner:
         figures["total variation"] = _number(learner["total_variation"])
     return figures
@@ -78,6 +82,21 @@ def set_aside(quarantined: int, actors: Iterable[Mapping[str, Any]]) -> str:
     failures = sum(int(word.get("reward_failures") or 0) for word in words)
     message = next((str(word["reward_error"]) for word in words if word.get("reward_error")), "")
     return f"{quarantined}; task.reward failed on {failures} texts, e.g. {message}" if failures else str(quarantined)
+
+
+def evaluation_lines(evaluation: Mapping[str, Any]) -> dict[str, str]:
+    """The last evaluation while a run trains, and the best adapter by it; empty where there was none."""
+    if not evaluation:
+        return {}
+    last, best = evaluation["last"], evaluation["best"]
+    metric = last["metric"]
+    shown = {metric: last["figures"].get(metric), **last["figures"]}
+    figures = ", ".join(f"{name} {_number(value)}" for name, value in list(shown.items())[:_SHOWN])
+    left_out = f", {evaluation['skipped']} adapters left out" if evaluation["skipped"] else ""
+    lines = {"evaluation": f"{figures} (step {last['step']}{left_out})"}
+    if best is not None:
+        lines["best adapter"] = f"{best['metric']} {_number(best['value'])} (step {best['step']}, v{best['version']})"
+    return lines
 
 
 def _number(value: Any, unit: str = "") -> str:

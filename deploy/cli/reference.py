@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from common.config import RunConfig
-from common.tasks import TASKS
+from common.tasks import TASKS, TaskConfig
 
 _INTRODUCTION = """# Configuration reference
 
 Generated from the pydantic models by `make docs`; don't edit it by hand.
 
-A setting can stand in the YAML file, in the environment and on the command line; the later one wins. `learner.lr`, for
+A setting can stand in YAML files, in the environment and on the command line; the later one wins. `learner.lr`, for
 example, is
 
 ```yaml
@@ -32,9 +33,15 @@ the Redis URL, which may hold a password.
 """
 
 
+_OF_OWN_TASKS = ("module", "module_sha256")
+_OF_ALL_TASKS = {f"task.{name}" for name in _OF_OWN_TASKS}
+
+
 def reference() -> str:
     """The whole page, Markdown."""
-    parts = [_INTRODUCTION]
+    own = {name: TaskConfig.model_fields[name] for name in _OF_OWN_TASKS}
+    about = "A task that a module of your own defines: [Tasks](tasks.md#your-own-task) shows one."
+    parts = [_INTRODUCTION, _table("`task` with `module`", about, _rows(own, "task."))]
     for name, task in sorted(TASKS.items()):
         parts.append(_section(f"`task` with `name: {name}`", task.Config, "task."))
     for name, field in RunConfig.model_fields.items():
@@ -44,16 +51,20 @@ def reference() -> str:
 
 
 def _section(title: str, model: type[BaseModel], prefix: str) -> str:
-    text = (model.__doc__ or "").strip().splitlines()[0]
-    rows = "\n".join(_rows(model, prefix))
-    return f"## {title}\n\n{text}\n\n| setting | type | default | what it does |\n|---|---|---|---|\n{rows}\n"
+    fields = {name: field for name, field in model.model_fields.items() if f"{prefix}{name}" not in _OF_ALL_TASKS}
+    return _table(title, (model.__doc__ or "").strip().splitlines()[0], _rows(fields, prefix))
 
 
-def _rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
-    for name, field in model.model_fields.items():
+def _table(title: str, text: str, rows: Iterator[str]) -> str:
+    table = "\n".join(["| setting | type | default | what it does |", "|---|---|---|---|", *rows])
+    return f"## {title}\n\n{text}\n\n{table}\n"
+
+
+def _rows(fields: Mapping[str, FieldInfo], prefix: str) -> Iterator[str]:
+    for name, field in fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from _rows(kind, f"{prefix}{name}.")
+            yield from _rows(kind.model_fields, f"{prefix}{name}.")
         elif f"{prefix}{name}" != "task.name":
             default = "required" if field.default is PydanticUndefined else f"`{_shown(field.default)}`"
             text = (field.description or "").replace("|", "\\|")

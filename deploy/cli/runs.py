@@ -10,8 +10,9 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from redis.exceptions import RedisError
 from rich.console import Console
@@ -20,20 +21,24 @@ from rich.live import Live
 from buffer.connection import Client, Keys, connect
 from buffer.control import Control
 from buffer.embedded import running_server
+from buffer.evaluations import Evaluations
 from buffer.log_stream import MAX_LINES, LogStream
 from buffer.replay import ReplayBuffer
 from common.config import RedisSection, RunConfig
 from common.config_loading import load_run
 from common.errors import RunFault, UserError
 from common.json_text import dumps
-from deploy.cli.buffer import URL_VARIABLE
-from deploy.cli.status import Status, status_table
+from common.shown import as_rows
+from deploy.cli.arguments import LEVELS, URL_VARIABLE
+from deploy.cli.buffer import open_buffer
+from deploy.cli.status import Status, samples_table, status_table
+from deploy.run.find_model import find_model
 
 OPERATOR_STOP = "amortis stop"
 """Why a run ended that somebody stopped by that command."""
-LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
+ORDERS: tuple[Literal["newest"], Literal["best"]] = ("newest", "best")
 _STEPS = "[em][0-9]*"
 """Folders of an expectation maximisation's steps, each a run of its own."""
 # Somebody waits for the answer.
@@ -54,13 +59,17 @@ class OpenRun:
     def control(self) -> Control:
         return Control(self.client, self.keys)
 
+    @property
+    def evaluations(self) -> Evaluations:
+        return Evaluations(self.client, self.keys)
+
 
 @contextlib.contextmanager
 def open_run(run: str, url: str | None) -> Iterator[OpenRun]:
     """A run by its folder, or by its name in a given Redis. Raises UserError if it can't be found."""
     folder = _step_in_progress(Path(run))
     is_folder = (folder / "config.yaml").is_file()
-    own = load_run(folder) if is_folder else None
+    own = load_run(folder, load_task=False) if is_folder else None
     server = running_server(folder / "redis") if is_folder else None
     address = url or server or os.environ.get(URL_VARIABLE)
     if address is None and is_folder:
@@ -93,38 +102,16 @@ def _step_in_progress(folder: Path) -> Path:
     return max(steps, key=lambda step: (step / "config.yaml").stat().st_mtime, default=folder)
 
 
-def add_run_commands(commands: Any) -> None:
-    """Declare `status`, `stop`, `logs` and `actors`."""
-
-    def add(parent: Any, name: str, text: str, command: Any) -> argparse.ArgumentParser:
-        sub: argparse.ArgumentParser = parent.add_parser(name, help=text, description=text, allow_abbrev=False)
-        sub.add_argument("run", metavar="RUN", help="a run's folder, or its name in the given Redis")
-        sub.add_argument("--redis-url", help=f"where the run is, if it was given a Redis; better in {URL_VARIABLE}")
-        sub.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
-        sub.set_defaults(command=command, takes_settings=False)
-        return sub
-
-    sub = add(commands, "status", "Show a run in progress: actors, versions, rates, lag.", status)
-    sub.add_argument("--once", action="store_true", help="print it once instead of a live table")
-    sub = add(commands, "stop", "Stop a run in good order: checkpoint, adapter, summary.", stop)
-    sub = add(commands, "logs", "Show the log lines of all processes of a run.", logs)
-    sub.add_argument("-f", "--follow", action="store_true", help="go on with new lines")
-    sub.add_argument("-n", type=int, default=100, help="lines (default: 100)")
-    sub.add_argument("--process", help="of one process: launcher, learner, actor-0, …")
-    sub.add_argument("--level", choices=LEVELS, default="INFO", help="least severe level (default: INFO)")
-    actors = commands.add_parser("actors", help="Add or remove actors of a run in progress.")
-    actions = actors.add_subparsers(dest="action", required=True, metavar="ACTION")
-    sub = add(actions, "scale", "Have another number of actors; those too many finish what they are at.", scale)
-    sub.add_argument("n", type=int, metavar="N", help="actors")
-
-
 def status(options: argparse.Namespace, _: list[str], console: Console) -> int:
     """`amortis status RUN`."""
+    if options.samples is not None:
+        return samples(options, console)
     with open_run(options.run, options.redis_url) as opened:
         buffer = ReplayBuffer.of(opened.config, opened.client, opened.keys)
-        first = Status.read(opened.keys.run, opened.config, opened.control, buffer)
+        look = partial(Status.read, opened.keys.run, opened.config, opened.control, buffer, opened.evaluations)
+        first = look()
         time.sleep(1.0)
-        found = Status.read(opened.keys.run, opened.config, opened.control, buffer, first)
+        found = look(first)
         if options.json:
             print(dumps(found.as_dict()))
         elif options.once or not console.is_terminal:
@@ -133,9 +120,43 @@ def status(options: argparse.Namespace, _: list[str], console: Console) -> int:
             with _until_over(opened), Live(status_table(found), console=console, auto_refresh=False) as live:
                 while not found.over:
                     time.sleep(1.0)
-                    found = Status.read(opened.keys.run, opened.config, opened.control, buffer, found)
+                    found = look(found)
                     live.update(status_table(found), refresh=True)
     return 0
+
+
+def samples(options: argparse.Namespace, console: Console) -> int:
+    """`amortis status RUN --samples N`: of a run in progress, or of the buffer that one has left."""
+    if options.samples < 1:
+        raise UserError("--samples", options.samples, "shows nothing", "give 1 or more")
+    from common.tokens import codec_of
+
+    with _buffer_of(options) as (config, buffer):
+        config = config.model_copy(
+            update={"model": config.model.model_copy(update={"name": find_model(config.model.name)})}
+        )
+        found = {}
+        for order in ORDERS:
+            items = buffer.top(options.samples, order)
+            queries = buffer.queries(sorted({item.query_id for item in items})) if items else {}
+            found[order] = as_rows(items, queries, codec_of(config.model), config.reward_weights)
+    if options.json:
+        print(dumps(found))
+        return 0
+    for order, rows in found.items():
+        console.print(samples_table(f"the {order} in the buffer, log R in nats", rows))
+    return 0
+
+
+@contextlib.contextmanager
+def _buffer_of(options: argparse.Namespace) -> Iterator[tuple[RunConfig, ReplayBuffer]]:
+    folder = _step_in_progress(Path(options.run))
+    if (folder / "config.yaml").is_file():
+        with open_buffer(folder, options.redis_url) as left:
+            yield left.config, left.buffer
+        return
+    with open_run(options.run, options.redis_url) as opened:
+        yield opened.config, ReplayBuffer.of(opened.config, opened.client, opened.keys)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from common.errors import UserError
+from common.errors import RunFault, UserError
 from common.json_text import dumps
 
 AddCommand = Callable[..., argparse.ArgumentParser]
@@ -22,14 +22,17 @@ def add_sampler_commands(add: AddCommand) -> None:
         "Settings can follow where they are others than in training, e.g. --model.name PATH if the model lies "
         "elsewhere by now, or --task.test_path FILE."
     )
+    best = "the adapter that was best by evaluation.metric while it trained, in place of the last one"
     sub = add("evaluate", evaluate, "Measure a trained sampler anew.", epilog=moved)
     sub.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
     sub.set_defaults(takes_settings=True)
+    sub.add_argument("--best", action="store_true", help=best)
     sub = add("sample", sample, "Draw from a trained sampler, with log q and log R of each sample.", epilog=moved)
     sub.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
     sub.add_argument("--prompt", help="X; without it the task's first test query")
     sub.add_argument("-n", type=int, default=8, help="samples (default: 8)")
     sub.add_argument("--temperature", type=float, default=1.0, help="sampling temperature (default: 1)")
+    sub.add_argument("--best", action="store_true", help=best)
     sub.add_argument("--base", action="store_true", help="sample from the base model under the same mask")
     sub.set_defaults(takes_settings=True)
     sub = add("serve", serve, "Serve a trained sampler over HTTP, for OpenAI's clients among others.", epilog=moved)
@@ -47,6 +50,7 @@ def add_sampler_commands(add: AddCommand) -> None:
     sub.set_defaults(takes_settings=True)
     sub = add("export", export, "Make a trained sampler into files that other programs take.", epilog=moved)
     sub.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
+    sub.add_argument("--best", action="store_true", help=best)
     sub.add_argument("--merged", type=Path, metavar="FOLDER", help="base model and adapter as one Hugging Face model")
     sub.add_argument("--adapter", type=Path, metavar="FOLDER", help="the PEFT adapter with a model card and the mask")
     sub.add_argument("--gguf", type=Path, metavar="FILE", help="base model and adapter as one file for llama.cpp")
@@ -70,10 +74,10 @@ def evaluate(options: argparse.Namespace, overrides: list[str], console: Console
     from deploy.cli.display import print_figures
     from deploy.sampler.finished_run import FinishedRun
 
-    run = FinishedRun(options.run, overrides)
+    run = FinishedRun(options.run, overrides, best=options.best)
     check_writable("RUN", str(options.run), options.run, "copy it to where it can be", "for evaluation.json ")
     figures = run.figures()
-    write_whole(options.run / "evaluation.json", dumps(figures, indent=2))
+    write_whole(options.run / ("evaluation-best.json" if options.best else "evaluation.json"), dumps(figures, indent=2))
     if options.json:
         print(dumps(figures))
     else:
@@ -98,11 +102,13 @@ def sample(options: argparse.Namespace, overrides: list[str], console: Console) 
     from deploy.sampler.finished_run import FinishedRun
     from deploy.sampler.posterior import PosteriorMaker
 
-    run = FinishedRun(options.run, overrides)
+    run = FinishedRun(options.run, overrides, best=options.best)
     query = run.query(options.prompt)
     sampler, adapter = run.sampler()
     request = SampleRequest("samples", not options.base, options.temperature, options.n)
     drawn = sampler.collect([query], request, adapter, run.config.actor.max_in_flight)[query.id]
+    if not drawn:
+        raise RunFault(f"none of the samples could be scored, the last: {sampler.last_rejection}")
     maker = PosteriorMaker(run.config, run.task)
     rows = [
         {
@@ -167,7 +173,7 @@ def export(options: argparse.Namespace, overrides: list[str], console: Console) 
         raise UserError("export", None, "is told nothing to make", "give --merged, --adapter, --gguf or --hub")
     places.check()
     access = None if options.hub is None else hub_access(options.hub)
-    run = FinishedRun(options.run, overrides)
+    run = FinishedRun(options.run, overrides, best=options.best)
     with TemporaryDirectory() as scratch:
         uploaded = options.merged or options.adapter
         if access is not None and uploaded is None:

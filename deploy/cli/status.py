@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from buffer.control import Control
+from buffer.evaluations import Evaluations
 from buffer.replay import ReplayBuffer
 from common.config import RunConfig
-from deploy.cli.display import set_aside
+from common.shown import shortened, visible
+from deploy.cli.display import evaluation_lines, set_aside
+
+PROMPT_LETTERS = 100
 
 
 @dataclass(frozen=True)
@@ -59,10 +65,18 @@ class Status:
     actors: tuple[ActorStatus, ...]
     stop: str | None
     """Why the run ends or has ended."""
+    evaluation: dict[str, Any]
+    """The last one while it trains, and the best adapter by it; empty where there was none."""
 
     @classmethod
     def read(
-        cls, run: str, config: RunConfig, control: Control, buffer: ReplayBuffer, before: Self | None = None
+        cls,
+        run: str,
+        config: RunConfig,
+        control: Control,
+        buffer: ReplayBuffer,
+        evaluations: Evaluations,
+        before: Self | None = None,
     ) -> Self:
         """Look at the run now."""
         now, learner, stats = time.time(), control.learner(), buffer.stats()
@@ -109,6 +123,7 @@ class Status:
             actors_wanted=control.planned_actors() or config.actor.least_count,
             actors=tuple(actors),
             stop=control.stop_reason(),
+            evaluation=evaluations.state(),
         )
 
     @property
@@ -119,6 +134,20 @@ class Status:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
+
+
+def samples_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Trajectories as text, of `common.shown`; what a model wrote is neither markup nor moves the cursor."""
+    table = Table(title=title, title_justify="left")
+    for name in ("log R", "prior", "likelihood", "constraint", "version", "source"):
+        table.add_column(name, justify="left" if name == "source" else "right", no_wrap=True)
+    table.add_column("prompt → Z", overflow="fold", ratio=1)
+    for row in rows:
+        numbers = [f"{row[name]:.2f}" for name in ("log_r", "log_prior", "log_likelihood", "log_constraint")]
+        text = f"{visible(shortened(row['prompt'], PROMPT_LETTERS))} → {visible(row['text'])}"
+        # Not as a plain string, which would be read as markup.
+        table.add_row(*numbers, f"v{row['adapter_version']}", row["source"], Text(text))
+    return table
 
 
 def status_table(status: Status) -> Group:
@@ -133,6 +162,7 @@ def status_table(status: Status) -> Group:
         "trained/s": f"{status.trained_per_s:.1f}",
         "set aside": set_aside(status.quarantined, [asdict(actor) for actor in status.actors]),
         "adapter": f"v{status.adapter_version}",
+        **evaluation_lines(status.evaluation),
         "actors alive": f"{alive}/{status.actors_wanted}",
     }.items():
         run.add_row(name, value)

@@ -32,7 +32,7 @@ from common.folder_lock import LAUNCHER, locked
 from common.json_text import dumps
 from common.processes import die_with_parent
 from common.rows import HUB
-from common.tasks import TASKS
+from common.tasks import task_class
 from deploy.comparison.table import Measurement, PlotSection, Table
 from deploy.run.checks import prepare
 from deploy.run.summary import can_go_on, read_json
@@ -362,7 +362,7 @@ def _table(comparison: Comparison, folder: Path, cells: Sequence[Cell], configs:
                         parallel=found.get("parallel", 1),
                     )
                 )
-    main = comparison.file.figures or list(TASKS[configs[0].task.name].main_figures)
+    main = comparison.file.figures or list(task_class(configs[0].task).main_figures)
     return Table(measured, main, comparison.file.plot, planned=len(cells))
 
 

@@ -1,6 +1,6 @@
 """Trains in a container: joins the Ray cluster, and after a restart goes on from the last checkpoint.
 
-`python -m deploy.docker.entrypoint CONFIG [--section.key value …]`. With RAY_HEAD=HOST:PORT the container becomes a
+`python -m deploy.docker.entrypoint CONFIG… [--section.key value …]`. With RAY_HEAD=HOST:PORT the container becomes a
 Ray node without cores or GPUs, as only a node can place actors on others; without it, it is one already. SIGTERM, as
 from `docker compose stop`, is passed on to `amortis train`, which saves a checkpoint; the node then leaves the cluster.
 """
@@ -80,11 +80,15 @@ def going_on(config: RunConfig) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Join, train, leave; the exit status, 0 too where a stop was asked for."""
-    config, *overrides = sys.argv[1:] if arguments is None else arguments
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    n_files = next((i for i, word in enumerate(given) if word.startswith("-")), len(given))
+    configs, overrides = given[:n_files], given[n_files:]
     supervisor = Supervisor()
     head = os.environ.get(HEAD_VARIABLE)
     try:
-        options = going_on(load_config(Path(config), overrides))
+        if not configs:
+            raise UserError("CONFIG", None, "is missing", "name a YAML file")
+        options = going_on(load_config([Path(config) for config in configs], overrides))
         join = _join(head) if head else None
     except UserError as error:
         print(f"amortis: {error}", file=sys.stderr)
@@ -94,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_USER
     status = supervisor.run(join, JOIN_LIMIT_S) if join else 0
     if status == 0:
-        status = supervisor.run([_program("amortis"), "train", config, *options, *overrides])
+        status = supervisor.run([_program("amortis"), "train", *configs, *options, *overrides])
     if join:
         with contextlib.suppress(subprocess.TimeoutExpired):
             subprocess.run([_program("ray"), "stop"], timeout=LEAVE_LIMIT_S, check=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import socket
-import sys
 from typing import Any
 
 from buffer.connection import connect_impatiently
@@ -14,9 +13,10 @@ from common.adapter_files import check_adapter
 from common.config import RunConfig
 from common.devices import resolve_devices
 from common.errors import UserError
+from common.evaluation import evaluated_queries
 from common.grammar import COMPILE_LIMIT_S, compile_limit
-from common.own_reward import Subject, check_own_reward
 from common.places import Kind, absolute, is_folder, looks_like_path, places
+from common.reward_calls import Subject, check_own_reward
 from common.seeds import make_seed_jobs
 from common.tasks import Task, make_task
 from common.tasks.base import unreadable
@@ -25,33 +25,34 @@ from deploy.run.find_model import find_model
 from deploy.run.model_check import ModelCheck
 from deploy.run.ray_needs import check_ray
 from deploy.run.resuming import adopted, check_resume
-from deploy.run.run_folder import check_folder, check_name_in_redis
+from deploy.run.run_folder import Say, check_folder, check_name_in_redis, say
 from learner.tracking import check_tracking
 
 
-def prepare(config: RunConfig) -> RunConfig:
+def prepare(config: RunConfig, say: Say = say) -> RunConfig:
     """The resolved configuration of a run that can start; raises UserError for the first thing that can't be used.
 
-    Nothing is written, and a run without a name has none yet: `deploy.run.run_folder.claimed` makes its folder.
+    Nothing is written, and a run without a name has none yet: `deploy.run.run_folder.claimed` makes its folder. What a
+    user should know besides, of the data for example, is told to `say`.
     """
     check_tracking(config.tracking)
     model_name = config.model.name
     # The learner, the actors and later commands may have another working folder.
     config = absolute(config)
-    check_folder(config)
+    check_folder(config, say)
     if config.run.resume:
         config = adopted(config)
     if config.ray.address is None and config.learner.objective != "prompting":
         check_ray()
     _check_ports(config)
     _check_redis(config)
-    check_name_in_redis(config)
+    check_name_in_redis(config, say)
     _check_models(config)
     config = config.model_copy(update={"model": config.model.model_copy(update={"name": find_model(model_name)})})
     assert config.model.name is not None
     model = ModelCheck.of(config.model.name)
     with compile_limit(COMPILE_LIMIT_S):
-        task, n_seeds = _check_task(config, model)
+        task, n_seeds = _check_task(config, model, say)
     if config.learner.objective == "sft":
         # All of them are waited for, and nothing else.
         config = config.model_copy(update={"buffer": config.buffer.model_copy(update={"min_size": n_seeds})})
@@ -105,7 +106,7 @@ def _check_redis(config: RunConfig) -> None:
         raise UserError("redis.url", None, "no redis-server binary was found", "run `make setup`, or set redis.url")
 
 
-def _check_task(config: RunConfig, model: ModelCheck) -> tuple[Task[Any], int]:
+def _check_task(config: RunConfig, model: ModelCheck, say: Say) -> tuple[Task[Any], int]:
     """Make the task's queries, mask and seeds, and hold them against the model's and the engine's limits.
 
     Returns the task, and how many distinct seeds there are.
@@ -117,7 +118,11 @@ def _check_task(config: RunConfig, model: ModelCheck) -> tuple[Task[Any], int]:
     _ = task.tool
     _check_own_reward(task)
     for note in task.data_notes():
-        print(f"amortis: {note}", file=sys.stderr)
+        say(note)
+    if config.evaluation.every:
+        queries, trained_on = evaluated_queries(task, config.evaluation.queries)
+        if trained_on:
+            say(f"{trained_on} of the {len(queries)} queries that evaluation.every looks at are trained on as well")
     needed = max(query.tokens_needed(space.max_len) for query in task.queries("train"))
     if needed > config.actor.max_model_len:
         raise UserError(

@@ -20,6 +20,8 @@ from common.files import write_whole
 from common.json_text import dumps
 from common.tasks import make_task
 from common.tokens import codec_of
+from deploy.run.best import FOLDER as BEST
+from deploy.run.best import in_summary
 from deploy.run.identity import keep_identity
 from deploy.run.launcher import DRAWN, Launcher
 from deploy.run.run_folder import empty
@@ -63,6 +65,7 @@ def run_em(
         "objective": f"em, E step {config.learner.objective}",
         "iterations": config.em.iterations,
         **figures,
+        **(in_summary(folder) if done else {}),
         "wall_s": time.monotonic() - started,
         "interrupted": interrupted,
         "stopped_because": stopped_because,
@@ -76,7 +79,7 @@ def _begin(config: RunConfig) -> None:
     """Write what the run is; one that was done already is still judged by its last M step's model until it is again."""
     folder, kept = config.run_folder, config
     if config.run.resume:
-        adapter = load_run(folder).reference.adapter
+        adapter = load_run(folder, load_task=False).reference.adapter
         if adapter is not None and adapter.is_relative_to(folder):
             kept = config.model_copy(update={"reference": config.reference.model_copy(update={"adapter": adapter})})
     save_resolved(kept, folder / "config.yaml")
@@ -112,7 +115,9 @@ def _m_step(config: RunConfig, iteration: int, model: Path | None, drawn: Path) 
         }
     )
     seeds = config.seeds.model_copy(update={"file": drawn, "hint": None, "data": False})
-    update = {"learner": learner, "buffer": buffer, "seeds": seeds}
+    # An M step's adapter is the reward's model, and no sampler that could be evaluated.
+    evaluation = config.evaluation.model_copy(update={"every": None})
+    update = {"learner": learner, "buffer": buffer, "seeds": seeds, "evaluation": evaluation}
     return _step(config, f"m{iteration}", start_from=model, reference=model, update=update)
 
 
@@ -161,5 +166,8 @@ def _finish(config: RunConfig, sampler: Path, model: Path) -> None:
     """The last sampler, and the last model that it is judged by, are the run's own now."""
     folder = config.run_folder
     shutil.copytree(sampler, folder / "adapter", dirs_exist_ok=True)
+    if (sampler.parent / BEST).is_dir():
+        # Earlier E steps' were measured against other models.
+        shutil.copytree(sampler.parent / BEST, folder / BEST, dirs_exist_ok=True)
     reference = config.reference.model_copy(update={"adapter": model})
     save_resolved(config.model_copy(update={"reference": reference}), folder / "config.yaml")

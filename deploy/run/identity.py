@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 from common.config import RunConfig
 from common.errors import UserError
 from common.files import write_whole
+from common.own_modules import module_sha256
 from common.places import Kind, on_hub, places
 from common.tasks import Task
 from common.user_code import is_file
@@ -56,6 +57,8 @@ def files_identity(config: RunConfig) -> dict[str, str]:
             digest = model_digest(str(text))
         elif (path / "adapter_config.json").is_file():
             digest = _digest_of_files(sorted(path.glob("adapter_*")))
+        elif kind is Kind.MODULE:
+            digest = module_sha256(name, str(text))
         elif kind in (Kind.FILE, Kind.FUNCTION) and path.is_file():
             digest = _digest_of_files([path])
         else:

@@ -21,9 +21,11 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from buffer.connection import Keys, Memory, connect, forget, memory_of
+from buffer.adapters import AdapterRegistry
+from buffer.connection import Client, Keys, Memory, connect, forget, memory_of
 from buffer.control import Control
 from buffer.embedded import EmbeddedRedis
+from buffer.evaluations import Evaluations
 from buffer.log_stream import LogStream
 from buffer.replay import ReplayBuffer
 from buffer.seed_queue import SeedQueue
@@ -39,10 +41,12 @@ from common.metrics import LauncherMetrics, new_registry, serve, targets
 from common.processes import die_with_parent
 from common.seeds import make_seed_jobs
 from common.tasks import SampleRequest, Task, make_task
+from common.tasks.base import with_samples
 from common.tokens import codec_of
 from common.trajectory import Trajectory
 from deploy.run.actor_pool import ActorPool, EvaluationStopped
 from deploy.run.cluster import own_gpus
+from deploy.run.evaluation import Evaluator
 from deploy.run.identity import keep_identity
 from deploy.run.put_aside import begun
 from deploy.run.summary import wanted_requests, write_summary
@@ -66,6 +70,8 @@ class RunState:
     learner: dict[str, Any] = field(default_factory=dict)
     actors: dict[str, dict[str, Any]] = field(default_factory=dict)
     actors_wanted: int = 1
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    """The last one while it trains, and the best."""
     buffer_size: int = 0
     pushed: int = 0
     quarantined: int = 0
@@ -130,6 +136,7 @@ class Launcher:
         if not self.config.run.resume:
             SeedQueue(client, keys).put(make_seed_jobs(self.config.seeds, task))
         self._serve_metrics(url)
+        evaluator = self._evaluator(stack, task, client, keys)
         stack.callback(self._tell_ended)
         learner = stack.enter_context(self._learner(folder, url))
         self._show("starting actors")
@@ -142,6 +149,8 @@ class Launcher:
             if fault is None and learner.returncode:
                 fault = f"the learner ended with status {learner.returncode}; see {folder}/logs/learner.err"
             self._stopped = self.control.stop_reason() if fault is None else None
+            if evaluator is not None:
+                evaluator.close()
             if fault is None and self._stopped is None:
                 self._evaluate(task, actors, folder)
         finally:
@@ -149,6 +158,16 @@ class Launcher:
             with contextlib.suppress(RedisError):
                 self.control.request_stop("the run is over")
         return fault
+
+    def _evaluator(self, stack: ExitStack, task: Task[Any], client: Client, keys: Keys) -> Evaluator | None:
+        """What makes figures while it trains, where that is asked for."""
+        self.evaluations = Evaluations(client, keys)
+        if not self.config.evaluation.every:
+            return None
+        registry = AdapterRegistry(client, keys)
+        return stack.enter_context(
+            Evaluator(self.config, task, self.evaluations, registry, self.control, self._metrics)
+        )
 
     def _tell_ended(self) -> None:
         with contextlib.suppress(RedisError):
@@ -229,6 +248,8 @@ class Launcher:
             stats, memory = self.buffer.stats(), memory_of(self._client)
             self.state.learner, self.state.actors = self.control.learner(), self.control.actors()
             actors.follow(self.control.wanted_actors())
+            if self.config.evaluation.every:
+                self.state.evaluation = self.evaluations.state()
         except RedisError as error:
             # Redis may restart; the next look finds it again.
             log.warning("Redis can't be read: %s", error)
@@ -280,7 +301,7 @@ class Launcher:
             label: {query: [Trajectory.from_bytes(item) for item in group] for query, group in groups.items()}
             for label, groups in encoded.items()
         }
-        found = task.evaluate_samples(samples, self.config.reward_weights)
+        found = task.evaluate_samples(with_samples(samples), self.config.reward_weights)
         write_whole(folder / "evaluation_samples.json", dumps(found, indent=2))
 
     def _keep_samples(self, actors: ActorPool, folder: Path) -> None:

@@ -12,6 +12,7 @@ from common.config import RunConfig
 from common.config_loading import save_resolved
 from common.json_text import dumps
 from common.tasks import make_task
+from common.tasks.base import with_samples
 from common.tokens import codec_of
 from deploy.run.summary import write_summary
 from learner.policy import LoraPolicy
@@ -36,7 +37,7 @@ def run_prompting(config: RunConfig) -> dict[str, Any]:
         sampler, limit = make_sampler(config, task, config.run.seed), config.actor.max_in_flight
         queries = task.queries("test")
         samples = {request.label: sampler.collect(queries, request, None, limit) for request in requests}
-        found = task.evaluate_samples(samples, config.reward_weights)
+        found = task.evaluate_samples(with_samples(samples), config.reward_weights)
         (folder / "evaluation_samples.json").write_text(dumps(found, indent=2))
     return write_summary(
         config, folder, {"trajectories_pushed": 0}, time.monotonic() - started, None, interrupted=False

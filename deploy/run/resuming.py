@@ -31,12 +31,14 @@ FREE: dict[str, str] = {
     "actor": "actors are started anew; each trajectory carries how it was sampled",
     "learner": "steps, rates, weights of the reward and schedules are applied to each step; components are stored",
     "buffer": "capacities, priorities and limits are applied to each call",
+    "evaluation": "it changes nothing that is stored; a best adapter by another metric is looked for anew",
     "em": "steps that are still to come follow it; whether a run has any is looked at on its own",
     "redis": "an address; that the buffer is there is looked at on its own",
     "ray": "actors are started anew",
     "metrics": "endpoints are opened anew",
     "tracking": "files of figures are opened anew",
     "model.lora.start_from": "the checkpoint's weights take its place",
+    "task.module_sha256": "of a module that is looked at on its own",
     "task.test_path": "the test is done at the end",
     "task.on_overlap": "of test rows",
     "task.on_bad_row": "the rows that are left are held against the run's",
@@ -61,7 +63,7 @@ The longest name in both lists decides. What is in neither is kept by nobody's d
 
 def check_resume(config: RunConfig, task: Task[Any]) -> None:
     """Raises UserError naming the first setting that the run in the configuration's folder can't go on with."""
-    own = load_run(config.run_folder)
+    own = load_run(config.run_folder, load_task=False)
     if bool(config.em.iterations) != bool(own.em.iterations):
         raise _refusal("em.iterations", config.em.iterations, own.em.iterations, "its folder is laid out so")
     kept, found = load_identity(config.run_folder), identity_of(config, task)
@@ -88,7 +90,7 @@ def adopted(config: RunConfig) -> RunConfig:
     """The configuration of a run to be resumed, under the name in Redis that it has had, if its folder was renamed."""
     if config.run.redis_name is not None:
         return config
-    own = load_run(config.run_folder)
+    own = load_run(config.run_folder, load_task=False)
     if own.redis_name == config.redis_name:
         return config
     return config.model_copy(update={"run": config.run.model_copy(update={"redis_name": own.redis_name})})

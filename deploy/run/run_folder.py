@@ -11,7 +11,7 @@ import itertools
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from redis.exceptions import RedisError
@@ -37,7 +37,16 @@ PRODUCED = ("metrics.jsonl", "samples.jsonl", "summary.json")
 _UNNAMED_TRIES = 1_000
 
 
-def check_folder(config: RunConfig) -> None:
+Say = Callable[[str], None]
+"""Takes what a user should know, and what is no error."""
+
+
+def say(note: str) -> None:
+    """Tell it beside what a command gives."""
+    print(f"amortis: {note}", file=sys.stderr)
+
+
+def check_folder(config: RunConfig, say: Say = say) -> None:
     """Whether the run can have its folder, as it is now. Raises UserError naming `run`."""
     run = config.run
     _check_place(config)
@@ -49,12 +58,12 @@ def check_folder(config: RunConfig) -> None:
     if is_in_progress(folder):
         raise _in_progress(config)
     if run.resume:
-        _check_resumable(config)
+        _check_resumable(config, say)
     elif folder.exists():
         _check_replaceable(config)
 
 
-def check_name_in_redis(config: RunConfig) -> None:
+def check_name_in_redis(config: RunConfig, say: Say = say) -> None:
     """Whether nobody has the run's name in a Redis that is shared. Raises UserError."""
     if config.redis.url is None or config.run.name is None:
         return
@@ -66,8 +75,7 @@ def check_name_in_redis(config: RunConfig) -> None:
                 refuse_the_living(client, name)
                 _refuse_another_s(config, client, name)
         if config.run.resume and all(Control(client, Keys(name)).config() is None for name in _redis_names(config)):
-            note = f"redis.url holds nothing of {config.redis_name}: the run goes on with an empty buffer"
-            print(f"amortis: {note}", file=sys.stderr)
+            say(f"redis.url holds nothing of {config.redis_name}: the run goes on with an empty buffer")
     except RedisError as error:
         raise RunFault(f"Redis was lost: {error}") from error
     finally:
@@ -94,7 +102,7 @@ def claimed(config: RunConfig) -> Iterator[RunConfig]:
             for data in _data_folders(folder):
                 note = trim_zeros(data)
                 if note is not None:
-                    print(f"amortis: {note}", file=sys.stderr)
+                    say(note)
         elif config.run.overwrite:
             _check_replaceable(config)
             empty(folder)
@@ -221,7 +229,7 @@ def _check_replaceable(config: RunConfig) -> None:
         raise UserError("run.overwrite", True, f"{folder} holds something else than a run", "choose another run.name")
 
 
-def _check_resumable(config: RunConfig) -> None:
+def _check_resumable(config: RunConfig, say: Say) -> None:
     """Whether there is a checkpoint that can be read, and the buffer that belongs to it."""
     folder, name = config.run_folder, config.run.name
     if not (folder / "config.yaml").is_file() or not can_go_on(folder):
@@ -237,7 +245,7 @@ def _check_resumable(config: RunConfig) -> None:
         latest = max(begun, key=lambda path: (path / "config.yaml").stat().st_mtime)
         found = find_checkpoint(latest / "checkpoints")
         for path, why in found.unreadable.items():
-            print(f"amortis: {path} can't be read ({why}): going on from {found.path.name}", file=sys.stderr)
+            say(f"{path} can't be read ({why}): going on from {found.path.name}")
     has_own = bool(_data_folders(folder))
     if config.redis.url is None and not has_own:
         problem = "the run to resume has its buffer in a Redis that it was given"
@@ -255,7 +263,7 @@ def _refuse_another_s(config: RunConfig, client: Client, name: str) -> None:
     kept, own = found.run_folder, {config.run_folder}
     if config.run.resume:
         # As it was before the folder was moved.
-        own.add(load_resolved(config.run_folder / "config.yaml").run_folder)
+        own.add(load_resolved(config.run_folder / "config.yaml", load_task=False).run_folder)
     if kept not in own and not (config.em.iterations and kept.parent in own):
         otherwise = "" if config.run.resume else ", or delete it with --run.overwrite true"
         raise UserError(

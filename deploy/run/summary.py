@@ -11,8 +11,10 @@ from common.config import RunConfig
 from common.errors import UserError
 from common.files import write_whole
 from common.json_text import dumps
-from common.tasks import SampleRequest, Task, make_task
+from common.tasks import TASKS, SampleRequest, Task, make_task
 from common.tokens import codec_of
+from deploy.run.best import in_summary, load_best
+from deploy.run.curve import draw_curve
 
 
 def wanted_requests(task: Task[Any], config: RunConfig) -> list[SampleRequest]:
@@ -52,10 +54,13 @@ def write_summary(
         **{f"{name}_before": value for name, value in before.get("metrics", {}).items()},
         **after.get("metrics", {}),
         **samples,
+        **in_summary(folder),
         "interrupted": interrupted,
         "fault": fault,
     }
-    summary["plots"] = [path.name for path in draw_plots(config, folder)] if after else []
+    plots = [*draw_plots(config, folder)] if after else []
+    plots += draw_curve(folder, TASKS[config.task.name].main_figures, load_best(folder))
+    summary["plots"] = [path.name for path in plots]
     write_whole(folder / "summary.json", dumps(summary, indent=2))
     return summary
 

@@ -13,6 +13,7 @@ from actors.engine import LoadedAdapter
 from actors.make_sampler import make_sampler
 from actors.sampler import TrajectorySampler
 from common.adapter_files import files_sha256
+from common.chat import split_turn
 from common.config import RunConfig
 from common.config_loading import load_run
 from common.devices import resolve_devices
@@ -21,11 +22,13 @@ from common.metrics import ActorMetrics
 from common.places import absolute
 from common.row import BadRow, Row
 from common.tasks import Task, make_task
-from common.tasks.base import unreadable
+from common.tasks.base import unreadable, with_samples
 from common.tasks.template import TemplateTask
 from common.tasks.text import TextTask
 from common.tokens import HuggingFaceCodec, codec_of
 from common.trajectory import Query
+from deploy.run.best import FOLDER as BEST
+from deploy.run.best import load_best
 from deploy.run.find_model import find_model
 from deploy.run.identity import check_models
 from deploy.run.summary import wanted_requests
@@ -35,13 +38,17 @@ from learner.policy import LoraPolicy, load_base_model
 class FinishedRun:
     """A run's folder with its configuration, task and adapter."""
 
-    def __init__(self, folder: Path, overrides: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, overrides: Sequence[str] = (), *, best: bool = False) -> None:
         """`overrides` are settings that are others than in training, as `--model.name` where the model lies elsewhere.
 
-        Raises UserError if the folder is no run with an adapter, or its model is gone or another one.
+        The adapter is the last one, or the one that was best while it trained. Raises UserError if the folder is no run
+        with an adapter, or its model is gone or another one.
         """
         config = absolute(load_run(folder, overrides))
-        self.folder, self.adapter_folder = folder, folder / "adapter"
+        self.folder, self.adapter_folder = folder, folder / (BEST if best else "adapter")
+        if best and load_best(folder) is None:
+            problem = "holds no best adapter: none was measured while it trained"
+            raise UserError("--best", str(folder), problem, "leave --best out, or train with evaluation.every")
         if not (self.adapter_folder / "adapter_config.json").is_file():
             raise UserError("RUN", str(folder), "holds no adapter yet", "let the run finish, or stop it with Ctrl-C")
         self.model = find_model(config.model.name)
@@ -99,6 +106,20 @@ class FinishedRun:
         query = Query(task=self.task.name, prompt_ids=np.asarray(ids, np.int32))
         self._check_length(query, setting, None)
         return query
+
+    def query_of_messages(self, messages: Sequence[Any], setting: str) -> Query:
+        """What to sample for, as a conversation that the assistant goes on with. Raises UserError naming `setting`."""
+        if self.task.chat is None:
+            problem = "is a conversation, and the run was trained on plain text"
+            raise UserError(setting, None, problem, "ask for a completion of a prompt, or train with task.chat")
+        try:
+            conversation, turn = split_turn(messages)
+            if turn is not None:
+                raise BadRow("the last message is the assistant's, who is to speak next")
+            ids = self.task.chat.ids(conversation)
+        except BadRow as error:
+            raise UserError(setting, None, str(error), "give messages of role and content") from error
+        return self.query_of_ids(ids, setting)
 
     def _of_prompt(self, prompt: str, setting: str) -> Query:
         if not self.task.takes_prompts:
@@ -169,7 +190,7 @@ class FinishedRun:
             sampler, adapter = start() if start is not None else self.sampler(self.config.run.seed)
             queries, limit = self.task.queries("test"), self.config.actor.max_in_flight
             samples = {request.label: sampler.collect(queries, request, adapter, limit) for request in requests}
-            found.update(self.task.evaluate_samples(samples, self.config.reward_weights))
+            found.update(self.task.evaluate_samples(with_samples(samples), self.config.reward_weights))
         return found
 
     def sampler(self, seed: int = 0, metrics: ActorMetrics | None = None) -> tuple[TrajectorySampler, LoadedAdapter]:

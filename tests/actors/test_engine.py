@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from actors.drafting import Draft
 from actors.engine import Engine, LoadedAdapter, Sampled, _one_at_a_time, _start
 from actors.sampler import TrajectorySampler
 from actors.scoring import Scored, ScoreText
@@ -52,7 +53,7 @@ class FixedTask(Task[TaskConfig]):
 @pytest.fixture(scope="module")
 def engine(digit_model: Path) -> Engine:
     section = ActorSection(num_gpus=0, enforce_eager=True, max_model_len=64, max_in_flight=32)
-    return Engine(str(digit_model), section, "float32", SPACE, LORA, seed=0)
+    return Engine(str(digit_model), section, "float32", SPACE, LORA, seed=0, holds_one=True)
 
 
 @pytest.fixture(scope="module")
@@ -219,6 +220,122 @@ def test_a_version_in_use_is_not_dropped_for_a_new_one(engine: Engine, policy: L
         load(engine, policy, tmp_path)
     finish(engine)
     load(engine, policy, tmp_path)
+
+
+def test_a_followed_sample_is_told_token_by_token_and_is_the_one_that_would_have_come_whole(
+    engine: Engine, policy: LoraPolicy, tmp_path: Path
+) -> None:
+    perturbed(policy, seed=22)
+    adapter, sampler = load(engine, policy, tmp_path), sampler_of(engine)
+
+    def drawn(seed: str, *, follow: bool) -> tuple[list[Draft], list[tuple[int, int, bool]]]:
+        heard: list[tuple[int, int, bool]] = []
+
+        def tell(draft: Draft) -> None:
+            heard.append((draft.number, len(draft.actions), draft.done))
+
+        drafts = sampler.submit(QUERY, 24, 1.0, adapter, seed=seed, score=False, follow=follow, tell=tell)
+        while sampler.in_flight:
+            assert sampler.step() == []
+        return drafts, heard
+
+    (whole, once), (followed, steps), (other, _) = (
+        drawn("a", follow=False),
+        drawn("a", follow=True),
+        drawn("b", follow=False),
+    )
+    assert [draft.actions for draft in followed] == [draft.actions for draft in whole]
+    assert [draft.actions for draft in other] != [draft.actions for draft in whole]
+    # Those of one request differ though their seed is one.
+    assert len({tuple(draft.actions) for draft in whole}) > 4
+    for draft, same in zip(followed, whole, strict=True):
+        assert draft.log_prob == pytest.approx(same.log_prob, abs=1e-4) and draft.trajectory is None
+        lengths = [length for number, length, _ in steps if number == draft.number]
+        assert lengths == sorted(lengths) and set(range(1, len(draft.actions) + 1)) <= set(lengths)
+    assert sorted(once) == [(draft.number, len(draft.actions), True) for draft in whole]
+    assert sampler.metrics.scored_texts._value.get() == 0
+
+
+def test_samples_that_are_aborted_leave_the_others_and_their_version_behind(
+    engine: Engine, policy: LoraPolicy, tmp_path: Path
+) -> None:
+    adapter, sampler = load(engine, policy, tmp_path), sampler_of(engine)
+    heard: list[Draft] = []
+    left = sampler.submit(QUERY, 40, 1.0, adapter, score=False, follow=True, tell=heard.append)
+    kept = sampler.submit(QUERY, 5, 1.0, adapter, tell=heard.append)
+    sampler.step()
+    sampler.abort(left)
+    heard.clear()
+    while sampler.in_flight:
+        sampler.step()
+    assert sorted(draft.number for draft in heard) == [0, 1, 2, 3, 4] and all(draft in kept for draft in heard)
+    assert all(draft.trajectory is not None for draft in kept) and not engine.busy and engine.can_load
+
+
+def test_a_length_of_one_s_own_cuts_off_and_says_so(engine: Engine, policy: LoraPolicy, tmp_path: Path) -> None:
+    adapter, sampler = load(engine, policy, tmp_path), sampler_of(engine)
+    ends: dict[int, set[tuple[int, bool]]] = {2: set(), 3: set(), 9: set()}
+    for max_len, found in ends.items():
+        drafts = sampler.submit(QUERY, 60, 1.0, adapter, score=False, max_len=max_len, tell=lambda draft: None)
+        while sampler.in_flight:
+            sampler.step()
+        found |= {(len(draft.actions), draft.cut) for draft in drafts}
+    assert ends == {2: {(1, False), (2, True)}, 3: ends[9], 9: {(1, False), (2, False), (3, False)}}
+
+
+def hold(engine: Engine, policy: LoraPolicy, folder: Path) -> LoadedAdapter:
+    version = next(_versions)
+    policy.save_adapter(folder / f"v{version}")
+    return engine.hold_adapter(version, f"{version:064x}", folder / f"v{version}")
+
+
+def test_a_version_that_is_held_is_sampled_from_beside_all_newer_ones_and_holds_none_of_them_up(
+    engine: Engine, policy: LoraPolicy, tmp_path: Path
+) -> None:
+    """As an evaluation has it, which takes longer than a version is the newest."""
+    perturbed(policy, seed=30)
+    held = hold(engine, policy, tmp_path)
+    space = [z for k in range(1, 4) for z in itertools.product((3, 4, 5), repeat=k)]
+    log_q = dict(zip(space, policy.log_prob(QUERY, space), strict=True))
+    sampler, told, newer = sampler_of(engine), list[Draft](), [load(engine, policy, tmp_path)]
+    for seed in range(31, 35):
+        sampler.submit(QUERY, 8, 1.0, held, tell=told.append, aside=True)
+        perturbed(policy, seed=seed)
+        assert sampler.aside_in_flight == sampler.in_flight == 8 and engine.can_load
+        newer.append(load(engine, policy, tmp_path))
+        sampler.submit(QUERY, 8, 1.0, newer[-1])
+        assert (sampler.aside_in_flight, sampler.in_flight) == (8, 16)
+        done = []
+        while sampler.in_flight:
+            done += sampler.step()
+        assert {item.behaviour.adapter_version for item in done} == {newer[-1].version} and len(done) == 8
+    assert len(told) == 4 * 8 and sampler.aside_in_flight == 0
+    samples = {labels: sampler.metrics.samples.labels(labels)._value.get() for labels in ("evaluation", "policy")}
+    assert samples == {"evaluation": 32, "policy": 32}
+    for item in (draft.trajectory for draft in told):
+        assert item is not None
+        assert item.behaviour.adapter_version == held.version
+        assert item.behaviour.log_prob == pytest.approx(log_q[tuple(item.action_ids.tolist())], abs=1e-3)
+    engine.release_adapter()
+    engine.release_adapter()
+    assert held.version not in engine._engine.list_loras()
+
+
+def test_a_held_version_may_be_one_that_is_loaded_before_or_after(
+    engine: Engine, policy: LoraPolicy, tmp_path: Path
+) -> None:
+    for held_first in (True, False):
+        perturbed(policy, seed=40)
+        version = next(_versions)
+        policy.save_adapter(tmp_path / f"v{version}")
+        arguments = (version, f"{version:064x}", tmp_path / f"v{version}")
+        (engine.hold_adapter if held_first else engine.load_adapter)(*arguments)
+        (engine.load_adapter if held_first else engine.hold_adapter)(*arguments)
+        engine.release_adapter()
+        assert version in engine._engine.list_loras(), "it is the newest still"
+        load(engine, policy, tmp_path)
+        load(engine, policy, tmp_path)
+        assert version not in engine._engine.list_loras()
 
 
 def test_a_known_text_is_not_scored_again(engine: Engine, policy: LoraPolicy, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -183,8 +184,13 @@ def test_texts_without_a_value_are_set_aside_with_the_reason_and_counted(make: M
     assert sampler.metrics.quarantined._value.get() == 3
 
 
-def test_samples_of_which_none_has_a_value_are_no_empty_answer(make: Make) -> None:
-    sampler, _, _ = make([THREE], [THREE, ONE])
+def test_samples_without_a_value_are_missing_and_one_that_never_gives_any_is_told(make: Make) -> None:
+    sampler, _, _ = make([THREE], [THREE, ONE], [ONE])
     (query,) = sampler.task.queries("train")
-    with pytest.raises(RunFault, match=r"task\.reward gave no value for any of the samples: ValueError: no threes"):
-        sampler.collect([query], SampleRequest("drawn", False, 1.0, 2), None, 8)
+    request = SampleRequest("drawn", False, 1.0, 3)
+    assert [item.action_ids.tolist() for item in sampler.collect([query], request, None, 8)[query.id]] == [[ONE]]
+    assert "no threes" in sampler.last_rejection
+    ones_and_threes = [[THREE, *rest] for rest in itertools.product(range(3, 8), repeat=2)]
+    sampler, _, _ = make(*ones_and_threes)
+    with pytest.raises(RunFault, match=r"task\.reward = .*gave no value for any of its first 20 texts.*no threes"):
+        sampler.collect([query], SampleRequest("drawn", False, 1.0, 25), None, 8)

@@ -32,10 +32,12 @@ def full(redis_client: Redis) -> ReplayBuffer:
     """Seven trajectories of two queries: a seed without sampler log-probabilities, one scored at its end alone."""
     buffer = make_buffer(redis_client, "full")
     queries = [make_query(1, 2), Query(task="rng", prompt_ids=[3], target_ids=[4, 5], info={"label": "x"})]
+    queries[1] = queries[1].model_copy(update={"row": {"word": "é", "big": 10**30}})
     buffer.put_queries(queries)
     items = [make_trajectory(queries[i % 2], [i, 7], -i / 3, version=i) for i in range(6)]
     at_end = np.append(np.full(len(items[0].log_likelihood) - 1, np.nan), items[0].log_likelihood[-1:])
     items[0] = items[0].model_copy(update={"log_likelihood": at_end.astype(np.float32)})
+    items[2] = items[2].model_copy(update={"log_constraint": at_end.astype(np.float32)})
     seed = make_trajectory(queries[0], [9], source="seed")
     unknown = seed.behaviour.model_copy(update={"sampler_log_prob": seed.log_prior[:1] * float("nan")})
     buffer.push([*items, seed.model_copy(update={"behaviour": unknown})])

@@ -169,6 +169,18 @@ def test_queries_are_kept_beside_their_trajectories(redis_client: Redis, keys: K
         buffer.queries(["0" * 32])
 
 
+def test_queries_with_large_rows_go_in_several_commands(
+    redis_client: Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("buffer.replay._QUERY_BYTES", 50_000)
+    buffer = make_buffer(redis_client, keys)
+    redis_client.config_resetstat()
+    queries = [make_query(i).model_copy(update={"row": {"text": "x" * 20_000}}) for i in range(1, 10)]
+    buffer.put_queries(queries)
+    assert {key: query.row for key, query in buffer.queries().items()} == {query.id: query.row for query in queries}
+    assert redis_client.info("commandstats")["cmdstat_hset"]["calls"] == 3
+
+
 def test_an_unreachable_server_is_one_line_without_the_password() -> None:
     section = RedisSection.model_validate({"url": "redis://me:hunter2@127.0.0.1:1/0", "timeout_s": 1, "retries": 0})
     with pytest.raises(UserError, match=r"redis\.url = 'redis://127\.0\.0\.1:1/0': no Redis server") as caught:

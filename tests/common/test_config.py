@@ -53,7 +53,7 @@ def test_nested_settings_lists_and_task_settings_can_be_overridden(config_file: 
         (
             "task: {name: rgn}",
             [],
-            "task.name = 'rgn': names no task; choose one of arithmetic, constrained, continuation",
+            r"task.name = 'rgn': names no task \(.*config.yaml\); choose one of arithmetic, constrained, continuation",
         ),
         ("learner: {lr: 1}", [], "task: is missing"),
         ("task: {name: continuation}", [], "task.train_path: is missing"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -10,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from common.config_loading import load_config
-from common.errors import RunFault, UserError
-from common.own_reward import FIRST_TEXTS, NoValue, OwnReward, OwnRewardSection, Subject, Valued, check_own_reward
+from common.errors import UserError
+from common.own_reward import OwnRewardSection
+from common.reward_calls import FIRST_TEXTS, NoValue, OwnReward, Subject, Valued, check_own_reward
 
 SOURCE = """
 import json
@@ -220,7 +222,7 @@ def test_one_bad_text_costs_the_others_of_its_batch_nothing(
 def test_a_text_that_failed_is_asked_about_again_later(
     tmp_path: Path, rewards: Callable[..., OwnReward], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("common.own_reward.AGAIN_S", 0.0)
+    monkeypatch.setattr("common.reward_calls.AGAIN_S", 0.0)
     reward = rewards("poisoned")
     ask(reward, ["raise", "1"])
     n = len(calls(tmp_path))
@@ -237,32 +239,40 @@ def test_a_ticket_fails_by_any_of_its_texts_and_the_others_values_are_kept(rewar
     assert reward.poll() == [Valued("b", [1.0, 1.0])]
 
 
-def test_one_that_never_gives_a_value_ends_the_run_with_its_message(rewards: Callable[..., OwnReward]) -> None:
+def test_there_is_no_hope_for_one_that_never_gives_a_value(rewards: Callable[..., OwnReward]) -> None:
     reward = rewards("broken")
-    with pytest.raises(
-        RunFault, match=rf"task\.reward = .*its first {FIRST_TEXTS} texts.*ValueError: never right \(mine"
-    ):
-        ask(reward, [str(i) for i in range(40)])
+    ask(reward, [str(i) for i in range(FIRST_TEXTS - 1)])
+    assert reward.hopeless is None
+    ask(reward, ["x"])
+    assert reward.hopeless is not None
+    wanted = rf"task\.reward = .*first {FIRST_TEXTS} texts.*ValueError: never right \(mine\.py, line \d+\); mend it"
+    assert re.match(wanted, reward.hopeless)
 
 
-def test_one_that_hangs_from_the_start_ends_the_run_after_a_few_calls(rewards: Callable[..., OwnReward]) -> None:
+def test_there_is_no_hope_for_one_that_hangs_from_the_start_after_a_few_calls(
+    rewards: Callable[..., OwnReward],
+) -> None:
     reward = rewards("stuck", timeout_s=0.3)
+    for i in range(40):
+        reward.submit(str(i), subject(), [str(i)])
     start = time.monotonic()
-    with pytest.raises(RunFault, match=r"task\.reward = .*first 3 calls failed.*longer than its limit of 0\.3 s"):
-        ask(reward, [str(i) for i in range(40)])
-    assert time.monotonic() - start < 10
+    while reward.hopeless is None:
+        assert time.monotonic() - start < 10
+        reward.poll(0.5)
+    assert re.match(r"task\.reward = .*first 3 calls failed.*longer than its limit of 0\.3 s", reward.hopeless)
 
 
-def test_one_that_can_not_be_found_where_the_actor_is_ends_the_run(tmp_path: Path) -> None:
+def test_there_is_no_hope_for_one_that_can_not_be_found_where_the_actor_is(tmp_path: Path) -> None:
     reward = OwnReward(OwnRewardSection(function=str(tmp_path / "gone.py:score")))
-    with pytest.raises(RunFault, match=r"there is no such file; name one that is there"):
-        ask(reward, ["1", "2"])
+    assert all(isinstance(found, NoValue) and found.kind == "ended" for found in ask(reward, ["1", "2"]))
+    assert reward.hopeless is not None and "there is no such file; name one that is there" in reward.hopeless
 
 
 def test_one_that_has_given_values_may_fail_for_long(rewards: Callable[..., OwnReward]) -> None:
     reward = rewards("needs_a_digit")
     assert ask(reward, ["3"]) == [[3.0]]
     assert all(isinstance(found, NoValue) for found in ask(reward, ["x" * i for i in range(1, 60)]))
+    assert reward.hopeless is None
     assert ask(reward, ["4"]) == [[4.0]]
 
 

@@ -14,6 +14,7 @@ from common.action_space import ActionSpace
 from common.errors import UserError
 from common.reward import RewardWeights, TemperatureSchedule
 from common.tasks import make_task
+from common.tasks.base import with_samples
 from common.tasks.continuation import ContinuationConfig, ContinuationTask
 from common.tasks.rng import RngConfig, RngTask
 from common.trajectory import Query, Trajectory
@@ -194,3 +195,9 @@ def test_the_reward_temperature_moves_linearly_and_then_stays() -> None:
     schedule = TemperatureSchedule(start=1.0, end=0.5, steps=10)
     assert [schedule.at(step) for step in (0, 5, 10, 99)] == [1.0, 0.75, 0.5, 0.5]
     assert math.isclose(TemperatureSchedule(start=9.0, end=0.7, steps=0).at(0), 0.7)
+
+
+def test_an_evaluation_leaves_out_what_has_no_samples() -> None:
+    item = make_trajectory(Query(task="rng", prompt_ids=[1]), [3])
+    samples = {"base": {"a": [], "b": []}, "trained": {"a": [item], "b": []}}
+    assert with_samples(samples) == {"trained": {"a": [item]}}

@@ -390,6 +390,22 @@ def test_a_test_file_named_like_a_figure_takes_no_figures_place(codec: HuggingFa
     )
 
 
+def test_samples_of_the_trained_sampler_on_some_test_queries_have_figures_of_those_alone(
+    codec: HuggingFaceCodec, tmp_path: Path
+) -> None:
+    """As an evaluation while it trains has them."""
+    paths = [str(write(tmp_path / f"{i}.jsonl", REVIEWS[i : i + 1])) for i in range(2)]
+    train = write(tmp_path / "train.jsonl", REVIEWS[3:])
+    task = task_of(codec, "subjectivity", train_path=train, test_path=paths)
+    whole = figures_of(codec, task)
+    assert {"0", "1"} <= whole.keys()
+    first = task.queries("test")[0]
+    groups = {first.id: [sample(codec, first, " fun", others=[-9.0])]}
+    found = task.evaluate_samples({"trained": groups}, WEIGHTS)
+    assert found["samplers"].keys() == {"trained"} and found["accuracy"] == whole["0"]["accuracy"]
+    assert "0" in found["samplers"]["trained"] and "1" not in found["samplers"]["trained"]
+
+
 def test_a_test_file_of_training_rows_alone_has_no_figures_and_none_is_nan(
     codec: HuggingFaceCodec, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 from pathlib import Path
 
@@ -12,12 +13,15 @@ from prometheus_client import CollectorRegistry
 
 from common.config_loading import known_keys, load_config, load_settings
 from common.metrics import ActorMetrics, LauncherMetrics, LearnerMetrics, ServiceMetrics
+from common.own_reward import OwnRewardSection
+from common.reward_calls import OwnReward, Subject
 from deploy.cli.main import _parser
 from deploy.cli.reference import reference
 from deploy.comparison.compare import Comparison
 from tests.deploy.monitoring.prometheus_files import rules
 
 ROOT = Path(__file__).parents[2]
+SHIPPED = sorted([*(ROOT / "deploy" / "configs").glob("*.yaml"), *(ROOT / "deploy" / "comparison").glob("*.yaml")])
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -47,6 +51,11 @@ def test_the_training_that_is_shown_in_python_is_a_configuration() -> None:
     assert config.task.name == "jsonl" and config.run.name == "mine"
 
 
+def test_the_own_task_that_is_shown_is_the_file_that_is_run() -> None:
+    shown = [text for page, text in blocks("python") if page == "tasks.md"]
+    assert shown == [(ROOT / "docs" / "examples" / "even_task.py").read_text(encoding="utf-8")]
+
+
 def check_comparison(path: Path, folder: Path) -> None:
     """Every cell has settings that load."""
     for cell in Comparison.load([path], seeds=None, data=folder, overrides=[]).cells(folder):
@@ -63,6 +72,28 @@ def test_every_shipped_comparison_loads(path: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "deploy" / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_configuration_loads(path: Path) -> None:
     load_config(path)
+
+
+def head_of(path: Path) -> str:
+    """The comment that a file opens with, as one line."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return " ".join(line.removeprefix("#").strip() for line in itertools.takewhile(lambda line: line[:1] == "#", lines))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_every_shipped_file_says_at_its_head_what_it_trains_how_long_that_takes_and_what_came_out(path: Path) -> None:
+    head = head_of(path)
+    assert "SmolLM2-135M-Instruct" in head
+    if path.name == "cluster.yaml":
+        assert "It has not been measured as it stands" in head
+        return
+    assert re.search(r"\d (minutes|hours) on 2 (idle )?CPU cores", head), head
+    found = re.findall(r"-?\d+\.\d{3}", head.partition("Came out, ")[2])
+    assert found, head
+    if path.parent.name == "comparison":
+        page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+        (section,) = [part for part in page.split("\n## ") if f"/results/{path.stem}/comparison.png" in part]
+        assert [figure for figure in found if figure not in section] == []
 
 
 def shown_commands() -> list[tuple[str, str]]:
@@ -84,10 +115,22 @@ def test_every_amortis_command_that_is_shown_is_one(page: str, line: str) -> Non
         missing = [path for path in options.configs if path.parent != Path() and not (ROOT / path).exists()]
         assert missing == []
     if options.command.__name__ == "train":
-        named = ROOT / options.config
-        assert named.exists() or options.config.parent == Path() or "runs" in options.config.parts, (
-            f"{named} is missing"
-        )
+        for path in options.configs:
+            named = ROOT / path
+            assert named.exists() or path.parent == Path() or "runs" in path.parts, f"{named} is missing"
+
+
+def test_the_reward_function_that_is_shown_works(tmp_path: Path) -> None:
+    (example,) = [text for page, text in blocks("python") if page == "tasks.md" and "def score(" in text]
+    (tmp_path / "my_reward.py").write_text(example, encoding="utf-8")
+    reward = OwnReward(OwnRewardSection(function=str(tmp_path / "my_reward.py:score")))
+    reward.submit("a", Subject("q", "Q:", {"keyword": "sea"}), [" the sea is blue", " the sky", ""])
+    reward.submit("b", Subject("r", "Q:", {}), [" the sky"])
+    found = {}
+    while len(found) < 2:
+        found |= {valued.ticket: valued.found for valued in reward.poll(1.0)}
+    reward.close()
+    assert found == {"a": [pytest.approx(3.2), pytest.approx(-0.4), 0.0], "b": [pytest.approx(-0.4)]}
 
 
 def test_every_make_target_that_is_shown_exists() -> None:

@@ -5,11 +5,15 @@ The posterior is enumerated with transformers alone, from the task's definition.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import re
+import threading
+import urllib.request
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +23,17 @@ import torch
 import yaml
 from numpy.typing import NDArray
 from peft import PeftModel
+from redis import Redis
 
+from buffer.connection import Keys
+from buffer.embedded import EmbeddedRedis
+from buffer.replay import ReplayBuffer
+from common.adapter_files import files_sha256
 from common.tasks import SampleRequest
 from common.trajectory import Query
 from deploy.sampler.finished_run import FinishedRun
 from learner.policy import Actions, LoraPolicy, load_base_model
+from tests.conftest import Tell
 from tests.integration.conftest import amortis
 from tests.tiny import VOCABULARY
 
@@ -128,13 +138,61 @@ def write(folder: Path, model: Path, *, tool: bool, **sections: Any) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def with_subtb(tmp_path_factory: pytest.TempPathFactory, digit_model: Path) -> Path:
+    """The folder of a finished run."""
+    folder = tmp_path_factory.mktemp("subtb")
+    amortis("train", str(write(folder, digit_model, tool=True, learner={"objective": "subtb"})))
+    return folder / "runs" / "tiny"
+
+
+@dataclass
+class Watched:
+    """A run that was evaluated on two held-out questions while it trained."""
+
+    folder: Path
+    exported: str
+    """What the launcher served when the first evaluations were there."""
+
+
+HELD_OUT = [{"a": "9", "b": "5"}, {"a": "number 9", "b": "2"}]
+EVALUATION = {"every": 50, "share": 0.2, "samples": 8, "metric": "log_z_bound"}
+
+
+@pytest.fixture(scope="module")
+def with_vargrad(tmp_path_factory: pytest.TempPathFactory, digit_model: Path) -> Watched:
+    folder = tmp_path_factory.mktemp("vargrad")
+    test = folder / "held_out.jsonl"
+    test.write_text("".join(json.dumps(row) + "\n" for row in HELD_OUT))
+    settings: dict[str, Any] = {"task": {"test_path": str(test)}, "evaluation": EVALUATION}
+    path = write(folder, digit_model, tool=True, learner={"objective": "vargrad"}, **settings)
+    run, seen, over = folder / "runs" / "tiny", [""], threading.Event()
+    scraper = threading.Thread(target=_scrape, args=(run / "logs" / "launcher.log", seen, over))
+    scraper.start()
+    try:
+        amortis("train", str(path))
+    finally:
+        over.set()
+        scraper.join()
+    return Watched(run, seen[0])
+
+
+def _scrape(log: Path, seen: list[str], over: threading.Event) -> None:
+    """Keep what the launcher serves last, once its log says where."""
+    while not over.wait(0.5):
+        said = re.search(r"metrics on ([\d.:]+)", log.read_text() if log.exists() else "")
+        with contextlib.suppress(OSError):
+            if said:
+                with urllib.request.urlopen(f"http://{said[1]}/metrics", timeout=5) as answer:
+                    seen[0] = answer.read().decode()
+
+
 @pytest.mark.parametrize("objective", ["subtb", "vargrad"])
 def test_a_sampler_with_a_tool_and_seeds_reaches_the_enumerated_posterior(
-    tmp_path: Path, digit_model: Path, objective: str
+    digit_model: Path, objective: str, request: pytest.FixtureRequest
 ) -> None:
-    path = write(tmp_path, digit_model, tool=True, learner={"objective": objective})
-    amortis("train", str(path))
-    run = FinishedRun(tmp_path / "runs" / "tiny")
+    trained: Path | Watched = request.getfixturevalue(f"with_{objective}")
+    run = FinishedRun(trained.folder if isinstance(trained, Watched) else trained)
     base, policy = load_base_model(str(digit_model), "float32"), run.policy()
     untrained = LoraPolicy.load(
         str(digit_model), run.config.model.lora, run.task.action_space, dtype="float32", device=torch.device("cpu")
@@ -144,6 +202,73 @@ def test_a_sampler_with_a_tool_and_seeds_reaches_the_enumerated_posterior(
         assert total_variation(target, q_of(untrained, query, tool=True)) > 0.15, "solved from the start"
         assert total_variation(target, posterior(base, query, tool=False)) > 0.05, "the tool makes no difference"
         assert total_variation(target, q_of(policy, query, tool=True)) < 0.05
+
+
+def test_a_run_is_evaluated_on_held_out_questions_while_it_trains(with_vargrad: Watched, tell: Tell) -> None:
+    run = with_vargrad.folder
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    curve = [row for row in rows if "eval/log_z_bound" in row]
+    assert [row["step"] for row in rows if row not in curve] == list(range(1, 301))
+    steps = [row["step"] for row in curve]
+    assert steps[0] == 0 and steps[-1] == 300 and steps == sorted(set(steps)) and set(steps) <= set(range(0, 301, 50))
+    assert len(steps) >= 3
+    # Published at step 0 and then every 10 steps.
+    assert [row["adapter_version"] for row in curve] == [1 + step // 10 for step in steps]
+    said = (run / "logs" / "learner.log").read_text()
+    published = dict(re.findall(r"published adapter version (\d+), sha256 (\w+)", said))
+    assert [row["adapter_sha256"] for row in curve] == [published[str(row["adapter_version"])] for row in curve]
+    assert all(row["samples"] == 2 * EVALUATION["samples"] and row["queries_trained_on"] == 0 for row in curve)
+    bounds = [row["eval/log_z_bound"] for row in curve]
+    assert bounds[-1] > bounds[0] + 0.5, "training on other questions helps on these"
+    shares = ", ".join(f"{row['evaluation_share']:.3f}" for row in curve)
+    tell(f"evaluation took {shares} of the actor's time up to each, {EVALUATION['share']} may be")
+
+
+def test_the_best_adapter_is_that_of_the_best_point_of_the_curve(with_vargrad: Watched) -> None:
+    run = with_vargrad.folder
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    top = max((row for row in rows if "eval/log_z_bound" in row), key=lambda row: float(row["eval/log_z_bound"]))
+    best = json.loads((run / "summary.json").read_text())["best_adapter"]
+    assert (best["step"], best["version"], best["value"]) == (
+        top["step"],
+        top["adapter_version"],
+        top["eval/log_z_bound"],
+    )
+    folder = FinishedRun(run, best=True).adapter_folder
+    assert folder == run / best["folder"]
+    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "evaluation.json"}
+    assert files_sha256(files) == best["sha256"] == top["adapter_sha256"]
+    assert (run / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert "curve.png" in json.loads((run / "summary.json").read_text())["plots"]
+
+
+def test_nothing_of_the_held_out_questions_is_trained_on(with_vargrad: Watched) -> None:
+    run = FinishedRun(with_vargrad.folder)
+    train, test = ({query.id for query in run.task.queries(split)} for split in ("train", "test"))
+    assert len(test) == len(HELD_OUT) and not train & test
+    keys = Keys(run.config.redis_name)
+    with EmbeddedRedis(with_vargrad.folder / "redis") as server, Redis.from_url(server.url) as client:
+        buffer = ReplayBuffer.of(run.config, client, keys)
+        assert {item.query_id for item in buffer} == set(buffer.queries()) == train
+        assert buffer.stats().quarantined == 0
+        # Nothing is kept for an evaluation any more.
+        assert client.smembers(keys.adapter_pinned) == set()
+
+
+def test_a_run_s_evaluations_and_trajectories_can_be_watched(with_vargrad: Watched) -> None:
+    found = dict(re.findall(r"^(amortis_evaluation\S+) (\S+)$", with_vargrad.exported, re.MULTILINE))
+    assert float(found["amortis_evaluation_step"]) >= 50
+    assert float(found['amortis_evaluation_figure{figure="log_z_bound"}']) < 0
+    assert float(found["amortis_evaluation_best"]) >= float(found['amortis_evaluation_figure{figure="log_z_bound"}'])
+    shown = json.loads(amortis("status", str(with_vargrad.folder), "--samples", "3", "--json"))
+    assert [len(shown[order]) for order in ("newest", "best")] == [3, 3]
+    assert min(row["log_r"] for row in shown["best"]) >= max(row["log_r"] for row in shown["newest"])
+    newest = shown["newest"][0]
+    # What the tool wrote is part of the text.
+    assert re.fullmatch(r"[1-59]{2,6}", newest["text"].replace(" ", "")), newest
+    assert newest["log_r"] == pytest.approx(newest["log_prior"] + newest["log_likelihood"], abs=1e-4)
+    assert max(row["adapter_version"] for row in shown["newest"]) > 25 and newest["source"] in ("policy", "tempered")
+    assert "number" in amortis("status", str(with_vargrad.folder), "--samples", "8")
 
 
 def test_the_e_step_after_an_m_step_reaches_the_posterior_of_the_fine_tuned_model(

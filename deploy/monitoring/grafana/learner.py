@@ -95,6 +95,52 @@ DASHBOARD = Dashboard(
             ),
         ),
         Row(
+            "Evaluation while it trains (evaluation.every)",
+            (
+                lines(
+                    "Figures",
+                    "Figures of samples on held-out queries, of the adapter that was evaluated last.",
+                    PLAIN,
+                    ('amortis_evaluation_figure{run="$run"}', "{{figure}}"),
+                ),
+                lines(
+                    "Best adapter",
+                    "evaluation.metric of the best adapter so far.",
+                    PLAIN,
+                    ('amortis_evaluation_best{run="$run"}', "best"),
+                ),
+                lines(
+                    "Steps evaluated",
+                    "Step whose adapter was evaluated last, step of the best one, and steps done.",
+                    COUNT,
+                    ('amortis_evaluation_step{run="$run"}', "evaluated"),
+                    ('amortis_evaluation_best_step{run="$run"}', "best"),
+                    ('amortis_learner_step{run="$run"}', "done"),
+                    decimals=0,
+                ),
+                lines(
+                    "Left out",
+                    "Adapters that were due and left out for newer ones, as evaluation.share did not allow more.",
+                    COUNT,
+                    ('amortis_evaluations_skipped{run="$run"}', "adapters"),
+                    low=0,
+                    decimals=0,
+                ),
+                lines(
+                    "Actors' time",
+                    "Share of all actors' time that goes into evaluation; one actor at a time does it, within "
+                    "evaluation.share of its own.",
+                    SHARE,
+                    (
+                        'sum(rate(amortis_actor_evaluation_seconds_total{run="$run"}[5m])) '
+                        '/ clamp_min(max(amortis_actors_alive{run="$run"}), 1)',
+                        "evaluation",
+                    ),
+                    low=0,
+                ),
+            ),
+        ),
+        Row(
             "Time",
             (
                 lines(

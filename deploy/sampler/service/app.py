@@ -21,11 +21,11 @@ from common.json_text import dumps
 from common.metrics import ServiceMetrics
 from common.trajectory import Query
 from deploy.sampler.finished_run import FinishedRun
-from deploy.sampler.service import completions, posterior
+from deploy.sampler.service import chat, completions, posterior
 from deploy.sampler.service.errors import ApiError, from_user_error, try_later
 from deploy.sampler.service.guard import MAX_BODY_BYTES, Guard, Measured, too_large
 from deploy.sampler.service.loop import Draw, EngineLoop, Job
-from deploy.sampler.service.schemas import CompletionRequest, PosteriorRequest, parse
+from deploy.sampler.service.schemas import ChatRequest, CompletionRequest, PosteriorRequest, parse
 
 T = TypeVar("T")
 BASE = ":base"
@@ -74,14 +74,24 @@ class Service:
         body = parse(await _body(request), CompletionRequest)
         trained = self.is_trained(body.model)
         asked = await self.read(partial(completions.asked, self.run, body, trained))
+        answer = completions.Answer(asked, self.run.codec, log_probs=body.logprobs is not None)
+        return await self._answer(request, asked, answer)
+
+    async def converse(self, request: Request) -> Response:
+        """`POST /v1/chat/completions`."""
+        body = parse(await _body(request), ChatRequest)
+        trained = self.is_trained(body.model)
+        asked = await self.read(partial(chat.asked, self.run, body, trained))
+        return await self._answer(request, asked, chat.ChatAnswer(asked, self.run.codec, log_probs=bool(body.logprobs)))
+
+    async def _answer(self, request: Request, asked: completions.Asked, answer: completions.Answer) -> Response:
         job = self.loop.submit(asked.draws())
-        answer = completions.Answer(asked, self.run.codec)
 
         def close() -> None:
             self.loop.close(job)
             self._count(asked.prompt_tokens, answer.completion_tokens)
 
-        if body.stream:
+        if asked.request.stream:
             return EventStream(answer.pieces(job), close)
         try:
             return _json(await _unless_gone(request, answer.whole(job)))
@@ -94,7 +104,7 @@ class Service:
         model = body.model or next(iter(self.models))
         trained = self.is_trained(model)
         query: Query = await self.read(partial(posterior.query_of, self.run, body))
-        draw: Draw = posterior.draw_of(body, query, trained)
+        draw: Draw = posterior.draw_of(body, query, trained, self.loop.max_samples)
         job: Job = self.loop.submit([draw])
         try:
             found = await _unless_gone(request, posterior.answer(self.run, body, query, model, job))
@@ -120,7 +130,7 @@ def make_app(service: Service, key: str | None, hosts: frozenset[str] | None) ->
     app.add_middleware(Guard, key=key, hosts=hosts)
     app.add_middleware(Measured, metrics=service.metrics)
     app.add_exception_handler(ApiError, _as_answer)
-    app.add_exception_handler(UserError, lambda request, error: _as_answer(request, from_user_error(error)))  # type: ignore[arg-type]
+    app.add_exception_handler(UserError, _of_user_error)
     app.add_exception_handler(HTTPException, _of_route)
     app.add_exception_handler(Exception, _of_fault)
 
@@ -129,6 +139,7 @@ def make_app(service: Service, key: str | None, hosts: frozenset[str] | None) ->
         app.add_api_route(path, answer, methods=["POST"], openapi_extra={"requestBody": schema}, response_model=None)
 
     post("/v1/completions", CompletionRequest, service.complete)
+    post("/v1/chat/completions", ChatRequest, service.converse)
     post("/v1/posterior", PosteriorRequest, service.estimate)
 
     @app.get("/v1/models")
@@ -209,6 +220,10 @@ def _json(value: Any) -> Response:
 
 async def _as_answer(request: Request, error: Any) -> Response:
     return JSONResponse(error.body, error.status, error.headers)
+
+
+async def _of_user_error(request: Request, error: Any) -> Response:
+    return await _as_answer(request, from_user_error(error))
 
 
 async def _of_route(request: Request, error: Any) -> Response:

@@ -6,6 +6,7 @@ All requests share one continuous batch. vLLM's engine is of one thread, so that
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import queue
 import threading
@@ -42,17 +43,18 @@ class Draw:
     max_len: int | None = None
     seed: str | None = None
     score: bool = False
+    """Whether its trajectory is wanted, and not the rationale alone."""
     follow: bool = False
+    """Whether it is wanted as it grows."""
 
 
 class Update(NamedTuple):
-    """How far a sample is: lists of the draft grow on, so only so much of them may be read."""
+    """How far a sample is: the draft grows on in the engine's thread, so that no more of it may be read than this."""
 
     draw: int
     """Which of the job's."""
     draft: Draft
     inputs: int
-    actions: int
     done: bool
 
 
@@ -93,7 +95,7 @@ class EngineLoop:
     ) -> None:
         """`on_ready` and `on_failure` are called in the event loop."""
         self._open, self._metrics = open_sampler, metrics
-        self._max_samples, self._timeout_s = max_samples, timeout_s
+        self.max_samples, self._timeout_s = max_samples, timeout_s
         self._on_ready, self._on_failure = on_ready, on_failure
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="amortis-engine", daemon=True)
@@ -120,7 +122,7 @@ class EngineLoop:
     def trouble(self) -> str | None:
         """Why nothing can be drawn now; None if it can."""
         if self.failure is not None:
-            return f"the engine failed ({self.failure}); the service ends, and whoever watches it starts it again"
+            return f"the sampler failed ({self.failure}); the service ends, and whoever watches it starts it again"
         if self._stopping:
             return "the service is stopping; ask again when it is back"
         if not self._ready:
@@ -132,14 +134,14 @@ class EngineLoop:
     def submit(self, draws: Sequence[Draw]) -> Job:
         """Have samples drawn. Raises ApiError where that can't be, or not now."""
         wanted = sum(draw.n for draw in draws)
-        if wanted > self._max_samples:
+        if wanted > self.max_samples:
             problem = f"makes {wanted} samples, more than the service takes at a time"
-            raise refused("n", wanted, problem, f"ask for {self._max_samples} or fewer (--max-samples)")
+            raise refused("n", wanted, problem, f"ask for {self.max_samples} or fewer (--max-samples)")
         if self.trouble is not None:
             raise try_later(self.trouble)
         waiting = sum(job.left for job in self._jobs.values())
-        if waiting + wanted > self._max_samples:
-            message = f"{waiting} samples are in flight, of {self._max_samples} (--max-samples); ask again later"
+        if waiting + wanted > self.max_samples:
+            message = f"{waiting} samples are in flight, of {self.max_samples} (--max-samples); ask again later"
             raise try_later(message, status=429)
         job = Job(draws, wanted)
         late = ApiError(
@@ -179,12 +181,13 @@ class EngineLoop:
     def _run(self) -> None:
         try:
             self._sampler, self._adapter = self._open()
-            self._call(self._become_ready)
-            while self._obey():
-                self._step_began = time.monotonic()
-                self._sampler.step()
-                self._step_began = math.inf
-                self._send_news()
+            with contextlib.closing(self._sampler):
+                self._call(self._become_ready)
+                while self._obey():
+                    self._step_began = time.monotonic()
+                    self._sampler.step()
+                    self._step_began = math.inf
+                    self._send_news()
         # Whatever it is: whoever waits must hear of it, and the process end with it.
         except BaseException as error:
             self._call(partial(self._fail, error))
@@ -230,7 +233,7 @@ class EngineLoop:
         self._sampler.abort([draft for draft in job.drafts if not draft.done])
 
     def _note(self, job: Job, draw: int, draft: Draft) -> None:
-        self._news.append((job, Update(draw, draft, len(draft.inputs), len(draft.actions), draft.done)))
+        self._news.append((job, Update(draw, draft, len(draft.inputs), draft.done)))
 
     def _send_news(self) -> None:
         if self._news:

@@ -20,14 +20,24 @@ def query_of(run: FinishedRun, request: PosteriorRequest) -> Query:
     """The request's query. Raises UserError, or ApiError, naming the parameter."""
     if request.prompt is None and request.row is None:
         raise refused("prompt", None, "is missing", "give a prompt, or a row of the columns that the run's task names")
+    if request.prompt is not None and not run.task.takes_prompts:
+        problem = f"is none of the problems of the task {run.task.name}, whose rewards it knows alone"
+        raise refused("prompt", request.prompt, problem, "ask /v1/completions, which scores nothing")
     return run.query(request.prompt, row=request.row, target=request.target, targets=request.targets, setting="prompt")
 
 
-def draw_of(request: PosteriorRequest, query: Query, trained: bool) -> Draw:
+def draw_of(request: PosteriorRequest, query: Query, trained: bool, max_samples: int) -> Draw:
     """What the engine is to do. Raises ApiError."""
     if request.candidates is not None and not request.resample:
         raise refused("candidates", request.candidates, "is given without resample", "set resample to true, or give n")
     n = request.candidates or CANDIDATES_A_SAMPLE * request.n if request.resample else request.n
+    for param, wanted in (("n", request.n), ("candidates", n)):
+        if wanted > max_samples:
+            problem = "makes more samples than the service takes at a time"
+            raise refused(param, wanted, problem, f"ask for {max_samples} or fewer (--max-samples)")
+    if n * len(request.targets) > max_samples:
+        problem = f"times {n} draws are more texts to score than the service takes at a time"
+        raise refused("targets", len(request.targets), problem, f"ask for {max_samples} or fewer (--max-samples)")
     return Draw(query, n, trained, seed=None if request.seed is None else str(request.seed), score=True)
 
 

@@ -22,6 +22,7 @@ _NEUTRAL: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "frequency_penalty": ((None, 0), _MASK),
 }
 """Parameters of OpenAI's that would change the distribution: values that ask for nothing, and what to do otherwise."""
+_LIKELIEST = "asks for the likeliest tokens, which are not kept"
 
 
 class _Body(BaseModel):
@@ -39,11 +40,10 @@ Ids = list[int]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
-class CompletionRequest(_Body):
-    """OpenAI's `POST /v1/completions`. Null is the default everywhere."""
+class SamplingRequest(_Body):
+    """What both of OpenAI's routes share. Null is the default everywhere."""
 
     model: str
-    prompt: str | list[str] | Ids | list[Ids]
     n: int | None = Field(1, ge=1, description="samples of each prompt")
     max_tokens: int | None = Field(None, ge=1, description="cuts off there; without it the run's own length holds")
     temperature: float | None = Field(1.0, gt=0, le=HIGHEST_TEMPERATURE)
@@ -51,9 +51,15 @@ class CompletionRequest(_Body):
     seed: Seed | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
+    user: str | None = Field(None, description="is of no effect")
+
+
+class CompletionRequest(SamplingRequest):
+    """OpenAI's `POST /v1/completions`."""
+
+    prompt: str | list[str] | Ids | list[Ids]
     logprobs: int | None = Field(None, description="0 for the log-probability of each token; no others are kept")
     echo: bool | None = False
-    user: str | None = Field(None, description="is of no effect")
 
     @field_validator("prompt")
     @classmethod
@@ -61,6 +67,14 @@ class CompletionRequest(_Body):
         if value == []:
             raise ValueError("holds no prompt: give one")
         return value
+
+
+class ChatRequest(SamplingRequest):
+    """OpenAI's `POST /v1/chat/completions`."""
+
+    messages: list[dict[str, Any]] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1, description="the newer name of max_tokens")
+    logprobs: bool | None = Field(False, description="the log-probability of each token")
 
 
 class PosteriorRequest(_Body):
@@ -96,8 +110,10 @@ def parse(data: bytes, kind: type[BodyT]) -> BodyT:
         raise ApiError(400, "the body is no JSON object; send an object of parameters")
     if _has_half_pair(found):
         raise ApiError(400, "the body holds half a character (a lone surrogate); write it in UTF-8")
-    if kind is CompletionRequest:
+    if issubclass(kind, SamplingRequest):
         _refuse_what_changes_the_distribution(found)
+    if kind is CompletionRequest:
+        _refuse_other_log_probs(found)
     try:
         return kind.model_validate(found)
     except ValidationError as error:
@@ -109,10 +125,15 @@ def _refuse_what_changes_the_distribution(body: dict[str, Any]) -> None:
         value = body.pop(name, None)
         if value not in neutral:
             raise refused(name, value, "can't be honoured", remedy)
+    likeliest = body.pop("top_logprobs", None)
+    if likeliest not in (None, 0):
+        raise refused("top_logprobs", likeliest, _LIKELIEST, "leave it out")
+
+
+def _refuse_other_log_probs(body: dict[str, Any]) -> None:
     logprobs = body.get("logprobs")
     if logprobs and not isinstance(logprobs, bool):
-        problem = "asks for the likeliest tokens, which are not kept"
-        raise refused("logprobs", logprobs, problem, "give 0 for the log-probability of each token that was drawn")
+        raise refused("logprobs", logprobs, _LIKELIEST, "give 0 for the log-probability of each token that was drawn")
     if logprobs is not None and body.get("echo"):
         problem = "asks for log-probabilities of the prompt, which the sampler has none of"
         raise refused("echo", True, problem, "leave out echo or logprobs")

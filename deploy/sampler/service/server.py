@@ -83,38 +83,45 @@ def serve(folder: Path, overrides: list[str], options: Options, on_ready: Callab
     Raises what ended the engine, if something did.
     """
     options = checked(options)
-    with _listening(options.host, options.port) as listener:
-        run = FinishedRun(folder, overrides)
-        registry = new_registry()
-        metrics, actor_metrics = ServiceMetrics(registry), ActorMetrics(registry)
+    with listening(options.host, options.port) as listener:
         port = listener.getsockname()[1]
-        shown = f"[{options.host}]" if ":" in options.host else options.host
-
-        def stop() -> None:
-            server.should_exit = True
-
-        loop = EngineLoop(
-            lambda: run.sampler(options.seed, actor_metrics),
-            metrics,
-            options.max_samples,
-            options.timeout_s,
-            on_ready=lambda: on_ready(Ready(f"http://{shown}:{port}", list(service.models))),
-            on_failure=stop,
-        )
-        service = Service(run, loop, registry, metrics, options.stop_s)
-        hosts = None if options.key is not None else frozenset({"localhost", "127.0.0.1", "::1", options.host})
-        server = _Server(
-            uvicorn.Config(
-                make_app(service, options.key, hosts),
-                log_level="warning",
-                access_log=False,
-                server_header=False,
-                timeout_graceful_shutdown=int(options.stop_s),
-            )
-        )
+        server, loop = make_server(FinishedRun(folder, overrides), options, port, on_ready)
         server.run(sockets=[listener])
         if loop.failure is not None:
             raise loop.failure
+
+
+def make_server(
+    run: FinishedRun, options: Options, port: int, on_ready: Callable[[Ready], None]
+) -> tuple[uvicorn.Server, EngineLoop]:
+    """A server for a socket at this port, which starts the engine when it is run, and the loop that will have it."""
+    registry = new_registry()
+    metrics, actor_metrics = ServiceMetrics(registry), ActorMetrics(registry)
+    shown = f"[{options.host}]" if ":" in options.host else options.host
+
+    def stop() -> None:
+        server.should_exit = True
+
+    loop = EngineLoop(
+        lambda: run.sampler(options.seed, actor_metrics),
+        metrics,
+        options.max_samples,
+        options.timeout_s,
+        on_ready=lambda: on_ready(Ready(f"http://{shown}:{port}", list(service.models))),
+        on_failure=stop,
+    )
+    service = Service(run, loop, registry, metrics, options.stop_s)
+    hosts = None if options.key is not None else frozenset({"localhost", "127.0.0.1", "::1", options.host})
+    server = _Server(
+        uvicorn.Config(
+            make_app(service, options.key, hosts),
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=int(options.stop_s),
+        )
+    )
+    return server, loop
 
 
 class _Server(uvicorn.Server):
@@ -132,7 +139,7 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.contextmanager
-def _listening(host: str, port: int) -> Iterator[socket.socket]:
+def listening(host: str, port: int) -> Iterator[socket.socket]:
     """A socket that listens from now on, so that a port that is taken is known before anything slow starts."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]

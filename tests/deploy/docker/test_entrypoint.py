@@ -67,7 +67,7 @@ def test_the_folder_of_a_run_in_progress_is_not_moved_aside(tmp_path: Path) -> N
     assert folder.is_dir()
 
 
-def start(folder: Path, **variables: str) -> subprocess.Popen[str]:
+def start(folder: Path, *files: str, **variables: str) -> subprocess.Popen[str]:
     """The entry point with programs beside its Python that say how they were called."""
     tools = folder / "bin"
     tools.mkdir()
@@ -78,7 +78,8 @@ def start(folder: Path, **variables: str) -> subprocess.Popen[str]:
     (tools / "python").symlink_to(sys.executable)
     packages = next(path for path in sys.path if path.endswith("site-packages"))
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{packages}", **variables}
-    command = [str(tools / "python"), "-m", "deploy.docker.entrypoint", str(write(folder)), "--learner.steps", "7"]
+    command = [str(tools / "python"), "-m", "deploy.docker.entrypoint", str(write(folder)), *files]
+    command += ["--learner.steps", "7"]
     return subprocess.Popen(
         command, env=environment, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -95,6 +96,14 @@ def test_it_joins_trains_and_leaves(tmp_path: Path) -> None:
 def test_without_a_head_to_join_it_only_trains(tmp_path: Path) -> None:
     output, _ = (process := start(tmp_path, STATUS="1")).communicate(timeout=60)
     assert output.startswith("train ") and "ray" not in output.split() and process.returncode == 1
+
+
+def test_several_files_are_handed_on_and_the_last_one_says_where_the_run_is(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("run: {name: mine}\n")
+    (tmp_path / "runs" / "mine" / "checkpoints" / "step-000001").mkdir(parents=True)
+    files = [str(tmp_path / "config.yaml"), str(tmp_path / "mine.yaml")]
+    output, _ = start(tmp_path, files[1]).communicate(timeout=60)
+    assert output.strip() == f"train train {' '.join(files)} --run.resume true --learner.steps 7"
 
 
 def test_a_cluster_that_cannot_be_joined_ends_it(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from common.action_space import ActionSpace
 from common.config import LoraSection, RunConfig
 from common.config_loading import load_run
 from common.errors import UserError
+from deploy.run.best import Best, keep_best, load_best
 from deploy.run.checks import prepare
 from deploy.run.em import _finish, _m_step
 from deploy.sampler.finished_run import FinishedRun
@@ -26,9 +27,12 @@ def test_an_m_step_waits_for_all_samples_and_takes_every_core_then(
     monkeypatch.setattr(deploy.run.em, "available_cores", lambda: 8)
     (tmp_path / "samples.jsonl").write_text("{}\n" * 5)
     settings = {"task": {"name": "rng"}, "run": {"name": "em", "folder": tmp_path}, "em": {"iterations": 1}}
-    config = RunConfig.model_validate({**settings, "actor": {"count": 3}, "learner": learner})
+    config = RunConfig.model_validate(
+        {**settings, "actor": {"count": 3}, "learner": learner, "evaluation": {"every": 5}}
+    )
     step = _m_step(config, 1, None, tmp_path / "samples.jsonl")
     assert (step.learner.objective, step.learner.threads, step.buffer.min_size) == ("sft", threads, 5)
+    assert config.evaluation.every == 5 and step.evaluation.every is None, "its adapter is no sampler"
 
 
 def save_adapter(model: Path, folder: Path, seed: int) -> Path:
@@ -48,7 +52,10 @@ def test_a_run_that_was_given_a_reference_is_evaluated_by_its_last_m_step_and_go
     folder = make_run(config)
     sampler = save_adapter(digit_model, folder / "e1" / "adapter", seed=2)
     made = save_adapter(digit_model, folder / "m1" / "adapter", seed=3)
+    best = Best(20, 3, "accuracy", "max", 0.5, "a" * 64)
+    keep_best(folder / "e1", {"adapter_config.json": b"{}"}, best)
     _finish(config, sampler, made)
+    assert load_best(folder) == best, "the last E step's is the whole's"
     assert FinishedRun(folder).config.reference.adapter == made
     # By the settings of the first start, and by the run's own configuration.
     for reference in (given, made):

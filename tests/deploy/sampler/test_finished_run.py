@@ -12,6 +12,7 @@ import pytest
 
 from common.errors import EXIT_USER, UserError
 from deploy.cli.main import main
+from deploy.run.best import Best, keep_best
 from deploy.sampler.finished_run import FinishedRun
 from tests.deploy.run.runs import config_of, make_run, other_weights
 
@@ -132,3 +133,16 @@ def test_a_prompt_for_a_chats_run_is_rendered_as_its_rows_are(
     assert run.codec.token_text(run.task.action_space.terminator_id) == "</s>"
     with pytest.raises(UserError, match=r"--prompt = 'number </s>': its text holds '</s>'"):
         run.query("number </s>")
+
+
+def test_the_best_adapter_takes_the_last_one_s_place_where_that_is_asked_for(
+    moved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in ("sample", "evaluate"):
+        assert main([command, str(moved), "--best"]) == EXIT_USER
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "--best = " in line and "holds no best adapter" in line and "evaluation.every" in line
+    best = Best(20, 3, "accuracy", "max", 0.5, "a" * 64)
+    keep_best(moved, {"adapter_config.json": b"{}"}, best)
+    assert FinishedRun(moved, best=True).adapter_folder == moved / "adapter-best"
+    assert FinishedRun(moved).adapter_folder == moved / "adapter"

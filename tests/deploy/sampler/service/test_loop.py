@@ -29,6 +29,8 @@ class StandIn:
         self.fault, self.refuses = fault, refuses
         self.waiting: list[Draft] = []
         self.aborted = 0
+        self.closed = False
+        self.queries: list[Query] = []
 
     @property
     def in_flight(self) -> int:
@@ -39,11 +41,15 @@ class StandIn:
             raise self.refuses
         drafts = [Draft(Origin(query, None, 1.0, "policy", tell=tell), number) for number in range(n)]
         self.waiting += drafts
+        self.queries.append(query)
         return drafts
 
     def abort(self, drafts: Collection[Draft]) -> None:
         self.aborted += len(drafts)
         self.waiting = [draft for draft in self.waiting if draft not in drafts]
+
+    def close(self) -> None:
+        self.closed = True
 
     def step(self) -> None:
         if not self.go.wait(0.01):
@@ -220,4 +226,6 @@ def test_a_service_that_stops_takes_no_more() -> None:
         await asyncio.to_thread(loop.stop, 5)
         assert "is stopping" in str(await error_of(loop, 1))
 
-    played(StandIn(), play)
+    sampler = StandIn()
+    played(sampler, play)
+    assert sampler.closed, "processes of the run's own reward would be left behind"

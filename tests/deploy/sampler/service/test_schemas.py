@@ -37,7 +37,10 @@ def error_of(data: bytes) -> dict[str, Any]:
         ({"stop": ["\n"]}, "stop = ['\\n']: can't be honoured; the run's own terminator"),
         ({"logprobs": 5}, "logprobs = 5: asks for the likeliest tokens, which are not kept; give 0"),
         ({"echo": True, "logprobs": 0}, "echo = True: asks for log-probabilities of the prompt"),
-        ({"top_k": 5}, "top_k = 5: is no parameter that this service knows; leave it out; known are model, prompt"),
+        (
+            {"top_k": 5},
+            "top_k = 5: is no parameter that this service knows; leave it out; known are model, n, max_tokens",
+        ),
         ({"stream_options": {"colour": 1}}, "stream_options = 1: holds an unknown name"),
         ({"temperature": 0}, "temperature = 0: Input should be greater than 0"),
         ({"temperature": 2.5}, "temperature = 2.5: Input should be less than or equal to 2"),

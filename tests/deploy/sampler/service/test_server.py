@@ -212,6 +212,56 @@ def test_an_engine_that_cannot_start_ends_it_as_any_mistake_does(
     assert capsys.readouterr().err == "amortis: actor.max_model_len = 64: is too long; lower it\n"
 
 
+def test_while_the_engine_starts_whoever_asks_is_told_and_a_stop_is_heard(
+    folder: Path, engine: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, found = threading.Event(), list[httpx.Response]()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+
+    def start(*_: Any) -> tuple[StandIn, None]:
+        assert asked.wait(20)
+        return engine, None
+
+    def ask() -> None:
+        try:
+            # The connection waits until the server is up.
+            found.append(httpx.get(f"http://127.0.0.1:{port}/health", timeout=20))
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            asked.set()
+
+    monkeypatch.setattr(FinishedRun, "sampler", start)
+    client = threading.Timer(0.3, ask)
+    client.start()
+    serve(folder, [], Options(port=port, stop_s=5), lambda ready: None)
+    client.join()
+    (answer,) = found
+    assert answer.status_code == 503 and answer.headers["Retry-After"]
+    assert "the engine is starting" in answer.json()["error"]["message"]
+
+
+def test_a_posterior_is_bounded_in_what_it_draws_scores_and_answers(folder: Path, engine: StandIn) -> None:
+    def play(ready: Ready) -> None:
+        for options, expected in (
+            ({"n": 9}, "n = 9: makes more samples"),
+            ({"n": 1, "resample": True}, "candidates = 16: makes more samples"),
+            ({"n": 10**12, "resample": True, "candidates": 2}, "n = 1000000000000: makes more samples"),
+            ({"n": 4, "targets": ["1", "2", "3"]}, "targets = 3: times 4 draws are more texts to score"),
+            ({"n": 2, "candidates": 4}, "candidates = 4: is given without resample"),
+            ({"prompt": None}, "prompt: is missing; give a prompt, or a row"),
+            ({"prompt": None, "row": {"x": 1}}, "row = {'x': 1}: is nothing that the task rng makes queries from"),
+            ({"row": {"x": 1}}, "prompt = '1': is given beside a row"),
+            ({"target": "1", "targets": ["1"]}, "target = '1': is given beside targets"),
+            ({"targets": ["1", "1"]}, "targets = ['1', '1']: holds a text twice"),
+            ({"target": ""}, "target = '': is empty"),
+        ):
+            answer = httpx.post(f"{ready.address}/v1/posterior", json={"prompt": "1", **options})
+            assert answer.status_code == 400 and expected in answer.json()["error"]["message"], answer.text
+
+    served(folder, play, max_samples=8)
+
+
 def test_a_person_is_shown_the_address_the_models_and_an_example(
     folder: Path, engine: StandIn, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

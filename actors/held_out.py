@@ -1,0 +1,156 @@
+"""An actor's part of the evaluation while a run trains: samples of held-out queries among its others.
+
+They are in the same continuous batch, within a share of the actor's time, and never reach the replay buffer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import uuid
+from collections.abc import Iterator
+
+from redis.exceptions import ResponseError
+
+from actors.adapters import AdapterFollower
+from actors.drafting import Draft
+from actors.engine import LoadedAdapter
+from actors.sampler import TrajectorySampler
+from actors.time_share import TimeShare
+from buffer.adapters import AdapterError
+from buffer.connection import is_out_of_memory
+from buffer.evaluations import Drawn, Evaluations, Wanted
+from common.config import RunConfig
+from common.evaluation import request_of
+from common.log import get_logger
+from common.trajectory import Query, Trajectory
+
+log = get_logger("actor")
+
+
+class HeldOutSampler:
+    """Takes what is to be evaluated, one version at a time, if no other actor has it."""
+
+    def __init__(
+        self, config: RunConfig, evaluations: Evaluations, adapters: AdapterFollower, sampler: TrajectorySampler
+    ) -> None:
+        self._section, self._max_in_flight = config.evaluation, config.actor.max_in_flight
+        self._evaluations, self._adapters, self._sampler = evaluations, adapters, sampler
+        self._request = request_of(sampler.task, config.evaluation.samples)
+        # A restarted actor has its name anew, but nothing of what the dead one had taken.
+        self._owner = f"{sampler.actor_id}:{uuid.uuid4().hex}"
+        self._time: TimeShare | None = None
+        self._queries: list[Query] = []
+        self._wanted: Wanted | None = None
+        self._adapter: LoadedAdapter | None = None
+        self._waiting: list[Query] = []
+        self._open = 0
+        self._done: list[Trajectory] = []
+        self._is_lost = False
+
+    @property
+    def version(self) -> int | None:
+        """What is being evaluated."""
+        return self._wanted.version if self._wanted else None
+
+    def housekeep(self) -> None:
+        """Take what is wanted, show that one is still at it, hand over what is done."""
+        if self._adapters.current is None:
+            # Training's own adapter comes first.
+            return
+        if self._time is None:
+            self._time = TimeShare(self._section.share, self._max_in_flight, time.monotonic())
+        if self._wanted is None:
+            self._begin()
+            return
+        newest = self._evaluations.wanted()
+        if newest is not None and newest.last:
+            self._time.lift(self._max_in_flight)
+        if not self._is_lost and not self._evaluations.renew(self._owner):
+            log.warning("the evaluation of adapter version %d was taken over by another actor", self._wanted.version)
+            self._is_lost = True
+            self._waiting.clear()
+        if not self._waiting and not self._open:
+            self._end()
+
+    def feed(self) -> None:
+        """Add samples of the evaluation to the batch, as far as its share goes."""
+        if self._time is None:
+            return
+        while self._waiting and self._time.may_begin(self._sampler.aside_in_flight, time.monotonic()):
+            request = self._request
+            self._sampler.submit(
+                self._waiting.pop(),
+                1,
+                request.temperature,
+                self._adapter,
+                "policy" if request.temperature == 1.0 else "tempered",
+                every_state=request.every_state,
+                top_p=request.top_p,
+                top_k=request.top_k,
+                tell=self._take,
+                aside=True,
+            )
+            self._open += 1
+
+    def _take(self, draft: Draft) -> None:
+        """One is done; the sampler gives it to nobody else, so that none of them can be pushed."""
+        self._open -= 1
+        if draft.trajectory is not None:
+            self._done.append(draft.trajectory)
+
+    @contextlib.contextmanager
+    def timed(self) -> Iterator[None]:
+        """Around a step of the engine: the evaluation's part of its time."""
+        part = self._sampler.aside_in_flight if self._open else 0
+        whole, began = self._sampler.in_flight, time.monotonic()
+        yield
+        if self._time is not None and part:
+            took = time.monotonic() - began
+            self._time.spend(took, part, whole)
+            self._sampler.metrics.evaluation.inc(took * part / whole)
+
+    def give_back(self) -> None:
+        """The actor leaves: another may begin anew with what this one was at."""
+        if self._wanted is not None and not self._is_lost:
+            self._evaluations.give_back(self._owner)
+
+    def _begin(self) -> None:
+        wanted = self._evaluations.take(self._owner)
+        if wanted is None:
+            return
+        assert self._time is not None
+        began = time.monotonic()
+        try:
+            self._adapter = self._adapters.hold(wanted.version)
+            self._time.spend(time.monotonic() - began, 1, 1)
+        except AdapterError as error:
+            log.warning("an evaluation is left out: %s", error)
+            self._evaluations.finish(self._owner, wanted.version, None)
+            return
+        self._queries = self._queries or self._evaluations.queries()
+        self._wanted, self._is_lost = wanted, False
+        # In turns, so that a part of it is of all queries.
+        self._waiting = [query for _ in range(self._request.n) for query in self._queries]
+
+    def _end(self) -> None:
+        assert self._wanted is not None and self._time is not None and self._adapter is not None
+        drawn, self._done = self._done, []
+        if not self._is_lost:
+            share = self._time.used(time.monotonic())
+            packed = tuple(item.to_bytes() for item in drawn)
+            done = Drawn(self._wanted, self._adapter.sha256, self._sampler.actor_id, share, packed)
+            self._hand_over(done)
+        self._adapters.release()
+        self._wanted = self._adapter = None
+
+    def _hand_over(self, drawn: Drawn) -> None:
+        version = drawn.wanted.version
+        try:
+            if not self._evaluations.finish(self._owner, version, drawn):
+                log.warning("the evaluation of adapter version %d came too late", version)
+        except ResponseError as error:
+            if not is_out_of_memory(error):
+                raise
+            log.warning("the evaluation of adapter version %d is lost, as Redis has no memory left", version)
+            self._evaluations.finish(self._owner, version, None)

@@ -1,0 +1,62 @@
+"""How soon the command line answers: `python -m benchmarks.command_line`.
+
+`amortis --help`, and `amortis train --dry-run` with the default model, on the task `rng` and on a task of rows, in
+turns, each a process of its own. The first round fills the file system's cache and isn't counted.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.measure import arguments, at_most, report
+from common.default_model import ensure_default_model
+
+HELP_S, DRY_RUN_S = 0.5, 5.0
+ROWS = 200
+CONFIGS = {
+    "rng": "task: {name: rng}\n",
+    "rows": "task: {name: continuation, train_path: rows.txt}\n",
+}
+
+
+def seconds(folder: Path, *words: str) -> float:
+    """Of one command, which must succeed."""
+    start = time.perf_counter()
+    command = [sys.executable, "-m", "deploy.cli.main", *words]
+    subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL, check=True)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Measure and report."""
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each (default: 5)")
+    options = parser.parse_args()
+    ensure_default_model()
+    commands = {
+        "--help": ["--help"],
+        **{f"--dry-run, {name}": ["train", f"{name}.yaml", "--dry-run"] for name in CONFIGS},
+    }
+    times: dict[str, list[float]] = {name: [] for name in commands}
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        (folder / "rows.txt").write_text("".join(f"The traveller came to house number {i}\n" for i in range(ROWS)))
+        for name, text in CONFIGS.items():
+            (folder / f"{name}.yaml").write_text(text)
+        for i in range(options.rounds + 1):
+            for name, words in commands.items():
+                taken = seconds(folder, *words)
+                if i:
+                    times[name].append(taken)
+    limits = {name: HELP_S if name == "--help" else DRY_RUN_S for name in commands}
+    results = [at_most(name, statistics.median(times[name]), "s", limits[name]) for name in commands]
+    report(f"Seconds until a command is done, median of {options.rounds}", results, options.json)
+
+
+if __name__ == "__main__":
+    main()

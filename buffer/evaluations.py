@@ -1,0 +1,149 @@
+"""Evaluation while a run trains, as far as it goes through Redis: what is wanted, what was drawn, what came of it.
+
+The learner says which adapter version is wanted, one actor takes that and hands over its samples, the launcher makes
+figures of them, and the learner writes these down. Only the newest version that is wanted waits: evaluation never
+queues up behind training.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+import msgpack
+
+from buffer.connection import Client, Keys
+from buffer.scripts import load_script
+from common.trajectory import Query
+
+LEASE_S = 20
+"""An actor that was not heard of for so long has died, and another begins anew."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """An adapter version that is to be evaluated."""
+
+    version: int
+    step: int
+    """Of the learner, when it published the version."""
+    exact: dict[str, float] = field(default_factory=dict)
+    """The learner's own figures of the version."""
+    last: bool = False
+    """Whether training is over, so that nothing is taken from it any more."""
+
+    def to_text(self) -> str:
+        """As JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_text(cls, raw: bytes) -> Self:
+        """What `to_text` gave."""
+        return cls(**json.loads(raw))
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What an actor sampled of a version."""
+
+    wanted: Wanted
+    sha256: str
+    """Of the adapter that was sampled with."""
+    actor: str
+    share: float
+    """Of that actor's time that went into evaluation so far."""
+    trajectories: tuple[bytes, ...]
+
+    def to_bytes(self) -> bytes:
+        """Packed."""
+        head = [self.wanted.to_text(), self.sha256, self.actor, self.share]
+        return bytes(msgpack.packb([*head, list(self.trajectories)]))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """What `to_bytes` gave."""
+        wanted, sha256, actor, share, trajectories = msgpack.unpackb(data)
+        return cls(Wanted.from_text(wanted), sha256, actor, share, tuple(trajectories))
+
+
+class Evaluations:
+    """The keys of a run's evaluation."""
+
+    def __init__(self, client: Client, keys: Keys) -> None:
+        self._client, self._keys = client, keys
+        self._want, self._take = load_script(client, "evaluation_want"), load_script(client, "evaluation_take")
+        self._lease, self._finish = load_script(client, "evaluation_lease"), load_script(client, "evaluation_finish")
+
+    def reset(self) -> None:
+        """Forget what an earlier part of the run left undone; its figures are in the run's folder."""
+        keys = self._keys
+        for key in (keys.evaluation, keys.evaluation_lease, keys.evaluation_drawn, keys.evaluation_figures):
+            self._client.delete(key)
+        self._client.delete(keys.evaluation_queries)
+
+    def put_queries(self, queries: Iterable[Query]) -> None:
+        """What all versions are evaluated on; actors need no data of their own for it."""
+        packed = [query.to_bytes() for query in queries]
+        if packed:
+            self._client.rpush(self._keys.evaluation_queries, *packed)
+
+    def queries(self) -> list[Query]:
+        """Those, in order."""
+        return [Query.from_bytes(item) for item in self._client.lrange(self._keys.evaluation_queries, 0, -1)]
+
+    def want(self, wanted: Wanted) -> int | None:
+        """Ask for an evaluation; the older version that is left out for it, as nobody has begun with that."""
+        left_out = int(self._want(keys=[self._keys.evaluation], args=[wanted.version, wanted.to_text()]))
+        return left_out or None
+
+    def wanted(self) -> Wanted | None:
+        """What is to be evaluated, begun with or not."""
+        raw = self._client.hget(self._keys.evaluation, "wanted")
+        return Wanted.from_text(raw) if raw else None
+
+    def take(self, owner: str) -> Wanted | None:
+        """What is to be evaluated, for one owner alone, who renews it; None if there is nothing or another is at it."""
+        raw = self._take(keys=[self._keys.evaluation, self._keys.evaluation_lease], args=[owner, LEASE_S])
+        return Wanted.from_text(raw) if raw else None
+
+    def renew(self, owner: str) -> bool:
+        """Whether the owner may go on."""
+        return bool(self._lease(keys=[self._keys.evaluation_lease], args=[owner, LEASE_S]))
+
+    def give_back(self, owner: str) -> None:
+        """Another may begin anew with what the owner has taken."""
+        self._lease(keys=[self._keys.evaluation_lease], args=[owner, 0])
+
+    def finish(self, owner: str, version: int, drawn: Drawn | None) -> bool:
+        """Hand over what was drawn of a version, None if it can't be; whether it was still the owner's to do."""
+        keys = [self._keys.evaluation, self._keys.evaluation_lease, self._keys.evaluation_drawn]
+        return bool(self._finish(keys=keys, args=[owner, version, b"" if drawn is None else drawn.to_bytes()]))
+
+    def next_drawn(self) -> Drawn | None:
+        """What waits for its figures to be made, once."""
+        raw = self._client.lpop(self._keys.evaluation_drawn)
+        return Drawn.from_bytes(raw) if raw else None
+
+    def put_figures(self, row: dict[str, Any]) -> None:
+        """Figures for the learner to write down."""
+        self._client.rpush(self._keys.evaluation_figures, json.dumps(row))
+
+    def next_figures(self) -> dict[str, Any] | None:
+        """Figures to write down, once."""
+        raw = self._client.lpop(self._keys.evaluation_figures)
+        return dict(json.loads(raw)) if raw else None
+
+    def skipped(self) -> int:
+        """Versions that were wanted and left out for newer ones, or could not be had."""
+        return int(self._client.hget(self._keys.evaluation, "skipped") or 0)
+
+    def tell(self, state: dict[str, Any]) -> None:
+        """What is known so far, for whoever looks at the run."""
+        self._client.hset(self._keys.evaluation, "state", json.dumps(state))
+
+    def state(self) -> dict[str, Any]:
+        """What was told last, with the number of versions that were left out; empty before the first evaluation."""
+        raw = self._client.hget(self._keys.evaluation, "state")
+        return {**json.loads(raw), "skipped": self.skipped()} if raw else {}

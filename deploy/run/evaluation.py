@@ -1,0 +1,154 @@
+"""The launcher's part of the evaluation while a run trains: figures of what actors drew, and the best adapter.
+
+It works in a thread of its own, as a task's figures may take seconds (embeddings, verifiers), and neither the actors'
+engines nor the launcher's watch may wait for them.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import asdict
+from types import TracebackType
+from typing import Any, Self
+
+from redis.exceptions import RedisError
+
+from buffer.adapters import AdapterError, AdapterRegistry
+from buffer.control import Control
+from buffer.evaluations import Drawn, Evaluations
+from common.config import RunConfig
+from common.errors import UserError
+from common.evaluation import PREFIX, evaluated_queries, figures_of, request_of
+from common.log import get_logger
+from common.metrics import LauncherMetrics
+from common.tasks import Task
+from common.trajectory import Trajectory
+from deploy.run.best import Best, keep_best, load_best, metric_among, mode_of
+
+log = get_logger("evaluation")
+POLL_S = 0.25
+
+
+class Evaluator:
+    """Makes figures of what was drawn, until it is left."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        task: Task[Any],
+        evaluations: Evaluations,
+        registry: AdapterRegistry,
+        control: Control,
+        metrics: LauncherMetrics,
+    ) -> None:
+        self._config, self._task, self._evaluations = config, task, evaluations
+        self._registry, self._control, self._metrics = registry, control, metrics
+        self._request = request_of(task, config.evaluation.samples)
+        # What is trained for in the end; one for all, so that values can be compared.
+        self._tau = config.learner.reward.temperature.at(config.learner.steps)
+        self._best = load_best(config.run_folder)
+        self._metric: str | None = None
+        self._done = self._trained_on = 0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="amortis-evaluation", daemon=True)
+
+    def __enter__(self) -> Self:
+        """Lay out what is evaluated on, before actors look for it."""
+        self._evaluations.reset()
+        self._registry.unpin_up_to(self._registry.latest())
+        queries, self._trained_on = evaluated_queries(self._task, self._config.evaluation.queries)
+        self._evaluations.put_queries(queries)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Finish what is being made; the task is nobody else's until then."""
+        self._over.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        drawn: Drawn | None = None
+        while not self._over.wait(POLL_S):
+            try:
+                drawn = drawn or self._evaluations.next_drawn()
+                self._metrics.evaluations_skipped.set(self._evaluations.skipped())
+                if drawn is not None:
+                    self.take_in(drawn)
+                    drawn = None
+            except RedisError as error:
+                # Redis may restart or be full; the next look goes on with what was drawn.
+                log.warning("Redis can't be used: %s", error)
+            except UserError as error:
+                self._control.report_fault("evaluation", str(error))
+                return
+            except Exception as error:
+                # The evaluation at the end would fail likewise, after all the work was done.
+                log.exception("the evaluation failed")
+                reason = f"the task's figures can't be made while it trains: {type(error).__name__}: {error}"
+                self._control.report_fault("evaluation", f"{reason}; see logs/launcher.log, or set evaluation.every 0")
+                return
+
+    def take_in(self, drawn: Drawn) -> None:
+        """Figures of one version, for all who show them; its adapter becomes the best one's if it is better."""
+        wanted = drawn.wanted
+        trajectories = [Trajectory.from_bytes(item) for item in drawn.trajectories]
+        sampled = figures_of(self._task, self._request, trajectories, self._config.reward_weights, self._tau)
+        figures = {**sampled, **wanted.exact}
+        self._keep_if_best(drawn, figures)
+        self._registry.unpin_up_to(wanted.version)
+        self._done += 1
+        log.info("adapter version %d of step %d: %s", wanted.version, wanted.step, figures)
+        best = None if self._best is None else asdict(self._best)
+        last = {"step": wanted.step, "version": wanted.version, "metric": self._metric, "figures": figures}
+        self._evaluations.tell({"last": last, "best": best, "done": self._done, "share": drawn.share})
+        self._export(wanted.step, figures)
+        self._evaluations.put_figures(
+            {
+                "time": time.time(),
+                "step": wanted.step,
+                "adapter_version": wanted.version,
+                "adapter_sha256": drawn.sha256,
+                "actor": drawn.actor,
+                "samples": len(trajectories),
+                "queries_trained_on": self._trained_on,
+                "evaluation_share": drawn.share,
+                **{PREFIX + name: value for name, value in figures.items()},
+            }
+        )
+
+    def _keep_if_best(self, drawn: Drawn, figures: dict[str, float]) -> None:
+        section, wanted = self._config.evaluation, drawn.wanted
+        if self._metric is None:
+            self._metric = metric_among(section, self._task.main_figures, figures)
+        metric, mode = self._metric, mode_of(self._metric, section.mode)
+        value = figures.get(metric)
+        if value is None:
+            log.warning("step %d has no %s, and can't be the best by it", wanted.step, metric)
+            return
+        if self._best is not None and not self._best.is_of(metric, mode):
+            log.info("the best by %s is no measure of %s: it is looked for anew", self._best.metric, metric)
+            self._best = None
+        if self._best is None or self._best.is_beaten_by(value):
+            try:
+                files = self._registry.fetch(wanted.version).files
+            except AdapterError as error:
+                # A fail-over may lose what was written last.
+                log.warning("step %d is the best so far and can't be kept: %s", wanted.step, error)
+                return
+            self._best = Best(wanted.step, wanted.version, metric, mode, value, drawn.sha256)
+            keep_best(self._config.run_folder, files, self._best)
+
+    def _export(self, step: int, figures: dict[str, float]) -> None:
+        metrics = self._metrics
+        metrics.evaluation_step.set(step)
+        for name, value in figures.items():
+            metrics.evaluation_figure.labels(name).set(value)
+        if self._best is not None:
+            metrics.evaluation_best.set(self._best.value)
+            metrics.evaluation_best_step.set(self._best.step)

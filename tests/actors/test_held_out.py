@@ -1,0 +1,202 @@
+"""How an actor evaluates beside its sampling, as far as that needs no engine."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from actors.held_out import HeldOutSampler
+from buffer.adapters import AdapterError
+from buffer.connection import Keys
+from buffer.evaluations import Evaluations, Wanted
+from common.config import RunConfig
+from common.metrics import ActorMetrics, new_registry
+from common.trajectory import Query, Trajectory
+from tests.conftest import make_query, make_trajectory
+
+QUERIES = [make_query(1), make_query(2), make_query(3)]
+SHA256 = "c" * 64
+
+
+class Follower:
+    """Holds what is in the registry."""
+
+    def __init__(self, current: object = object()) -> None:
+        self.current, self.held, self.gone = current, list[int](), set[int]()
+
+    def hold(self, version: int) -> Any:
+        if version in self.gone:
+            raise AdapterError(f"adapter version {version} is not in the registry")
+        self.held.append(version)
+        return SimpleNamespace(version=version, sha256=SHA256)
+
+    def release(self) -> None:
+        self.held.pop()
+
+
+class Sampler:
+    """Keeps what is submitted until it is told to finish it."""
+
+    def __init__(self) -> None:
+        self.task = SimpleNamespace(sample_requests=list)
+        self.actor_id, self.metrics = "actor-0", ActorMetrics(new_registry())
+        self.submitted, self.open = list[Query](), list[tuple[Query, int, Any]]()
+        self.in_flight = 0
+
+    @property
+    def aside_in_flight(self) -> int:
+        return len(self.open)
+
+    def submit(self, query: Query, n: int, temperature: float, adapter: Any, source: str, **more: Any) -> None:
+        assert (n, temperature, source) == (1, 1.0, "policy") and more["aside"] and not more["every_state"]
+        self.submitted.append(query)
+        self.open.append((query, adapter.version, more["tell"]))
+
+    def finish(self, rejected: str | None = None) -> None:
+        for query, version, tell in self.open:
+            made = make_trajectory(query, [3], version=version) if rejected is None else None
+            tell(SimpleNamespace(trajectory=made, rejected=rejected))
+        self.open.clear()
+
+
+@pytest.fixture
+def evaluations(redis_client: Redis, keys: Keys) -> Evaluations:
+    found = Evaluations(redis_client, keys)
+    found.put_queries(QUERIES)
+    return found
+
+
+def make(evaluations: Evaluations, follower: Follower, **section: Any) -> tuple[HeldOutSampler, Sampler]:
+    settings = {"every": 10, "samples": 2, "share": 1.0, **section}
+    config = RunConfig.model_validate({"task": {"name": "rng"}, "evaluation": settings})
+    sampler = Sampler()
+    return HeldOutSampler(config, evaluations, follower, sampler), sampler  # type: ignore[arg-type]
+
+
+def work(held_out: HeldOutSampler, sampler: Sampler, rounds: int = 20) -> None:
+    for _ in range(rounds):
+        held_out.housekeep()
+        held_out.feed()
+        sampler.finish()
+
+
+def test_every_held_out_query_is_sampled_from_under_the_version_that_is_wanted(evaluations: Evaluations) -> None:
+    follower = Follower()
+    held_out, sampler = make(evaluations, follower)
+    wanted = Wanted(7, 70)
+    evaluations.want(wanted)
+    held_out.housekeep()
+    assert held_out.version == 7 and follower.held == [7]
+    work(held_out, sampler)
+    drawn = evaluations.next_drawn()
+    assert drawn is not None and (drawn.wanted, drawn.sha256, drawn.actor) == (wanted, SHA256, "actor-0")
+    items = [Trajectory.from_bytes(item) for item in drawn.trajectories]
+    assert sorted(item.query_id for item in items) == sorted(query.id for query in QUERIES for _ in range(2))
+    assert {item.behaviour.adapter_version for item in items} == {7}
+    assert follower.held == [] and held_out.version is None
+
+
+def test_samples_that_make_no_trajectory_are_left_out_and_waited_for_by_nobody(evaluations: Evaluations) -> None:
+    held_out, sampler = make(evaluations, Follower(), samples=2)
+    evaluations.want(Wanted(1, 10))
+    held_out.housekeep()
+    held_out.feed()
+    first = sampler.open.pop()
+    sampler.finish(rejected="task.reward raised")
+    sampler.open.append(first)
+    work(held_out, sampler)
+    drawn = evaluations.next_drawn()
+    assert drawn is not None and len(drawn.trajectories) == 1
+
+
+def test_no_more_requests_are_in_flight_than_the_share_of_them(evaluations: Evaluations) -> None:
+    held_out, sampler = make(evaluations, Follower(), share=0.05, samples=4)
+    evaluations.want(Wanted(1, 10))
+    held_out.housekeep()
+    held_out.feed()
+    # Of 64 at once.
+    assert len(sampler.open) == 3
+    held_out.feed()
+    assert len(sampler.open) == 3
+
+
+def test_the_last_evaluation_is_not_bounded_as_nothing_else_is_wanted(evaluations: Evaluations) -> None:
+    held_out, sampler = make(evaluations, Follower(), share=0.05, samples=4)
+    evaluations.want(Wanted(1, 10))
+    held_out.housekeep()
+    evaluations.want(Wanted(1, 10, last=True))
+    held_out.housekeep()
+    held_out.feed()
+    assert len(sampler.open) == 12
+
+
+def test_nothing_is_taken_before_the_actor_has_an_adapter_for_training(evaluations: Evaluations) -> None:
+    held_out, _ = make(evaluations, Follower(current=None))
+    evaluations.want(Wanted(1, 10))
+    held_out.housekeep()
+    held_out.feed()
+    assert held_out.version is None and evaluations.take("another") == Wanted(1, 10)
+
+
+def test_a_version_that_is_gone_is_left_out_and_the_next_one_is_taken(evaluations: Evaluations) -> None:
+    follower = Follower()
+    follower.gone = {1}
+    held_out, sampler = make(evaluations, follower)
+    evaluations.want(Wanted(1, 10))
+    work(held_out, sampler)
+    assert held_out.version is None and evaluations.skipped() == 1
+    evaluations.want(Wanted(2, 20))
+    work(held_out, sampler)
+    drawn = evaluations.next_drawn()
+    assert drawn is not None and drawn.wanted.version == 2
+
+
+def test_an_actor_that_was_taken_for_dead_gives_up_and_hands_over_nothing(
+    evaluations: Evaluations, redis_client: Redis, keys: Keys
+) -> None:
+    follower = Follower()
+    held_out, sampler = make(evaluations, follower, share=0.05)
+    evaluations.want(Wanted(1, 10))
+    held_out.housekeep()
+    held_out.feed()
+    redis_client.delete(keys.evaluation_lease)
+    assert evaluations.take("another") == Wanted(1, 10)
+    held_out.housekeep()
+    # What is in flight needs its adapter to the end.
+    assert follower.held == [1]
+    work(held_out, sampler)
+    assert follower.held == [] and len(sampler.submitted) == 3 and evaluations.next_drawn() is None
+    assert evaluations.renew("another"), "the other one goes on undisturbed"
+
+
+def test_an_actor_that_is_retired_leaves_its_evaluation_to_another_at_once(evaluations: Evaluations) -> None:
+    held_out, _ = make(evaluations, Follower())
+    evaluations.want(Wanted(1, 10))
+    held_out.housekeep()
+    held_out.give_back()
+    assert evaluations.take("another") == Wanted(1, 10)
+
+
+def test_a_step_s_time_is_the_evaluation_s_by_its_part_of_the_requests(
+    evaluations: Evaluations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    held_out, sampler = make(evaluations, Follower())
+    evaluations.want(Wanted(1, 10))
+    held_out.housekeep()
+    held_out.feed()
+    sampler.in_flight = 4 * sampler.aside_in_flight
+    with held_out.timed():
+        now[0] += 2.0
+    sampler.finish()
+    with held_out.timed():
+        now[0] += 8.0
+    held_out.housekeep()
+    drawn = evaluations.next_drawn()
+    assert drawn is not None and drawn.share == pytest.approx(0.5 / 10)
+    (sample,) = (s for f in sampler.metrics.evaluation.collect() for s in f.samples if s.name.endswith("_total"))
+    assert sample.value == pytest.approx(0.5)

@@ -1,0 +1,143 @@
+"""What the commands show of a run's evaluations and of its buffer's trajectories, against a real Redis but no run."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from redis import Redis
+from rich.console import Console
+
+from buffer.connection import Keys
+from buffer.control import Control
+from buffer.evaluations import Evaluations
+from buffer.replay import ReplayBuffer
+from common.config import BufferSection, RunConfig
+from common.errors import EXIT_USER
+from common.reward import RewardWeights
+from common.trajectory import Query
+from deploy.cli.display import state_line, state_table
+from deploy.cli.main import main
+from deploy.cli.status import samples_table
+from deploy.run.launcher import RunState
+from tests.conftest import make_query, make_trajectory
+
+STATE = {
+    "last": {
+        "step": 120,
+        "version": 25,
+        "metric": "accuracy",
+        "figures": {"mean_log_reward": -7.25, "accuracy": 0.625, "diversity": 0.5, "max_log_reward": -3.0},
+    },
+    "best": {"step": 80, "version": 17, "metric": "accuracy", "mode": "max", "value": 0.75, "sha256": "a" * 64},
+    "done": 6,
+    "share": 0.08,
+}
+
+
+def shown(renderable: Any, width: int = 160) -> str:
+    out = io.StringIO()
+    Console(file=out, width=width).print(renderable)
+    return out.getvalue()
+
+
+def test_the_live_display_shows_the_last_evaluation_and_the_best_adapter() -> None:
+    state = RunState(RunConfig.model_validate({"task": {"name": "rng"}, "run": {"name": "mine"}}))
+    state.learner, state.evaluation = {"step": 130, "steps": 200}, {**STATE, "skipped": 2}
+    for text in (shown(state_table(state)), state_line(state)):
+        assert "accuracy 0.625, mean_log_reward -7.250, diversity 0.500 (step 120, 2 adapters left out)" in text
+        assert "accuracy 0.750 (step 80, v17)" in text
+    state.evaluation = {}
+    assert "best adapter" not in shown(state_table(state)) and "evaluation" not in shown(state_table(state))
+
+
+@pytest.fixture
+def run(redis_client: Redis, digit_model: Path) -> ReplayBuffer:
+    """A run by its name in a given Redis, with nothing in its buffer."""
+    settings = {"task": {"name": "rng"}, "run": {"name": "mine"}, "model": {"name": str(digit_model)}}
+    config = RunConfig.model_validate(settings)
+    Control(redis_client, Keys("mine")).put_config(config)
+    return ReplayBuffer.of(config, redis_client, Keys("mine"))
+
+
+def test_status_shows_the_evaluation(
+    run: ReplayBuffer, redis_client: Redis, redis_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Evaluations(redis_client, Keys("mine")).tell(STATE)
+    arguments = ["status", "mine", "--once", "--redis-url", redis_url]
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    assert "accuracy 0.625" in text and "accuracy 0.750 (step 80, v17)" in text
+    assert main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["evaluation"] == {**STATE, "skipped": 0}
+
+
+def test_the_newest_and_the_best_trajectories_are_shown_as_text(
+    run: ReplayBuffer, redis_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = make_query(14, 15), make_query(9)
+    run.put_queries([first, second])
+    # Tokens from 3 on are the digits from 0 on.
+    for i in range(10):
+        query = first if i % 2 else second
+        run.push([make_trajectory(query, [3 + i], log_reward=-abs(i - 4.0), version=i)])
+    arguments = ["status", "mine", "--samples", "3", "--redis-url", redis_url]
+    assert main([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["text"].strip() for row in found["newest"]] == ["9", "8", "7"]
+    assert [row["log_r"] for row in found["best"]] == [0.0, -1.0, -1.0]
+    best = found["best"][0]
+    assert (best["text"].strip(), best["adapter_version"], best["source"]) == ("4", 4, "policy")
+    assert (best["log_constraint"], best["log_prior"], best["log_likelihood"]) == (0.0, 0.0, 0.0)
+    assert best["prompt"].strip() == "6"
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    assert "the newest in the buffer" in text and "the best in the buffer" in text and "policy" in text
+
+
+def test_samples_of_an_empty_buffer_are_none_and_less_than_one_is_refused(
+    run: ReplayBuffer, redis_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["status", "mine", "--redis-url", redis_url, "--json", "--samples"]
+    assert main(arguments) == 0
+    assert json.loads(capsys.readouterr().out) == {"newest": [], "best": []}
+    assert main([*arguments, "0"]) == EXIT_USER
+    assert "--samples = 0: shows nothing" in capsys.readouterr().err
+
+
+def test_what_a_model_wrote_neither_moves_the_cursor_nor_is_taken_for_markup() -> None:
+    row = {
+        "prompt": "x" * 300 + "[bold]Q:",
+        "text": "a\x1b[2J\r\n[red]b[/nothing]\u202e\x07",
+        "log_r": -1.5,
+        "log_prior": -1.0,
+        "log_likelihood": -0.5,
+        "log_constraint": 0.0,
+        "adapter_version": 3,
+        "source": "policy",
+    }
+    text = shown(samples_table("title", [row]), width=240)
+    assert not {"\x1b", "\r", "\x07", "\u202e"} & set(text)
+    assert r"[bold]Q: → a\x1b[2J\r\n[red]b[/nothing]\u202e\x07" in text
+    assert "x" * 100 not in text and "-1.50" in text
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+def test_newest_and_best_are_those_of_all_queries_and_shards(redis_client: Redis, keys: Keys, shards: int) -> None:
+    weights = RewardWeights(prior=0, likelihood=0)
+    buffer = ReplayBuffer(redis_client, keys, BufferSection(shards=shards), weights)
+    queries: list[Query] = [make_query(i) for i in range(12)]
+    rewards = np.random.default_rng(0).permutation(60)
+    pushed = []
+    for i, reward in enumerate(rewards):
+        item = make_trajectory(queries[i % 12], [i], log_reward=float(reward))
+        pushed.append(item.model_copy(update={"created_at": float(i)}))
+        buffer.push(pushed[-1:])
+    newest, best = buffer.top(7, "newest"), buffer.top(7, "best")
+    assert [item.id for item in newest] == [item.id for item in reversed(pushed[-7:])]
+    assert [float(item.log_constraint[-1]) for item in best] == list(range(59, 52, -1))
+    assert buffer.top(100, "best")[-1].log_constraint[-1] == 0 and len(buffer.top(100, "newest")) == 60

@@ -1,0 +1,65 @@
+"""What a run on a user's own task is gone on with, and what of its file is known."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from buffer.connection import Keys
+from buffer.control import Control
+from common.errors import UserError
+from common.tasks import UnreadTask
+from deploy.run.checks import prepare
+from deploy.run.identity import load_identity
+from tests.deploy.run.runs import config_of, contents, make_run
+
+EXAMPLE = Path(__file__).parents[3] / "docs" / "examples" / "even_task.py"
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    return Path(shutil.copy(EXAMPLE, tmp_path / "mine.py"))
+
+
+def test_a_run_goes_on_with_its_own_task_wherever_the_file_is_and_not_with_another(
+    tmp_path: Path, digit_model: Path, own: Path
+) -> None:
+    def config(*options: str, module: Path = own) -> object:
+        return prepare(
+            config_of(tmp_path, digit_model, "--run.name", "own", *options, task=f"task: {{module: {module}}}")
+        )
+
+    run = make_run(config_of(tmp_path, digit_model, "--run.name", "own", task=f"task: {{module: {own}}}"))
+    assert "task.module" in load_identity(run)
+    before, resume = contents(run), ("--run.resume", "true")
+    (tmp_path / "moved").mkdir()
+    moved = Path(shutil.move(own, tmp_path / "moved" / "even.py"))
+    config(*resume, module=moved)
+    with pytest.raises(UserError, match=r"task\.penalty = 5\.0: the run to resume has 20\.0"):
+        config(*resume, "--task.penalty", "5", module=moved)
+    own.write_text(moved.read_text().replace("% 2 == 0", "% 2 == 1"))
+    with pytest.raises(UserError, match=r"task\.module = .*mine\.py': is not, by its content, what the run to resume"):
+        config(*resume)
+    assert contents(run) == before
+
+
+def test_what_a_task_s_mask_needs_of_the_model_is_found_before_the_run(
+    tmp_path: Path, digit_model: Path, own: Path
+) -> None:
+    text = own.read_text().replace("def queries(self, split: Split) -> list[Query]:\n", "def queries(self, split):\n")
+    own.write_text(text.replace("self.codec.encode_prompt(self.config.prompt)", "self.codec.encode_prompt('1' * 70)"))
+    with pytest.raises(UserError, match=r"actor\.max_model_len = 64: the longest prompt"):
+        prepare(config_of(tmp_path, digit_model, task=f"task: {{module: {own}}}"))
+
+
+def test_a_run_on_an_own_task_is_known_from_redis_where_its_file_is_not(
+    tmp_path: Path, digit_model: Path, own: Path, redis_client: Redis, keys: Keys
+) -> None:
+    control = Control(redis_client, keys)
+    control.put_config(prepare(config_of(tmp_path, digit_model, "--run.name", "own", task=f"task: {{module: {own}}}")))
+    own.unlink()
+    found = control.config()
+    assert found is not None and isinstance(found.task, UnreadTask) and found.task.name == "even"
