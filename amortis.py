@@ -63,8 +63,8 @@ def load(run: str | os.PathLike[str], *, seed: int | None = None, best: bool = F
     """Open a finished run's folder. No engine is started before the first sample is drawn.
 
     `seed` is that of the draws, the run's own without it; with `best` the adapter is the one that was best by
-    evaluation.metric while it trained, in place of the last one. `settings` are those that are others than in training, with
-    two underscores for each dot or as a dictionary of dotted names: `model__name=PATH`, `**{"model.name": PATH}`.
+    evaluation.metric while it trained, in place of the last one. `settings` are those that are others than in training,
+    with two underscores for each dot or as a dictionary of dotted names: `model__name=PATH`, `**{"model.name": PATH}`.
     """
     return Sampler(Path(run), _as_arguments(settings), seed, best=best)
 
