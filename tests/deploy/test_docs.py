@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 import re
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
-from common.config_loading import known_keys, load_config
+from common.config_loading import known_keys, load_config, load_settings
 from common.metrics import ActorMetrics, LauncherMetrics, LearnerMetrics, ServiceMetrics
 from common.own_reward import OwnRewardSection
 from common.reward_calls import OwnReward, Subject
@@ -41,6 +42,13 @@ def test_every_configuration_example_loads(page: str, text: str, tmp_path: Path)
         check_comparison(path, tmp_path)
     else:
         load_config(path)
+
+
+def test_the_training_that_is_shown_in_python_is_a_configuration() -> None:
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"^trained = amortis\.train\((.*?)^\)$", page, re.MULTILINE | re.DOTALL)
+    config = load_settings(ast.literal_eval(shown.strip()))
+    assert config.task.name == "jsonl" and config.run.name == "mine"
 
 
 def test_the_own_task_that_is_shown_is_the_file_that_is_run() -> None:
