@@ -38,6 +38,7 @@ class Given:
     origins: dict[str, str] = field(default_factory=dict)
     problem: UserError | None = None
     """Why what else was given could not be read."""
+    n_files: int = 1
 
     def put(self, data: Mapping[str, Any], origin: str | None, keys: frozenset[str], prefix: str = "") -> None:
         """Put a source over what there is; without an `origin` each value's variable of the environment is it."""
@@ -62,6 +63,10 @@ class Given:
         if where is None or f"({where})" in error.problem:
             return error
         return UserError(error.field, error.value, f"{error.problem} ({where})", error.remedy)
+
+    def located_check(self, error: UserError) -> UserError:
+        """The same for what a check found later: of a single file nobody asks which."""
+        return self.located(error) if self.n_files > 1 else error
 
     def config(self) -> RunConfig:
         """The configuration that they make; raises UserError naming the setting and where it came from."""
@@ -95,7 +100,7 @@ def gather(files: Sequence[tuple[str, Mapping[str, Any]]], overrides: Sequence[s
     """
     first, named = _last_task([_section(data, "task") for _, data in files])
     module = module_of(overrides) or (os.environ.get(variable_of(TASK_MODULE)) if environment else None)
-    found = Given()
+    found = Given(n_files=len(files))
     try:
         found.own = own_settings(module or named.get("module"))
     except UserError as error:

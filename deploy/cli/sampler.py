@@ -37,6 +37,7 @@ def add_sampler_commands(add: AddCommand) -> None:
     sub.set_defaults(takes_settings=True)
     sub = add("serve", serve, "Serve a trained sampler over HTTP, for OpenAI's clients among others.", epilog=moved)
     sub.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
+    sub.add_argument("--best", action="store_true", help=best)
     sub.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
     sub.add_argument("--port", type=int, default=8000, help="0 for a free one (default: 8000)")
     sub.add_argument(
@@ -151,7 +152,13 @@ def serve(options: argparse.Namespace, overrides: list[str], console: Console) -
             console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     given = Options(
-        options.host, options.port, options.api_key, options.max_samples, options.timeout, seed=options.seed
+        options.host,
+        options.port,
+        options.api_key,
+        options.max_samples,
+        options.timeout,
+        seed=options.seed,
+        best=options.best,
     )
     keyless = checked(given).key is None
     serve_run(options.run, overrides, given, tell)

@@ -30,7 +30,7 @@ from deploy.sampler.finished_run import FinishedRun
 from learner.policy import LoraPolicy, load_base_model
 from tests.deploy.run.runs import make_run
 from tests.integration.conftest import ROOT, command
-from tests.integration.test_enumerated import MAX_LEN, THREE, every_sequence, posterior, q_of, write
+from tests.integration.test_enumerated import STOP, context_of, every_sequence, posterior, q_of, write
 from tests.processes import alive
 from tests.tiny import VOCABULARY
 
@@ -156,8 +156,8 @@ def test_completions_of_many_clients_at_once_are_exact_samples_of_the_trained_di
     with ThreadPoolExecutor(32) as clients:
         drawn = [z for each in clients.map(ask, range(36)) for z in each]
     assert len(drawn) == 36 * 64
-    assert surprise(counts(drawn), q) < 4
-    assert surprise(counts(drawn), p) > 8, "the test could not tell the sampler from the posterior"
+    assert surprise(counts(drawn), q) < 5
+    assert surprise(counts(drawn), p) > 50, "the test could not tell the sampler from the posterior"
 
 
 def test_streamed_completions_are_exact_samples_too_and_their_pieces_make_the_whole_text(
@@ -182,7 +182,7 @@ def test_streamed_completions_are_exact_samples_too_and_their_pieces_make_the_wh
                 assert choice.finish_reason == "stop" and choice.model_extra is not None
                 ids[choice.index], log_q[choice.index] = choice.model_extra["token_ids"], choice.model_extra["log_q"]
     assert len(ids) == 1500 and max(pieces.values()) > 1
-    assert surprise(counts(list(ids.values())), q) < 4
+    assert surprise(counts(list(ids.values())), q) < 5
     known = dict(zip(every_sequence(), np.log(q), strict=True))
     for index, z in ids.items():
         assert log_q[index] == pytest.approx(known[tuple(z)], abs=1e-3)
@@ -200,7 +200,7 @@ def test_the_base_model_is_served_under_the_same_mask(server: Server, query: Que
     )
     found = server.openai.completions.create(model=f"{NAME}:base", prompt=PROMPT, n=1000)
     drawn = [choice.model_extra["token_ids"] for choice in found.choices if choice.model_extra]
-    assert surprise(counts(drawn), q_of(base, query, tool=True)) < 4
+    assert surprise(counts(drawn), q_of(base, query, tool=True)) < 5
 
 
 def test_weighted_draws_of_the_posterior_are_the_enumerated_one(
@@ -217,7 +217,7 @@ def test_weighted_draws_of_the_posterior_are_the_enumerated_one(
     assert 0.5 * np.abs(weighted - p).sum() < distance / 3, "weights lead no nearer to the posterior"
     assert weighted.sum() == pytest.approx(1)
     # Of q's exact weights: the effective sample size is n / E_q[w²] where E_q[w] = 1.
-    assert found["effective_sample_size"] == pytest.approx(n / float((p * p / q).sum()), rel=0.25)
+    assert found["effective_sample_size"] == pytest.approx(n / float((p * p / q).sum()), rel=0.12)
     log_q = dict(zip(every_sequence(), np.log(q), strict=True))
     for sample in found["samples"]:
         total = sample["log_prior"] + sample["log_likelihood"] + sample["log_constraint"]
@@ -235,8 +235,9 @@ def test_resampled_draws_follow_the_posterior_and_no_longer_the_sampler(
 
     with ThreadPoolExecutor(16) as clients:
         drawn = [z for each in clients.map(ask, range(80)) for z in each]
-    assert surprise(counts(drawn), p) < 4
-    assert surprise(counts(drawn), q) > 4
+    # Draws of one request share their candidates, and are not independent.
+    assert surprise(counts(drawn), p) < 6
+    assert surprise(counts(drawn), q) > 15
 
 
 def test_probabilities_of_targets_are_the_enumerated_ones(server: Server, query: Query) -> None:
@@ -249,14 +250,12 @@ def test_probabilities_of_targets_are_the_enumerated_ones(server: Server, query:
     for text, told in zip(targets, found["targets"], strict=True):
         asked = query.model_copy(update={"target_ids": np.asarray([VOCABULARY.index(text)], np.int32)})
         exact = float(prior @ likelihood(base, asked))
-        assert told["text"] == text and told["probability"] == pytest.approx(exact, rel=0.15)
+        assert told["text"] == text and told["probability"] == pytest.approx(exact, rel=0.08)
     assert 1 < found["effective_sample_size"] <= 1250
 
 
 def likelihood(model: Any, query: Query) -> NDArray[np.float64]:
     """p(Y|XZ⊤) of every sequence."""
-    from tests.integration.test_enumerated import STOP, context_of
-
     prompt, (target,) = query.prompt_ids.tolist(), query.target_ids.tolist()
     found = []
     for z in every_sequence():
@@ -293,8 +292,6 @@ def test_prompts_of_every_form_echo_and_a_length_of_one_s_own(server: Server) ->
     assert "".join(choice.logprobs.tokens) == choice.text
     assert choice.logprobs.text_offset == list(range(len(choice.text)))
     assert whole.usage is not None and whole.usage.completion_tokens == len(choice.text)
-    tokens = [VOCABULARY.index(letter) for letter in choice.text]
-    assert (THREE in tokens) or len(tokens) <= MAX_LEN
 
 
 def test_models_are_listed_and_found_by_name(server: Server) -> None:

@@ -37,6 +37,8 @@ class Options:
     """Of a request."""
     stop_s: float = STOP_S
     seed: int = 0
+    best: bool = False
+    """The adapter that was best while it trained, in place of the last one."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def serve(folder: Path, overrides: list[str], options: Options, on_ready: Callab
     options = checked(options)
     with listening(options.host, options.port) as listener:
         port = listener.getsockname()[1]
-        server, loop = make_server(FinishedRun(folder, overrides), options, port, on_ready)
+        server, loop = make_server(FinishedRun(folder, overrides, best=options.best), options, port, on_ready)
         server.run(sockets=[listener])
         if loop.failure is not None:
             raise loop.failure

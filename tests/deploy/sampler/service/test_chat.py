@@ -20,15 +20,6 @@ TEMPLATE = "{% for m in messages %}: {{ m.content }}</s>{% endfor %}{% if add_ge
 ASK = [{"role": "user", "content": "number 3"}]
 
 
-@pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> StandIn:
-    """Says 4 to everything."""
-    found = StandIn()
-    monkeypatch.setattr(FinishedRun, "sampler", lambda self, seed, metrics: (found, None))
-    monkeypatch.delenv("AMORTIS_API_KEY", raising=False)
-    return found
-
-
 def run_of(folder: Path, digit_model: Path, monkeypatch: pytest.MonkeyPatch, *, chat: bool) -> Path:
     monkeypatch.chdir(folder)
     model = shutil.copytree(digit_model, folder / "chatty")

@@ -35,15 +35,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory, digit_model: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> StandIn:
-    """Stands in for every run's."""
-    found = StandIn()
-    monkeypatch.setattr(FinishedRun, "sampler", lambda self, seed, metrics: (found, None))
-    monkeypatch.delenv("AMORTIS_API_KEY", raising=False)
-    return found
-
-
 def served(folder: Path, play: Any, **options: Any) -> list[Any]:
     """What `play`, in a thread of its own, gives for each address that the service tells; then it is stopped."""
     found: list[Any] = []
@@ -210,6 +201,11 @@ def test_an_engine_that_cannot_start_ends_it_as_any_mistake_does(
     monkeypatch.setattr(FinishedRun, "sampler", refuse)
     assert main(["serve", str(folder), "--port", "0"]) == EXIT_USER
     assert capsys.readouterr().err == "amortis: actor.max_model_len = 64: is too long; lower it\n"
+
+
+def test_the_best_adapter_is_served_where_it_is_asked_for(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", str(folder), "--port", "0", "--best"]) == EXIT_USER
+    assert "holds no best adapter" in capsys.readouterr().err
 
 
 def test_while_the_engine_starts_whoever_asks_is_told_and_a_stop_is_heard(
