@@ -40,16 +40,25 @@ class Given:
     """Why what else was given could not be read."""
     n_files: int = 1
 
-    def put(self, data: Mapping[str, Any], origin: str | None, keys: frozenset[str], prefix: str = "") -> None:
+    def put(self, data: Mapping[str, Any], origin: str | None, keys: frozenset[str]) -> None:
         """Put a source over what there is; without an `origin` each value's variable of the environment is it."""
+        self._put(self.data, data, origin, keys, "")
+
+    def _put(
+        self, below: dict[str, Any], data: Mapping[str, Any], origin: str | None, keys: frozenset[str], prefix: str
+    ) -> None:
         for name, value in data.items():
             dotted = f"{prefix}{name}"
-            if isinstance(value, Mapping) and any(key.startswith(f"{dotted}.") for key in keys):
-                if not isinstance(self._at(dotted), dict):
-                    self._set(dotted, {})
-                self.put(value, origin, keys, f"{dotted}.")
+            is_section = "." not in str(name) and any(key.startswith(f"{dotted}.") for key in keys)
+            if is_section and isinstance(value, Mapping):
+                if not isinstance(below.get(name), dict):
+                    below[name] = {}
+                    self.origins.pop(dotted, None)
+                self._put(below[name], value, origin, keys, f"{dotted}.")
             else:
-                self._set(dotted, value)
+                below[name] = value
+                for key in [key for key in self.origins if key.startswith(f"{dotted}.")]:
+                    del self.origins[key]
                 self.origins[dotted] = origin or f"environment variable {variable_of(dotted)}"
 
     def origin(self, name: str) -> str | None:
@@ -78,18 +87,6 @@ class Given:
             raise self.located(error) from error
         except ValidationError as error:
             raise explain(error, self) from error
-
-    def _at(self, dotted: str) -> Any:
-        found: Any = self.data
-        for name in dotted.split("."):
-            found = found.get(name) if isinstance(found, dict) else None
-        return found
-
-    def _set(self, dotted: str, value: Any) -> None:
-        section, _, name = dotted.rpartition(".")
-        (self._at(section) if section else self.data)[name] = value
-        for key in [key for key in self.origins if key == dotted or key.startswith(f"{dotted}.")]:
-            del self.origins[key]
 
 
 def gather(files: Sequence[tuple[str, Mapping[str, Any]]], overrides: Sequence[str], *, environment: bool) -> Given:
