@@ -54,18 +54,19 @@ class TrainResult:
     summary: dict[str, Any]
     """As in its summary.json."""
 
-    def load(self, *, seed: int | None = None, **settings: Any) -> Sampler:
+    def load(self, *, seed: int | None = None, best: bool = False, **settings: Any) -> Sampler:
         """Open it: `amortis.load` of its folder."""
-        return load(self.folder, seed=seed, **settings)
+        return load(self.folder, seed=seed, best=best, **settings)
 
 
-def load(run: str | os.PathLike[str], *, seed: int | None = None, **settings: Any) -> Sampler:
+def load(run: str | os.PathLike[str], *, seed: int | None = None, best: bool = False, **settings: Any) -> Sampler:
     """Open a finished run's folder. No engine is started before the first sample is drawn.
 
-    `seed` is that of the draws, the run's own without it. `settings` are those that are others than in training, with
-    two underscores for each dot or as a dictionary of dotted names: `model__name=PATH`, `**{"model.name": PATH}`.
+    `seed` is that of the draws, the run's own without it; with `best` the adapter is the one that was best by
+    evaluation.metric while it trained, in place of the last one. `settings` are those that are others than in training,
+    with two underscores for each dot or as a dictionary of dotted names: `model__name=PATH`, `**{"model.name": PATH}`.
     """
-    return Sampler(Path(run), _as_arguments(settings), seed)
+    return Sampler(Path(run), _as_arguments(settings), seed, best=best)
 
 
 def train(

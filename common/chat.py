@@ -90,12 +90,12 @@ class Chat:
         if add_bos_token is False:
             self._variables["bos_token"] = ""
         self._system: list[Message] = []
-        if not getattr(tokenizer, "chat_template", None):
+        if not (getattr(tokenizer, "chat_template", None) or "chat_template" in variables):
             raise UserError(
                 "task.chat",
                 True if system is None else system,
                 "the model's tokenizer has no chat template",
-                "give an instruct model, or leave task.chat out",
+                "give an instruct model, or task.chat_template_kwargs: {chat_template: …}, or leave task.chat out",
             )
         if system is not None:
             self._take_system(system)

@@ -124,7 +124,12 @@ def _unreadable(error: SettingsError, keys: frozenset[str]) -> UserError:
 
 
 def unknown(key: str, where: str, keys: Iterable[str]) -> UserError:
-    near = difflib.get_close_matches(key, list(keys), n=1, cutoff=0.0)[0]
+    known = list(keys)
+    if key in known:
+        return UserError(
+            key, None, f"is written with a dot ({where})", f"write {key.rpartition('.')[2]} in its section"
+        )
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
     return UserError(key, None, f"is no setting ({where})", f"did you mean {near}?")
 
 

@@ -38,17 +38,27 @@ class Given:
     origins: dict[str, str] = field(default_factory=dict)
     problem: UserError | None = None
     """Why what else was given could not be read."""
+    n_files: int = 1
 
-    def put(self, data: Mapping[str, Any], origin: str | None, keys: frozenset[str], prefix: str = "") -> None:
+    def put(self, data: Mapping[str, Any], origin: str | None, keys: frozenset[str]) -> None:
         """Put a source over what there is; without an `origin` each value's variable of the environment is it."""
+        self._put(self.data, data, origin, keys, "")
+
+    def _put(
+        self, below: dict[str, Any], data: Mapping[str, Any], origin: str | None, keys: frozenset[str], prefix: str
+    ) -> None:
         for name, value in data.items():
             dotted = f"{prefix}{name}"
-            if isinstance(value, Mapping) and any(key.startswith(f"{dotted}.") for key in keys):
-                if not isinstance(self._at(dotted), dict):
-                    self._set(dotted, {})
-                self.put(value, origin, keys, f"{dotted}.")
+            is_section = "." not in str(name) and any(key.startswith(f"{dotted}.") for key in keys)
+            if is_section and isinstance(value, Mapping):
+                if not isinstance(below.get(name), dict):
+                    below[name] = {}
+                    self.origins.pop(dotted, None)
+                self._put(below[name], value, origin, keys, f"{dotted}.")
             else:
-                self._set(dotted, value)
+                below[name] = value
+                for key in [key for key in self.origins if key.startswith(f"{dotted}.")]:
+                    del self.origins[key]
                 self.origins[dotted] = origin or f"environment variable {variable_of(dotted)}"
 
     def origin(self, name: str) -> str | None:
@@ -63,6 +73,10 @@ class Given:
             return error
         return UserError(error.field, error.value, f"{error.problem} ({where})", error.remedy)
 
+    def located_check(self, error: UserError) -> UserError:
+        """The same for what a check found later: of a single file nobody asks which."""
+        return self.located(error) if self.n_files > 1 else error
+
     def config(self) -> RunConfig:
         """The configuration that they make; raises UserError naming the setting and where it came from."""
         if self.problem is not None:
@@ -74,18 +88,6 @@ class Given:
         except ValidationError as error:
             raise explain(error, self) from error
 
-    def _at(self, dotted: str) -> Any:
-        found: Any = self.data
-        for name in dotted.split("."):
-            found = found.get(name) if isinstance(found, dict) else None
-        return found
-
-    def _set(self, dotted: str, value: Any) -> None:
-        section, _, name = dotted.rpartition(".")
-        (self._at(section) if section else self.data)[name] = value
-        for key in [key for key in self.origins if key == dotted or key.startswith(f"{dotted}.")]:
-            del self.origins[key]
-
 
 def gather(files: Sequence[tuple[str, Mapping[str, Any]]], overrides: Sequence[str], *, environment: bool) -> Given:
     """Later files, each with what it is called, over earlier ones; the environment over them; the command line last.
@@ -95,7 +97,7 @@ def gather(files: Sequence[tuple[str, Mapping[str, Any]]], overrides: Sequence[s
     """
     first, named = _last_task([_section(data, "task") for _, data in files])
     module = module_of(overrides) or (os.environ.get(variable_of(TASK_MODULE)) if environment else None)
-    found = Given()
+    found = Given(n_files=len(files))
     try:
         found.own = own_settings(module or named.get("module"))
     except UserError as error:

@@ -38,7 +38,7 @@ def load_module(setting: str, text: str) -> ModuleType:
         exec(compile(source, str(path), "exec"), module.__dict__)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise UserError(setting, text, _why(error, str(path)), "mend the file") from error
+        raise UserError(setting, text, _why_not_imported(error, str(path)), "mend the file") from error
     return module
 
 
@@ -67,21 +67,24 @@ def _import(setting: str, name: str) -> ModuleType:
         missing = isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}.")
         if missing and Path(f"{name}.py").is_file():
             remedy = f"to name the file here, write {name}.py"
-        problem = "there is no such module" if missing else _why(error, None)
+        problem = "there is no such module" if missing else _why_not_imported(error, None)
         raise UserError(setting, name, problem, remedy if missing else "mend the module") from error
     if getattr(module, "__file__", None) is None or not str(module.__file__).endswith(".py"):
         raise UserError(setting, name, "is no module that a Python file defines", remedy)
     return module
 
 
-def _why(error: BaseException, path: str | None) -> str:
-    """What went wrong in a module, and in which of its lines."""
-    if isinstance(error, SyntaxError):
-        return f"can't be imported: {error.msg} (line {error.lineno})"
+def why(error: BaseException, path: str | None) -> str:
+    """What a module raised, and in which of its lines."""
     frames = traceback.extract_tb(error.__traceback__)
     line = next((f" (line {frame.lineno})" for frame in reversed(frames) if frame.filename == path), "")
-    said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return f"can't be imported: {said}{line}"
+    return f"{type(error).__name__}: {error}{line}" if str(error) else f"{type(error).__name__}{line}"
+
+
+def _why_not_imported(error: BaseException, path: str | None) -> str:
+    if isinstance(error, SyntaxError):
+        return f"can't be imported: {error.msg} (line {error.lineno})"
+    return f"can't be imported: {why(error, path)}"
 
 
 def _sha256(content: bytes) -> str:

@@ -45,7 +45,7 @@ def dry_run(given: Given, console: Console, *, as_json: bool) -> int:
 
         prepared = prepare(loaded, notes.append)
     except UserError as problem:
-        error = given.located(problem)
+        error = given.located_check(problem)
     except RunFault as problem:
         error = problem
     config = prepared or loaded

@@ -105,10 +105,10 @@ def train(options: argparse.Namespace, overrides: list[str], console: Console) -
             from deploy.cli.dry_run import dry_run
 
             return dry_run(given, console, as_json=options.json)
+        # What is wrong with a setting is said before anything is imported that takes long.
+        config = whole(given)
         from deploy.cli.display import LiveDisplay, print_figures
         from deploy.run.train import train as run_to_the_end
-
-        config = whole(given)
 
     def evaluate(folder: Path) -> dict[str, Any]:
         from deploy.sampler.finished_run import FinishedRun
@@ -122,7 +122,7 @@ def train(options: argparse.Namespace, overrides: list[str], console: Console) -
         try:
             trained = run_to_the_end(config, evaluate, display.watch, say)
         except UserError as error:
-            raise given.located(error) from error
+            raise given.located_check(error) from error
     summary = trained.summary
     if options.json:
         print(dumps(summary))

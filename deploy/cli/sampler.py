@@ -51,6 +51,7 @@ def add_sampler_commands(add: AddCommand) -> None:
     sub.set_defaults(takes_settings=True)
     sub = add("export", export, "Make a trained sampler into files that other programs take.", epilog=moved)
     sub.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
+    sub.add_argument("--best", action="store_true", help=best)
     sub.add_argument("--merged", type=Path, metavar="FOLDER", help="base model and adapter as one Hugging Face model")
     sub.add_argument("--adapter", type=Path, metavar="FOLDER", help="the PEFT adapter with a model card and the mask")
     sub.add_argument("--gguf", type=Path, metavar="FILE", help="base model and adapter as one file for llama.cpp")
@@ -179,7 +180,7 @@ def export(options: argparse.Namespace, overrides: list[str], console: Console) 
         raise UserError("export", None, "is told nothing to make", "give --merged, --adapter, --gguf or --hub")
     places.check()
     access = None if options.hub is None else hub_access(options.hub)
-    run = FinishedRun(options.run, overrides)
+    run = FinishedRun(options.run, overrides, best=options.best)
     with TemporaryDirectory() as scratch:
         uploaded = options.merged or options.adapter
         if access is not None and uploaded is None:

@@ -17,6 +17,7 @@ from common.errors import EngineDisturbed, EngineFault, RunFault, UserError
 from common.log import get_logger
 from common.tasks import SampleRequest, Split
 from deploy.run.cluster import own_gpus, room_for_actors
+from deploy.run.local_ray import start_local_ray
 
 log = get_logger("actors")
 RETRIES = 3
@@ -88,7 +89,10 @@ class ActorPool:
                 local["num_gpus"] = torch.cuda.device_count() - len(learners)
         address = self._config.ray.address
         try:
-            ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **local)
+            if address is None:
+                start_local_ray(**local)
+            else:
+                ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         except Exception as error:
             if address is None:
                 remedy = "look at /tmp/ray/session_latest/logs, run `amortis doctor`, or set ray.address"

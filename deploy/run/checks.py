@@ -23,6 +23,7 @@ from common.tasks.base import unreadable
 from common.tokens import codec_of
 from deploy.run.find_model import find_model
 from deploy.run.model_check import ModelCheck
+from deploy.run.own_task_check import check_log_constraint, check_own_task, own_errors
 from deploy.run.ray_needs import check_ray
 from deploy.run.resuming import adopted, check_resume
 from deploy.run.run_folder import Say, check_folder, check_name_in_redis, say
@@ -51,7 +52,7 @@ def prepare(config: RunConfig, say: Say = say) -> RunConfig:
     config = config.model_copy(update={"model": config.model.model_copy(update={"name": find_model(model_name)})})
     assert config.model.name is not None
     model = ModelCheck.of(config.model.name)
-    with compile_limit(COMPILE_LIMIT_S):
+    with compile_limit(COMPILE_LIMIT_S), own_errors(config.task):
         task, n_seeds = _check_task(config, model, say)
     if config.learner.objective == "sft":
         # All of them are waited for, and nothing else.
@@ -113,6 +114,10 @@ def _check_task(config: RunConfig, model: ModelCheck, say: Say) -> tuple[Task[An
     """
     assert config.model.name is not None
     task = make_task(config.task, codec_of(config.model), config.actor.max_model_len)
+    if config.task.module is not None:
+        check_own_task(task)
+        written = [_written(task.action_space, random.Random(0), shortest=shortest) for shortest in (True, False)]
+        check_log_constraint(task, task.queries("train")[0], written)
     space = task.action_space
     # Made here, so that a user's tool that can't be imported shows at once.
     _ = task.tool

@@ -56,6 +56,8 @@ POLL_S = 0.5
 DRAWN = "samples.jsonl"
 """Samples of the training queries that a run was asked for, in its folder."""
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SAME_WISH_S = 0.5
+"""Signals that come one after the other within this are one."""
 STOP_LIMIT_S = 120.0
 """Longest time that the learner gets to finish its step, checkpoint and evaluate after a stop was asked for."""
 
@@ -88,6 +90,7 @@ class Launcher:
         self.config, self._watch, self._draw = config, watch, draw
         self.state = RunState(config)
         self._interrupts = 0
+        self._interrupted_at: float | None = None
         self._stopped: str | None = None
 
     def run(self) -> dict[str, Any]:
@@ -331,7 +334,11 @@ class Launcher:
 
     def _catch_signals(self) -> None:
         def on_signal(number: int, frame: FrameType | None) -> None:
-            self._interrupts += 1
+            # `timeout` and others signal the process and then its group, which is one wish.
+            now, before = time.monotonic(), self._interrupted_at
+            self._interrupted_at = now
+            if before is None or now - before > SAME_WISH_S:
+                self._interrupts += 1
 
         for number in STOP_SIGNALS:
             signal.signal(number, on_signal)

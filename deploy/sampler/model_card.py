@@ -75,7 +75,7 @@ def sampler_facts(run: FinishedRun, merge: Mapping[str, Any] | None = None) -> d
             "allowed_ids": None if space.allowed_ids is None else ALLOWED,
             "grammar": _grammar(run),
         },
-        "prompt": {"opening_ids": run.codec.opening_ids, "add_bos_token": config.model.add_bos_token},
+        "prompt": _prompt(run),
         "terminator_in_text": task.terminator_in_reward,
         "tool": None if task.tool is None else _plain(config.task)["tool"],
         "reward": {
@@ -91,6 +91,18 @@ def sampler_facts(run: FinishedRun, merge: Mapping[str, Any] | None = None) -> d
         "merge": None if merge is None else dict(merge),
         "figures": _figures(read_json(run.folder / "summary.json")),
     }
+
+
+def _prompt(run: FinishedRun) -> dict[str, Any]:
+    """How a text becomes a prompt: what opens it, and in a chat what the tokenizer's template is given besides."""
+    config, chat = run.config, None
+    opening, wants_bos = run.codec.opening_ids, config.model.add_bos_token
+    if run.task.chat is not None:
+        given = _plain(config.task)
+        variables = given["chat_template_kwargs"] | ({"bos_token": ""} if wants_bos is False else {})
+        chat = {"system": None if given["chat"] is True else given["chat"], "template_kwargs": variables}
+        opening = opening if wants_bos else []
+    return {"opening_ids": opening, "chat": chat}
 
 
 def _grammar(run: FinishedRun) -> dict[str, Any] | None:
@@ -141,6 +153,7 @@ def _shown(run: FinishedRun, facts: Mapping[str, Any], kind: CardKind) -> dict[s
         "grammar": None if mask["grammar"] is None else fenced(json.dumps(mask["grammar"], indent=2), "json"),
         "prompt": fenced(str(task["prompt"]), "text") if task.get("prompt") else None,
         "opening": facts["prompt"]["opening_ids"],
+        "chat": facts["prompt"]["chat"],
         "tool": None if facts["tool"] is None else code(facts["tool"]["name"]),
         "reward": facts["reward"],
         "settings": fenced(yaml.safe_dump({"task": task}, sort_keys=False, allow_unicode=True), "yaml"),

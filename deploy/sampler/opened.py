@@ -37,12 +37,14 @@ class Sampler:
     in one batch. In a prompt's place a row of data, `row`, makes the query as the task makes it of its rows.
     """
 
-    def __init__(self, folder: Path, settings: Sequence[str] = (), seed: int | None = None) -> None:
-        """Open a run's folder; `settings` are those that are others than in training, as on the command line. Raises
-        UserError."""
+    def __init__(
+        self, folder: Path, settings: Sequence[str] = (), seed: int | None = None, *, best: bool = False
+    ) -> None:
+        """Open a run's folder; `settings` are those that are others than in training, as on the command line. With
+        `best` its adapter is the one that was best while it trained. Raises UserError."""
         from deploy.sampler.finished_run import FinishedRun
 
-        self.run = FinishedRun(folder, settings)
+        self.run = FinishedRun(folder, settings, best=best)
         self._seed = self.run.config.run.seed if seed is None else seed
         self._engine: tuple[TrajectorySampler, LoadedAdapter] | None = None
         self._policy: LoraPolicy | None = None

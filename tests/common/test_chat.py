@@ -22,7 +22,7 @@ from common.seeds import make_seed_jobs
 from common.tasks import TASKS, make_task
 from common.tasks.base import Task
 from common.tokens import HuggingFaceCodec
-from tests.vocabularies import save_sentencepiece
+from tests.vocabularies import codec_of_kind, save_sentencepiece
 
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}" + (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -155,6 +155,9 @@ def test_a_tokenizer_without_a_template_and_a_template_without_system_messages_a
     bare = load_tokenizer(str(save_sentencepiece(tmp_path)))
     with pytest.raises(UserError, match=r"task\.chat = True: .*no chat template; give an instruct model"):
         Chat(bare, None, {})
+    with pytest.raises(UserError, match="no chat template"):
+        codec_of_kind("tekken").chat(None, {})
+    assert Chat(bare, None, {"chat_template": LLAMA}).ids([user("tea")])
     with pytest.raises(UserError, match=r"task\.chat = 'You are terse\.': .*System role not supported.*task\.prompt"):
         chat_of("gemma", "You are terse.")
     with pytest.raises(UserError, match="leaves system messages out"):

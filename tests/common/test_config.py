@@ -44,6 +44,8 @@ def test_nested_settings_lists_and_task_settings_can_be_overridden(config_file: 
     [
         ("task: {name: rng}\nlearner: {lrr: 1}", [], "learner.lrr: is no setting .* did you mean learner.lr?"),
         ("task: {name: rng, hihg: 1}", [], "task.hihg: .* did you mean task.high?"),
+        ("task: {name: rng}\nlearner.lr: 1", [], r"learner.lr: is written with a dot .*; write lr in its section"),
+        ("task: {name: rng}\nmodel: {lora.rank: 8}", [], r"model.lora.rank: is written with a dot .*; write rank in"),
         ("task: {name: rng}", ["--lerner.lr", "1"], "lerner.lr: is no setting .* did you mean learner.lr?"),
         ("task: {name: rng}", ["learner.lr=1"], "learner.lr: is written without dashes .* write --learner.lr VALUE"),
         ("task: {name: rng}", ["--learner.lr"], "learner.lr: expected one argument"),

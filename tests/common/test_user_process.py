@@ -16,6 +16,7 @@ import pytest
 from common.errors import UserError
 from common.tools import ToolBox, ToolSection
 from common.user_process import UserCodeError, UserFunction, UserProcess
+from tests.processes import alive
 
 HOSTILE = """
 import multiprocessing
@@ -199,19 +200,11 @@ def test_it_may_use_processes_of_its_own(folder: Path, started: list[UserProcess
     assert process.ask("", 20) == "3"
 
 
-def is_gone(pid: int) -> bool:
-    """Whether a process has ended, waited for or not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
-
-
 def wait_until_gone(pid: int) -> bool:
     deadline = time.monotonic() + 10
-    while not is_gone(pid) and time.monotonic() < deadline:
+    while alive(pid) and time.monotonic() < deadline:
         time.sleep(0.02)
-    return is_gone(pid)
+    return not alive(pid)
 
 
 @pytest.mark.parametrize("name", ["leave_a_child", "die_beside_a_child"])
@@ -237,7 +230,7 @@ def test_all_of_it_ends_when_who_started_it_is_killed(folder: Path, tmp_path: Pa
             time.sleep(0.02)
         child = int(pid.read_text())
         own = int(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[1])
-        assert not is_gone(own)
+        assert alive(own)
     finally:
         parent.kill()
         parent.wait()

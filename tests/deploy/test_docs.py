@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 import re
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
-from common.config_loading import known_keys, load_config
+from common.config_loading import known_keys, load_config, load_settings
 from common.metrics import ActorMetrics, LauncherMetrics, LearnerMetrics, ServiceMetrics
 from common.own_reward import OwnRewardSection
 from common.reward_calls import OwnReward, Subject
@@ -43,9 +44,17 @@ def test_every_configuration_example_loads(page: str, text: str, tmp_path: Path)
         load_config(path)
 
 
-def test_the_own_task_that_is_shown_is_the_file_that_is_run() -> None:
+def test_the_training_that_is_shown_in_python_is_a_configuration() -> None:
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"^trained = amortis\.train\((.*?)^\)$", page, re.MULTILINE | re.DOTALL)
+    config = load_settings(ast.literal_eval(shown.strip()))
+    assert config.task.name == "jsonl" and config.run.name == "mine"
+
+
+def test_the_own_reward_and_the_own_task_that_are_shown_are_the_files_that_are_run() -> None:
     shown = [text for page, text in blocks("python") if page == "tasks.md"]
-    assert shown == [(ROOT / "docs" / "examples" / "even_task.py").read_text(encoding="utf-8")]
+    files = [ROOT / "docs" / "examples" / name for name in ("my_reward.py", "even_task.py")]
+    assert shown == [path.read_text(encoding="utf-8") for path in files]
 
 
 def check_comparison(path: Path, folder: Path) -> None:
@@ -112,10 +121,8 @@ def test_every_amortis_command_that_is_shown_is_one(page: str, line: str) -> Non
             assert named.exists() or path.parent == Path() or "runs" in path.parts, f"{named} is missing"
 
 
-def test_the_reward_function_that_is_shown_works(tmp_path: Path) -> None:
-    (example,) = [text for page, text in blocks("python") if page == "tasks.md" and "def score(" in text]
-    (tmp_path / "my_reward.py").write_text(example, encoding="utf-8")
-    reward = OwnReward(OwnRewardSection(function=str(tmp_path / "my_reward.py:score")))
+def test_the_reward_function_that_is_shown_works() -> None:
+    reward = OwnReward(OwnRewardSection(function=str(ROOT / "docs" / "examples" / "my_reward.py:score")))
     reward.submit("a", Subject("q", "Q:", {"keyword": "sea"}), [" the sea is blue", " the sky", ""])
     reward.submit("b", Subject("r", "Q:", {}), [" the sky"])
     found = {}

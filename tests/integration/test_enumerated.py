@@ -262,7 +262,8 @@ def test_a_run_s_evaluations_and_trajectories_can_be_watched(with_vargrad: Watch
     assert float(found["amortis_evaluation_best"]) >= float(found['amortis_evaluation_figure{figure="log_z_bound"}'])
     shown = json.loads(amortis("status", str(with_vargrad.folder), "--samples", "3", "--json"))
     assert [len(shown[order]) for order in ("newest", "best")] == [3, 3]
-    assert min(row["log_r"] for row in shown["best"]) >= max(row["log_r"] for row in shown["newest"])
+    best = [row["log_r"] for row in shown["best"]]
+    assert best == sorted(best, reverse=True) and best[0] >= max(row["log_r"] for row in shown["newest"])
     newest = shown["newest"][0]
     # What the tool wrote is part of the text.
     assert re.fullmatch(r"[1-59]{2,6}", newest["text"].replace(" ", "")), newest

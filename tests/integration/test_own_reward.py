@@ -129,3 +129,26 @@ def test_a_reward_that_never_works_ends_the_run_at_once_or_is_refused_before_it(
     found = subprocess.run(command("train", str(path)), capture_output=True, text=True, timeout=120, check=False)
     assert found.returncode == 2 and "ValueError: not yet written (mine.py, line 1)" in found.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_whose_reward_stops_working_before_its_first_value_ends_with_its_message(
+    tmp_path: Path, digit_model: Path
+) -> None:
+    source = """
+import pathlib
+
+
+def score(prompts, texts, rows):
+    # The check before the run is its first call.
+    tried = pathlib.Path(__file__).with_suffix(".tried")
+    if tried.exists():
+        raise ConnectionError("the judge is away")
+    tried.touch()
+    return [0.0] * len(texts)
+"""
+    path = prepare(tmp_path, digit_model, source)
+    found = subprocess.run(command("train", str(path)), capture_output=True, text=True, timeout=300, check=False)
+    assert found.returncode == 1, found.stderr[-2000:]
+    assert "task.reward" in found.stderr and "gave no value for any of its first 20 texts" in found.stderr
+    assert "ConnectionError: the judge is away (mine.py, line 9)" in found.stderr and "Traceback" not in found.stderr
+    assert json.loads((tmp_path / "runs" / "tiny" / "summary.json").read_text())["trajectories_pushed"] == 0

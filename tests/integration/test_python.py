@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,9 @@ from tests.tiny import VOCABULARY
 pytestmark = pytest.mark.integration
 
 N = 2_000
+PAGE = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+PAGE_BEGINS = "the page's examples begin"
+EXAMPLES = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 SCRIPT = (
     f"N = {N}"
     + """
@@ -44,6 +48,7 @@ with trained.load() as sampler:
         "evaluation": sampler.evaluate(),
     }
 json.dump(found, open("found.json", "w"))
+
 """
 )
 
@@ -55,7 +60,9 @@ def used(tmp_path_factory: pytest.TempPathFactory, digit_model: Path) -> dict[st
     learner = {"steps": 60, "evaluate_every": 0}
     path = write(home, digit_model, tool=False, learner=learner, seeds={"data": False})
     (home / "config.json").write_text(json.dumps(yaml.safe_load(path.read_text())))
-    (home / "script.py").write_text(SCRIPT)
+    # In the same process: a run can be opened again, and another engine started when the first is closed.
+    examples = "".join(EXAMPLES[1:]).replace("runs/mine", "runs/tiny")
+    (home / "script.py").write_text(f"{SCRIPT}print({PAGE_BEGINS!r})\n{examples}")
     environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(Path.home()), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, "script.py"],
@@ -67,7 +74,8 @@ def used(tmp_path_factory: pytest.TempPathFactory, digit_model: Path) -> dict[st
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return {**json.loads((home / "found.json").read_text()), "said": done.stdout, "home": home}
+    said, page = done.stdout.split(PAGE_BEGINS)
+    return {**json.loads((home / "found.json").read_text()), "said": said, "page": page, "home": home}
 
 
 def key(sample: dict[str, Any]) -> tuple[int, ...]:
@@ -128,3 +136,14 @@ def test_probabilities_of_targets_are_the_enumerated_ones(used: dict[str, Any], 
             both, alone = (np.logaddexp.reduce(log_rewards(base, query, tool=False)) for query in queries)
             exact = float(np.exp(both - alone))
             assert item["text"] == text and item["probability"] == pytest.approx(exact, rel=0.15)
+
+
+def test_the_page_s_examples_run(used: dict[str, Any]) -> None:
+    # The training's settings are another test's: here there is a run already.
+    _, opening, *others = EXAMPLES
+    assert 'amortis.load("runs/mine")' in opening and len(others) == 6
+    said = used["page"]
+    assert len(re.findall(r"^\S* -\d+\.\d+ -\d+\.\d+$", said, re.MULTILINE)) >= 8, said
+    assert re.search(r"^ left 0\.\d+\n right 0\.\d+$|^ left \d\S+\n right \d\S+$", said, re.MULTILINE), said
+    for name in ("mine-adapter", "mine-merged"):
+        assert (used["home"] / name / "amortis.json").is_file()

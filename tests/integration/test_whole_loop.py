@@ -196,9 +196,13 @@ def test_two_actors_share_a_given_redis_whose_password_is_written_nowhere(
             "both actors to push",
             process,
         )
-        os.kill(process.pid, signal.SIGINT)
+        # As `timeout` does it: the process, then all of its group.
+        os.kill(process.pid, signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGTERM)
+        asked = time.monotonic()
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 130, output[-3000:]
+        assert time.monotonic() - asked < 30, "the actors, or Ray, were waited for in vain"
     finally:
         process.kill()
     summary = json.loads((run / "summary.json").read_text())

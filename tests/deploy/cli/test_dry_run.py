@@ -126,6 +126,16 @@ def test_what_keeps_a_run_from_starting_is_one_line_after_the_settings(
     assert "steps: 7" in out and out.endswith("# checks: failed\n") and err.splitlines() == [line]
 
 
+def test_what_a_check_finds_is_said_with_the_file_that_the_value_came_from(
+    start: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("short.yaml").write_text("actor: {max_model_len: 8}")
+    started = ["train", "base.yaml", "mine.yaml", "short.yaml"]
+    for arguments in (started, [*started, "--dry-run"]):
+        assert main(arguments) == 2
+        assert "actor.max_model_len = 8: " in (err := capsys.readouterr().err) and "(short.yaml); raise it" in err
+
+
 def test_a_file_that_is_no_yaml_is_said_at_once(start: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     Path("mine.yaml").write_text("task: [")
     assert main(start) == 2

@@ -12,6 +12,7 @@ from redis import Redis
 from buffer.connection import Keys
 from buffer.control import Control
 from buffer.embedded import EmbeddedRedis
+from buffer.replay import ReplayBuffer
 from common.config import RunConfig
 from common.config_loading import REDIS_URL_VARIABLE, save_resolved
 from common.errors import EXIT_USER, RunFault, UserError
@@ -41,6 +42,29 @@ def test_a_redis_that_does_not_hold_the_run_is_named_and_left_alone(
     assert main([*arguments, folder, *number, "--redis-url", redis_url]) == EXIT_USER
     assert "is not in that Redis under the name elsewhere" in capsys.readouterr().err
     assert redis_client.dbsize() == 0
+
+
+def test_the_status_says_what_was_set_aside_and_what_a_reward_function_says(
+    tmp_path: Path, redis_url: str, redis_client: Redis, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, keys = config_in(tmp_path, "mine"), Keys("mine")
+    control = Control(redis_client, keys)
+    control.put_config(config)
+    buffer = ReplayBuffer.of(config, redis_client, keys)
+    buffer.open()
+    buffer.quarantine.add(b"", reason="task.reward raised: KeyError: 'x'", origin="actor-0")
+    control.heartbeat("actor-0", {"phase": "sampling", "reward_failures": 3, "reward_error": "KeyError: 'x'"})
+    control.heartbeat("actor-1", {"phase": "sampling"})
+    command = ["status", str(config.run_folder), "--redis-url", redis_url]
+    assert main([*command, "--once"]) == 0
+    assert "1; task.reward failed on 3 texts, e.g. KeyError: 'x'" in " ".join(capsys.readouterr().out.split())
+    assert main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["quarantined"] == 1
+    assert [(actor["reward_failures"], actor["reward_error"]) for actor in found["actors"]] == [
+        (3, "KeyError: 'x'"),
+        (0, None),
+    ]
 
 
 def test_an_expectation_maximisation_is_stopped_at_the_step_that_it_is_at(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from common.config_loading import load_config
 from common.errors import UserError
 from common.folder_lock import LAUNCHER, locked
 from deploy.comparison import compare
@@ -294,3 +296,25 @@ def test_a_comparison_that_cannot_be_kept_is_one_line(tmp_path: Path, folder: st
     comparison = load(tmp_path, {"methods": {method: {"task": {"name": "rng"}}}}, seeds=[0])
     with pytest.raises(UserError, match=message):
         compare.run_comparison(comparison, Path(folder.format(tmp=tmp_path)), Console(quiet=True))
+
+
+def test_cells_on_a_user_s_own_task_are_done_anew_when_its_file_was_edited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    own = tmp_path / "mine.py"
+    shutil.copy(Path(__file__).parents[3] / "docs" / "examples" / "even_task.py", own)
+    file = tmp_path / "own.yaml"
+    file.write_text(yaml.safe_dump({"task": {"module": str(own)}}))
+    comparison = Comparison.load([file], seeds=[0], data=None, overrides=["--task.max_len", "2"])
+    (cell,) = comparison.cells(tmp_path)
+
+    def fingerprint() -> str:
+        settings = tmp_path / "cell.yaml"
+        settings.write_text(yaml.safe_dump(dict(cell.settings)))
+        return compare._fingerprint(tmp_path, cell, load_config(settings, comparison.overrides))
+
+    before = fingerprint()
+    assert fingerprint() == before
+    own.write_text(own.read_text().replace("% 2 == 0", "% 2 == 1"))
+    assert fingerprint() != before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,9 @@ EXAMPLE = Path(__file__).parents[3] / "docs" / "examples" / "even_task.py"
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> Path:
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    # Folders of files that were loaded stay in it.
+    monkeypatch.setattr(sys, "path", [*sys.path])
     return Path(shutil.copy(EXAMPLE, tmp_path / "mine.py"))
 
 
@@ -52,6 +55,39 @@ def test_what_a_task_s_mask_needs_of_the_model_is_found_before_the_run(
     text = own.read_text().replace("def queries(self, split: Split) -> list[Query]:\n", "def queries(self, split):\n")
     own.write_text(text.replace("self.codec.encode_prompt(self.config.prompt)", "self.codec.encode_prompt('1' * 70)"))
     with pytest.raises(UserError, match=r"actor\.max_model_len = 64: the longest prompt"):
+        prepare(config_of(tmp_path, digit_model, task=f"task: {{module: {own}}}"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "        digits = [",
+            "        {}['a']\n        digits = [",
+            r"its task raises KeyError: 'a' \(line 36\); mend",
+        ),
+        ("        return ActionSpace(", "        return dict(", "its action_space is a dict, no ActionSpace; mend it"),
+        (
+            "vocab_size=self.codec.vocab_size",
+            "vocab_size=500",
+            "its action_space has vocab_size 500, and the model's is",
+        ),
+        (
+            "        return [Query",
+            "        return []\n        [Query",
+            r"its queries\(.train.\) give no list of queries",
+        ),
+        ("range(len(action_ids) + 1)]", "range(len(action_ids))]", r"gives float32 of shape \(1,\), and not 2 finite"),
+        (".astype(np.float32)", ".astype(int)", r"gives int64 of shape \(2,\), and not 2 finite floats for 1 actions"),
+        ("-self.config.penalty)", "-np.inf)", r"gives \[-inf, .*\], and not 2 finite floats for 1 actions"),
+    ],
+)
+def test_what_a_task_raises_or_gives_otherwise_than_it_must_is_one_line_before_the_run(
+    tmp_path: Path, digit_model: Path, own: Path, old: str, new: str, message: str
+) -> None:
+    assert old in own.read_text()
+    own.write_text(own.read_text().replace(old, new))
+    with pytest.raises(UserError, match=rf"^task\.module = .*mine\.py': .*{message}"):
         prepare(config_of(tmp_path, digit_model, task=f"task: {{module: {own}}}"))
 
 

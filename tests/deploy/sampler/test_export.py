@@ -149,17 +149,45 @@ def test_another_program_can_rebuild_the_mask(run: Path, tmp_path: Path) -> None
     assert facts["figures"] == {"total_variation": 0.0625, "steps": 200}
 
 
+def run_example(folder: Path, wanted: str, base: Path = Path()) -> Any:
+    """What a card's example has found when it is through."""
+    (example,) = re.findall(r"^```python\n(.*?)^```", (folder / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    script = example.replace("FOLDER", str(folder)).replace("PROMPT", "number :").replace("BASE_MODEL", str(base))
+    script += f"\nprint(json.dumps({wanted}))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 @pytest.mark.parametrize("kind", ["merged", "adapter"])
 def test_the_example_in_the_card_samples_what_the_task_lets_through(run: Path, tmp_path: Path, kind: str) -> None:
     assert main(["export", str(run), f"--{kind}", str(tmp_path / kind)]) == 0
-    card = (tmp_path / kind / "README.md").read_text()
-    (example,) = re.findall(r"^```python\n(.*?)^```", card, re.MULTILINE | re.DOTALL)
-    script = example.replace("FOLDER", str(tmp_path / kind)).replace("PROMPT", "number :")
-    script = script.replace("BASE_MODEL", str(run.parent.parent / "digits")) + "\nprint(texts.tolist())"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    texts = json.loads(done.stdout.splitlines()[-1])
+    texts = run_example(tmp_path / kind, "texts.tolist()", run.parent.parent / "digits")
     assert len(texts) == 8 and all(13 in ids[2:] and set(ids[2:]) <= set(range(3, 14)) for ids in texts)
+
+
+CHAT = (
+    "{% for message in messages %}<|start|>{{ message['role'] }}: {{ message['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>{{ who }}: {% endif %}"
+)
+
+
+def test_the_example_in_a_chat_s_card_reads_what_the_sampler_reads(tmp_path: Path) -> None:
+    model = byte_level_model(tmp_path / "bytes", [BYTES], CHAT)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"x": f"The number {i}"}) + "\n" for i in range(9)))
+    task = {
+        "name": "jsonl",
+        "train_path": str(tmp_path / "rows.jsonl"),
+        "prompt": "{x}",
+        "chat": "Be brief.",
+        "chat_template_kwargs": {"who": "me"},
+        "max_len": 4,
+    }
+    folder = make_run(config_of(tmp_path, model, "--run.name", "mine", task=f"task: {json.dumps(task)}"))
+    put_adapter(folder, 0.3)
+    assert main(["export", str(folder), "--merged", str(tmp_path / "merged")]) == 0
+    found = run_example(tmp_path / "merged", "prompt.tolist()[0]")
+    assert found == FinishedRun(folder).query("number :").prompt_ids.tolist() and len(found) > 10
 
 
 NASTY = "Rain | `x` " + TICKS + " {{ card_data }} <b>{word}</b> "
@@ -291,7 +319,7 @@ def test_a_name_that_the_hub_has_not_is_refused(name: str) -> None:
         hub.hub_access(name)
 
 
-def byte_level_model(folder: Path, splits: list[Any]) -> Path:
+def byte_level_model(folder: Path, splits: list[Any], chat: str = "{{ messages[0]['content'] }}") -> Path:
     """A tiny Llama with grouped heads and tied embeddings, and a byte-level tokenizer trained on a few words."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(splits) if len(splits) > 1 else splits[0]
@@ -305,7 +333,7 @@ def byte_level_model(folder: Path, splits: list[Any]) -> Path:
     )
     tokenizer.train_from_iterator(["The number is 1234. It's a naïve number: 5678"] * 9, trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|start|>", eos_token="<|end|>")
-    fast.chat_template = "{{ messages[0]['content'] }}"
+    fast.chat_template = chat
     torch.manual_seed(1)
     config = LlamaConfig(
         # Two rows that the tokenizer has no token for.

@@ -1,0 +1,28 @@
+"""Ray on this machine, started for one run and ended with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def start_local_ray(**options: Any) -> None:
+    """`ray.init` of a cluster of its own, whose processes a signal to the launcher's process group doesn't reach.
+
+    A terminal, `timeout` or a batch system signals the whole group. Ray keeps Ctrl-C from its processes, but SIGTERM
+    would end them at once, before the actors have pushed what they have, and the launcher would wait for them in vain.
+    """
+    import ray
+    from ray._private import services
+
+    started_by = services.ConsolePopen
+
+    class Apart(started_by):  # type: ignore[valid-type, misc]
+        def __init__(self, *arguments: Any, **keywords: Any) -> None:
+            super().__init__(*arguments, **keywords, start_new_session=True)
+
+    # Ray has no setting for it. They still end with the launcher, however it ends: that goes by parent, not by group.
+    services.ConsolePopen = Apart
+    try:
+        ray.init(address="local", log_to_driver=False, logging_level="ERROR", **options)
+    finally:
+        services.ConsolePopen = started_by
