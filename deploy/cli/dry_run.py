@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -41,6 +43,7 @@ def dry_run(given: Given, console: Console, *, as_json: bool) -> int:
     try:
         loaded = whole(given)
         # It takes seconds to import, and nothing of it is needed to say what can't be read.
+        _import_transformers()
         from deploy.run.checks import prepare
 
         prepared = prepare(loaded, notes.append)
@@ -65,6 +68,20 @@ def dry_run(given: Given, console: Console, *, as_json: bool) -> int:
     if error is not None:
         raise error
     return 0
+
+
+def _import_transformers() -> None:
+    """As far as checks need it, without scikit-learn: that, SciPy and pandas with it, is a tenth of a dry run, and
+    transformers imports it for assisted generation alone."""
+    is_new = "sklearn" not in sys.modules
+    if is_new:
+        # What Python takes for a package that isn't there.
+        sys.modules["sklearn"] = None  # type: ignore[assignment]
+    try:
+        importlib.import_module("transformers.models.auto.modeling_auto")
+    finally:
+        if is_new:
+            del sys.modules["sklearn"]
 
 
 def _sources(
