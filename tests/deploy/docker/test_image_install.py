@@ -63,7 +63,11 @@ def test_the_install_steps_of_the_image_leave_a_working_amortis_in_a_clean_envir
         for name, arguments in steps:
             copy(arguments, app) if name == "COPY" else run(arguments)
         assert "status" in run("amortis --help")
-        assert run("python -c 'import vllm, ray, amortis, deploy.cli; print(deploy.cli.__file__)'").strip().startswith(str(app))
+        assert (
+            run("python -c 'import vllm, ray, amortis, deploy.cli; print(deploy.cli.__file__)'")
+            .strip()
+            .startswith(str(app))
+        )
         # What is only for tests and tools is not in the image.
         assert run("python -c 'import importlib.util as i; print(i.find_spec(\"pytest\"))'").strip() == "None"
     finally:
