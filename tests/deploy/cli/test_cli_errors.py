@@ -134,7 +134,7 @@ def test_a_mistake_is_one_line_with_field_value_and_remedy(
     [
         (
             {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]},
-            "is GPT2LMHeadModel, which vLLM can't serve with LoRA adapters; choose a causal language model",
+            "is GPT2LMHeadModel, which vLLM can't serve with LoRA adapters",
         ),
         (
             {"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"]},

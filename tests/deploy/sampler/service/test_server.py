@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
 from common.errors import EXIT_FAULT, EXIT_USER, EngineFault, UserError
@@ -235,6 +236,24 @@ def test_while_the_engine_starts_whoever_asks_is_told_and_a_stop_is_heard(
     (answer,) = found
     assert answer.status_code == 503 and answer.headers["Retry-After"]
     assert "the engine is starting" in answer.json()["error"]["message"]
+
+
+def test_more_than_there_is_room_for_is_told_to_come_again(folder: Path, engine: StandIn) -> None:
+    engine.go.clear()
+
+    def play(ready: Ready) -> None:
+        client = openai.OpenAI(base_url=f"{ready.address}/v1", api_key="none", max_retries=0)
+        body = {"model": "mine", "prompt": "1", "n": 6, "stream": True}
+        with httpx.stream("POST", f"{ready.address}/v1/completions", json=body) as waiting:
+            assert waiting.status_code == 200
+            with pytest.raises(openai.RateLimitError, match="6 samples are in flight, of 8") as found:
+                client.completions.create(model="mine", prompt="1", n=3)
+            assert int(found.value.response.headers["Retry-After"]) > 0
+            engine.go.set()
+            assert list(waiting.iter_lines())[-2] == "data: [DONE]"
+        assert len(client.completions.create(model="mine", prompt="1", n=8).choices) == 8
+
+    served(folder, play, max_samples=8)
 
 
 def test_a_posterior_is_bounded_in_what_it_draws_scores_and_answers(folder: Path, engine: StandIn) -> None:
