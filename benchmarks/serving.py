@@ -58,21 +58,19 @@ def make_run(home: Path) -> FinishedRun:
 
 def clients(address: str) -> None:
     """Ask all requests whenever a line comes in, and say when all are answered."""
-    host = address.removeprefix("http://")
-    own = threading.local()
     body = json.dumps({"model": NAME, "prompt": PROMPT})
 
-    def ask(_: int) -> None:
-        if not hasattr(own, "connection"):
-            own.connection = http.client.HTTPConnection(host)
-        own.connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
-        found = json.loads(own.connection.getresponse().read())
-        assert found["usage"]["completion_tokens"] == TOKENS, found
+    def ask(count: int) -> None:
+        connection = http.client.HTTPConnection(address.removeprefix("http://"))
+        for _ in range(count):
+            connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
+            found = json.loads(connection.getresponse().read())
+            assert found["usage"]["completion_tokens"] == TOKENS, found
 
-    with ThreadPoolExecutor(CLIENTS) as pool:
-        for _ in sys.stdin:
-            list(pool.map(ask, range(REQUESTS)))
-            print("answered", flush=True)
+    for _ in sys.stdin:
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            list(pool.map(ask, [REQUESTS // CLIENTS] * CLIENTS))
+        print("answered", flush=True)
 
 
 def measure(run: FinishedRun, loop: EngineLoop, address: str, rounds: int) -> list[Result]:
@@ -112,7 +110,7 @@ def measure(run: FinishedRun, loop: EngineLoop, address: str, rounds: int) -> li
 
 def served(run: FinishedRun, play: Callable[[EngineLoop, str], Any]) -> Any:
     """What `play` gives, in a thread, while the run is served."""
-    found: list[Any] = []
+    found, failed = list[Any](), list[Exception]()
     options = Options(port=0, max_samples=REQUESTS)
 
     def on_ready(ready: Ready) -> None:
@@ -121,12 +119,16 @@ def served(run: FinishedRun, play: Callable[[EngineLoop, str], Any]) -> Any:
     def ask(address: str) -> None:
         try:
             found.append(play(loop, address))
+        except Exception as error:
+            failed.append(error)
         finally:
             server.should_exit = True
 
     with listening(options.host, options.port) as listener:
         server, loop = make_server(run, options, listener.getsockname()[1], on_ready)
         server.run(sockets=[listener])
+    if failed:
+        raise failed[0]
     return found[0]
 
 

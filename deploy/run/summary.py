@@ -11,7 +11,7 @@ from common.config import RunConfig
 from common.errors import UserError
 from common.files import write_whole
 from common.json_text import dumps
-from common.tasks import TASKS, SampleRequest, Task, make_task
+from common.tasks import SampleRequest, Task, make_task, task_class
 from common.tokens import codec_of
 from deploy.run.best import in_summary, load_best
 from deploy.run.curve import draw_curve
@@ -59,7 +59,7 @@ def write_summary(
         "fault": fault,
     }
     plots = [*draw_plots(config, folder)] if after else []
-    plots += draw_curve(folder, TASKS[config.task.name].main_figures, load_best(folder))
+    plots += draw_curve(folder, task_class(config.task).main_figures, load_best(folder))
     summary["plots"] = [path.name for path in plots]
     write_whole(folder / "summary.json", dumps(summary, indent=2))
     return summary

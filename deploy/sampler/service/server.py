@@ -20,6 +20,9 @@ from deploy.sampler.service.app import Service, make_app
 from deploy.sampler.service.loop import EngineLoop
 
 KEY_VARIABLE = "AMORTIS_API_KEY"
+KEEP_ALIVE_S = 75
+"""Connections without a request are closed after it. Longer than clients keep theirs, which would otherwise send into
+one that is just being closed."""
 STOP_S = 30.0
 """What requests in flight are given to end when the service is stopped, and the engine's thread after them."""
 
@@ -121,6 +124,7 @@ def make_server(
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=int(options.stop_s),
+            timeout_keep_alive=KEEP_ALIVE_S,
         )
     )
     return server, loop

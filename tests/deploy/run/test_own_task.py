@@ -15,6 +15,7 @@ from common.errors import UserError
 from common.tasks import UnreadTask
 from deploy.run.checks import prepare
 from deploy.run.identity import load_identity
+from deploy.run.summary import write_summary
 from tests.deploy.run.runs import config_of, contents, make_run
 
 EXAMPLE = Path(__file__).parents[3] / "docs" / "examples" / "even_task.py"
@@ -99,3 +100,11 @@ def test_a_run_on_an_own_task_is_known_from_redis_where_its_file_is_not(
     own.unlink()
     found = control.config()
     assert found is not None and isinstance(found.task, UnreadTask) and found.task.name == "even"
+
+
+def test_a_summary_draws_the_curve_of_an_own_task(tmp_path: Path, digit_model: Path, own: Path) -> None:
+    config = prepare(config_of(tmp_path, digit_model, "--run.name", "own", task=f"task: {{module: {own}}}"))
+    config.run_folder.mkdir(parents=True)
+    (config.run_folder / "evaluation_after.json").write_text('{"metrics": {"figure": 0.5}}')
+    found = write_summary(config, config.run_folder, {}, 1.0, None, interrupted=False)
+    assert (found["task"], found["figure"], found["plots"]) == ("even", 0.5, [])
