@@ -41,7 +41,7 @@ with trained.load() as sampler:
         "samples": [dataclasses.asdict(sample) for sample in samples],
         "log_q": sampler.log_prob("number :", [sample.text for sample in samples]).tolist(),
         "several": [[s.text for s in group] for group in sampler.sample(["number :", "8 :", "number :"], n=4)],
-        "posterior": dataclasses.asdict(sampler.posterior("number :", n=N, target="7")),
+        "posterior": dataclasses.asdict(sampler.posterior("number :", n=N, target="4")),
         "of_row": dataclasses.asdict(sampler.posterior(row={"a": "8", "b": "4", "z": "1 3."}, n=4)),
         "targets": dataclasses.asdict(sampler.posterior("number :", n=N, targets=["7", "4"], resample=100)),
         "tempered": [sample.log_q for sample in sampler.sample("number :", n=4, temperature=0.5)],
@@ -57,7 +57,6 @@ json.dump(found, open("found.json", "w"))
 def used(tmp_path_factory: pytest.TempPathFactory, digit_model: Path) -> dict[str, Any]:
     """What the script found."""
     home = tmp_path_factory.mktemp("script")
-    # So few that the sampler is still far off, which weights have to make good.
     learner = {"steps": 10}
     path = write(home, digit_model, tool=False, learner=learner, seeds={"data": False})
     (home / "config.json").write_text(json.dumps(yaml.safe_load(path.read_text())))
@@ -107,7 +106,7 @@ def test_weighted_draws_are_the_enumerated_posterior(used: dict[str, Any], digit
 
     base = load_base_model(str(digit_model), "float32")
     with amortis.load(used["folder"]) as sampler:
-        query = sampler.run.query("number :", target="7")
+        query = sampler.run.query("number :", target="4")
         log_q = sampler.log_prob("number :", every_sequence())
     log_r, found = log_rewards(base, query, tool=False), used["posterior"]
     exact = np.exp(log_r - np.logaddexp.reduce(log_r))
@@ -116,7 +115,8 @@ def test_weighted_draws_are_the_enumerated_posterior(used: dict[str, Any], digit
         weights[key(item)] += item["weight"]
     assert sum(weights.values()) == pytest.approx(1)
     estimated, plain = np.array(list(weights.values())), np.exp(log_q)
-    assert total_variation(plain, exact) > 0.15
+    # It was trained for "7": weights have to make good that the target is another.
+    assert total_variation(plain, exact) > 0.2
     assert total_variation(estimated, exact) < 0.5 * total_variation(plain, exact)
     of_z = dict(zip(every_sequence(), log_r, strict=True))
     assert all(item["log_r"] == pytest.approx(of_z[key(item)], abs=1e-3) for item in found["samples"])
