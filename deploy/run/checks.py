@@ -55,7 +55,7 @@ def prepare(config: RunConfig, say: Say = say) -> RunConfig:
     with compile_limit(COMPILE_LIMIT_S), own_errors(config.task):
         task, n_seeds = _check_task(config, model, say)
     if config.learner.objective == "sft":
-        # All of them are waited for, and nothing else.
+        # All of them are waited for, but for those that are set aside, and nothing else.
         config = config.model_copy(update={"buffer": config.buffer.model_copy(update={"min_size": n_seeds})})
     lora = config.model.lora
     model.check_target_modules(lora.target_modules)
