@@ -24,6 +24,15 @@ FIRST_TEXTS = 20
 """So many texts without a value, and none with one before, end the run."""
 FIRST_HANGS = 3
 """The same for calls that take too long, each of which costs `timeout_s`, and for processes that can't be started."""
+FIRST_ROLLOUTS = 100
+"""So many different rollouts, none with the values of all the texts that it needs, end the run too."""
+UNFINISHED = (
+    "learner.objective subtb and db need the reward of unfinished texts as well, wherever the policy may stop: give a "
+    "value for them too, or choose vargrad or tb"
+)
+"""What to do where whole texts get values and not what leads to them."""
+TRIED_S = 10.0
+"""The check tries unfinished texts for so long; a slow function's others are left to the run."""
 AGAIN_S = 60.0
 """A text that got no value isn't asked about again for so long: the policy may write it all the time."""
 FAILURES_KEPT = 10_000
@@ -74,6 +83,7 @@ class _Ticket:
     name: str
     keys: list[Key]
     missing: int
+    aside: bool
     failure: NoValue | None = None
     values: dict[Key, float] = field(default_factory=dict)
 
@@ -105,16 +115,22 @@ class OwnReward:
         self._failures: OrderedDict[Key, tuple[NoValue, float]] = OrderedDict()
         """With the time until which each is remembered."""
         self._hangs = 0
+        self._incomplete: set[Key] = set()
+        """Rollouts, by their whole texts, that lack a value; kept until one is complete."""
+        self._any_complete = False
         self.outcomes: Counter[Outcome] = Counter()
         """Texts by what came of them."""
         self.last_failure: str | None = None
         self.hopeless: str | None = None
-        """What to end a run with, as the function has given no value at all by now: field, value, problem, remedy."""
+        """What to end a run with, as the function has given nothing of use by now: field, value, problem, remedy."""
         self._next_word = 0.0
 
-    def submit(self, ticket: str, subject: Subject, texts: Sequence[str]) -> None:
-        """Ask for the values of some texts; `poll` gives them."""
-        opened = _Ticket(ticket, [(subject.query_id, text) for text in texts], 0)
+    def submit(self, ticket: str, subject: Subject, texts: Sequence[str], *, aside: bool = False) -> None:
+        """Ask for the values of a rollout's texts, the whole one last; `poll` gives them.
+
+        What is `aside`, for an evaluation, is asked about as a whole alone, and says nothing of what training gets.
+        """
+        opened = _Ticket(ticket, [(subject.query_id, text) for text in texts], 0, aside)
         for key in dict.fromkeys(opened.keys):
             known = self._known(key)
             if isinstance(known, NoValue):
@@ -128,7 +144,7 @@ class OwnReward:
                     self._waiting.append(_Ask(subject, key[1]))
                 self._open[key].append(opened)
         if not opened.missing:
-            self._done.append(opened.done())
+            self._finish(opened)
 
     def poll(self, wait_s: float = 0.0) -> list[Valued]:
         """Tickets that are settled, waiting up to `wait_s` for one; hands on what waits."""
@@ -222,9 +238,23 @@ class OwnReward:
             else:
                 ticket.values[ask.key] = found
             if not ticket.missing:
-                self._done.append(ticket.done())
+                self._finish(ticket)
         if isinstance(found, NoValue) and self.outcomes.total() >= FIRST_TEXTS:
             self._give_up(f"gave no value for any of its first {FIRST_TEXTS} texts, the last: {found.message}")
+
+    def _finish(self, ticket: _Ticket) -> None:
+        self._done.append(ticket.done())
+        if ticket.aside or self._any_complete:
+            return
+        if ticket.failure is None:
+            self._any_complete = True
+            self._incomplete.clear()
+            return
+        self._incomplete.add(ticket.keys[-1])
+        if self.hopeless is None and len(self._incomplete) >= FIRST_ROLLOUTS:
+            problem = f"gave all values that it takes for none of the first {FIRST_ROLLOUTS} rollouts, the last: "
+            remedy = UNFINISHED if len(ticket.keys) > 1 else "mend it"
+            self.hopeless = str(self._section.user_function.error(problem + ticket.failure.message, remedy))
 
     def _give_up(self, problem: str, remedy: str = "") -> None:
         """Say what there is no hope for, if there was no value yet."""
@@ -259,29 +289,53 @@ def _request(batch: Sequence[_Ask]) -> Any:
     return [subjects, [(places[ask.subject.query_id], ask.text) for ask in batch]]
 
 
-def check_own_reward(section: OwnRewardSection, subject: Subject, texts: Sequence[str]) -> None:
-    """Load the function and try it on some texts, one after another, until one gets a value; raises UserError."""
-    process = UserProcess(section.user_function)
+def check_own_reward(section: OwnRewardSection, subject: Subject, rollouts: Sequence[Sequence[str]]) -> None:
+    """Load the function and try it on some rollouts, until the whole text of one gets a value; raises UserError.
+
+    A rollout's whole text is its last. Where those before it, unfinished ones, are asked about as well, every rollout
+    is tried, and a whole text with a value must not have an unfinished one without.
+    """
+    process, first, valued = UserProcess(section.user_function), "", False
     try:
         process.load()
-        first: str | None = None
-        for text in texts:
-            try:
-                found = process.ask(_request([_Ask(subject, text)]), section.timeout_s)
-            except UserCodeError as error:
-                problem, hangs = str(error), error.kind == "timed_out"
-            else:
-                if isinstance(found, list) and isinstance(found[0], float):
-                    return
-                problem, hangs = found if isinstance(found, str) else str(found[0]), False
-            first = first or f"tried on the text {_short(text)}: {problem}"
-            if hangs:
-                break
-        if first is not None:
+        for *unfinished, whole in rollouts:
+            failure = _try(process, section, subject, whole)
+            if failure is not None:
+                first = first or f"tried on the text {_short(whole)}: {failure.message}"
+                if failure.kind == "timed_out":
+                    break
+                continue
+            valued = True
+            if not unfinished:
+                return
+            _try_unfinished(process, section, subject, unfinished)
+        if not valued:
             remedy = "mend it: it must give a finite number of nats for whatever the policy may write"
             raise section.user_function.error(first, remedy)
     finally:
         process.close()
+
+
+def _try_unfinished(process: UserProcess, section: OwnRewardSection, subject: Subject, texts: Sequence[str]) -> None:
+    until = time.monotonic() + TRIED_S
+    for text in dict.fromkeys(texts):
+        failure = _try(process, section, subject, text)
+        if failure is not None:
+            problem = f"tried on the unfinished text {_short(text)}: {failure.message}"
+            raise section.user_function.error(problem, UNFINISHED)
+        if time.monotonic() > until:
+            return
+
+
+def _try(process: UserProcess, section: OwnRewardSection, subject: Subject, text: str) -> NoValue | None:
+    """Why a text has no value, None where it has one."""
+    try:
+        found = process.ask(_request([_Ask(subject, text)]), section.timeout_s)
+    except UserCodeError as error:
+        return NoValue(_KINDS.get(error.kind, "ended"), str(error))
+    if isinstance(found, list) and isinstance(found[0], float):
+        return None
+    return NoValue("unusable", found if isinstance(found, str) else str(found[0]))
 
 
 def _short(text: str) -> str:
