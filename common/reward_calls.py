@@ -23,7 +23,10 @@ Outcome = Literal["valued", "raised", "timed_out", "ended", "unusable"]
 FIRST_TEXTS = 20
 """So many texts without a value, and none with one before, end the run."""
 FIRST_HANGS = 3
-"""The same for calls that take too long, each of which costs `timeout_s`, and for processes that can't be started."""
+"""The same for calls of one text that take too long, each of which costs `timeout_s`, and for processes that can't be
+started; so many of each process, as those of several fail at once."""
+QUICK = 0.25
+"""A batch that took less than this share of its limit may be followed by one of twice as many texts."""
 FIRST_ROLLOUTS = 100
 """So many different rollouts, none with the values of all the texts that it needs, end the run too."""
 UNFINISHED = (
@@ -103,8 +106,10 @@ class OwnReward:
         """`on_outcome` is told of every text that was asked about; `cache` is how many values are kept."""
         self._section, self._on_outcome, self._cache = section, on_outcome, cache
         self._processes = [UserProcess(section.user_function) for _ in range(section.processes)]
-        self._under_way: dict[int, list[_Ask]] = {}
-        """Batches by the process that has them."""
+        self._under_way: dict[int, tuple[list[_Ask], float]] = {}
+        """Batches by the process that has them, and since when."""
+        self._size = section.batch_size
+        """Of the next batch: a slow function's are smaller, so that not each of them takes too long as a whole."""
         self._waiting: deque[_Ask] = deque()
         self._again: deque[list[_Ask]] = deque()
         """Parts of batches that went wrong as a whole."""
@@ -176,16 +181,16 @@ class OwnReward:
                 batch = self._again.popleft() if self._again else self._next_batch()
                 try:
                     process.submit(_request(batch), self._section.timeout_s)
-                    self._under_way[index] = batch
+                    self._under_way[index] = batch, time.monotonic()
                 except UserCodeError as error:
                     self._went_wrong(batch, error)
 
     def _next_batch(self) -> list[_Ask]:
-        n = min(len(self._waiting), self._section.batch_size)
+        n = min(len(self._waiting), self._size)
         return [self._waiting.popleft() for _ in range(n)]
 
     def _collect(self) -> None:
-        for index, batch in list(self._under_way.items()):
+        for index, (batch, since) in list(self._under_way.items()):
             try:
                 answer = self._processes[index].poll()
             except UserCodeError as error:
@@ -194,6 +199,8 @@ class OwnReward:
                 continue
             if answer is not None:
                 del self._under_way[index]
+                if len(batch) >= self._size and time.monotonic() - since < QUICK * self._section.timeout_s:
+                    self._size = min(2 * self._size, self._section.batch_size)
                 self._answered(batch, answer.value)
 
     def _answered(self, batch: list[_Ask], values: Any) -> None:
@@ -205,13 +212,15 @@ class OwnReward:
             self._settle(ask, value if isinstance(value, float) else NoValue("unusable", str(value)))
 
     def _went_wrong(self, batch: list[_Ask], error: UserCodeError) -> None:
-        if error.kind in ("timed_out", "unloadable"):
+        if error.kind == "timed_out" and len(batch) > 1:
+            self._size = min(self._size, len(batch) // 2)
+        elif error.kind in ("timed_out", "unloadable"):
             self._hangs += 1
         self._no_values(batch, NoValue(_KINDS.get(error.kind, "ended"), str(error)), error.remedy)
 
     def _no_values(self, batch: list[_Ask], failure: NoValue, remedy: str = "") -> None:
         """A batch went wrong as a whole: ask about its parts, so that it costs the others no value."""
-        if self._hangs >= FIRST_HANGS:
+        if self._hangs >= FIRST_HANGS * len(self._processes):
             self._give_up(f"each of its first {self._hangs} calls failed, the last: {failure.message}", remedy)
         if len(batch) == 1:
             self._settle(batch[0], failure)

@@ -81,6 +81,12 @@ def slow(prompts, texts, rows):
     return [1.0] * len(texts)
 
 
+def slow_for_each(prompts, texts, rows):
+    note(prompts, texts, rows)
+    time.sleep(0.05 * len(texts))
+    return [1.0] * len(texts)
+
+
 def needs_a_digit(prompts, texts, rows):
     return [float(int(text)) for text in texts]
 
@@ -329,6 +335,26 @@ def test_several_processes_have_a_batch_each(rewards: Callable[..., OwnReward]) 
     start = time.monotonic()
     ask(reward, ["3", "4", "5"])
     assert time.monotonic() - start < 0.8
+
+
+def test_batches_that_take_too_long_are_followed_by_smaller_ones_and_cost_no_value(
+    tmp_path: Path, rewards: Callable[..., OwnReward]
+) -> None:
+    reward = rewards("slow_for_each", processes=3, batch_size=64, timeout_s=1.0)
+    # Several processes' first batches take too long together.
+    assert ask(reward, [str(i) for i in range(256)]) == [[1.0]] * 256
+    assert reward.hopeless is None and reward.outcomes == {"valued": 256}
+    ask(reward, [str(i) for i in range(256, 320)])
+    too_long = [len(texts) for _, texts, _ in calls(tmp_path) if 0.05 * len(texts) > 1.0]
+    assert 3 <= len(too_long) <= 7, too_long
+
+
+def test_batches_grow_again_when_they_are_quick(tmp_path: Path, rewards: Callable[..., OwnReward]) -> None:
+    reward = rewards("poisoned", batch_size=16, timeout_s=1.0)
+    ask(reward, ["hang", *map(str, range(15))])
+    n = len(calls(tmp_path))
+    ask(reward, [str(i) for i in range(15, 63)])
+    assert [len(texts) for _, texts, _ in calls(tmp_path)][n:] == [8, 16, 16, 8]
 
 
 def test_a_quick_one_costs_next_to_nothing(rewards: Callable[..., OwnReward], tell: Callable[[str], None]) -> None:
