@@ -265,6 +265,26 @@ def test_all_of_it_ends_when_who_started_it_is_killed(folder: Path, tmp_path: Pa
     assert wait_until_gone(child) and wait_until_gone(own)
 
 
+def test_it_ends_at_once_when_who_started_it_was_killed_before_it_could_notice(tmp_path: Path) -> None:
+    (tmp_path / "hanging.py").write_text("import time\ntime.sleep(600)\n")
+    requests, answers, lifeline = os.pipe(), os.pipe(), os.pipe()
+    # As it is when its parent dies while the interpreter starts; what requests go through may be open elsewhere.
+    os.close(lifeline[1])
+    given = (requests[0], answers[1], lifeline[0])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "common.user_code", "tool", "hanging:f", str(tmp_path), *map(str, given)],
+        pass_fds=given,
+        start_new_session=True,
+    )
+    try:
+        assert process.wait(20) == -signal.SIGKILL
+    finally:
+        process.kill()
+        process.wait()
+        for descriptor in (*requests, *answers, lifeline[0]):
+            os.close(descriptor)
+
+
 def test_nobody_waits_for_an_answer_who_only_looks_for_it(folder: Path, started: list[UserProcess]) -> None:
     process = start(started, folder, "sleep_for_ever")
     process.load()
