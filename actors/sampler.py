@@ -365,7 +365,8 @@ class TrajectorySampler:
         query, ends = rollout.query, rollout.state_ends[pending.wanted].tolist()
         self._valuing[ticket] = pending
         subject = Subject(query.id, codec.decode_prompt(query.prompt_ids), query.row)
-        self.own_reward.submit(ticket, subject, [codec.decode(rollout.input_ids[:end]) for end in ends])
+        texts = [codec.decode(rollout.input_ids[:end]) for end in ends]
+        self.own_reward.submit(ticket, subject, texts, aside=pending.draft.origin.aside)
 
     def _on_valued(self, valued: Valued) -> list[Trajectory]:
         pending = self._valuing.pop(valued.ticket)

@@ -63,6 +63,7 @@ class Keys:
         self.quarantine = f"{self.base}quarantine"
         self.quarantine_count = f"{self.base}quarantine:count"
         self.seeds = f"{self.base}seeds"
+        self.seeds_left = f"{self.base}seeds-left"
         self.adapter_latest = f"{self.base}adapter:latest"
         self.adapter_versions = f"{self.base}adapter:versions"
         self.adapter_pinned = f"{self.base}adapter:pinned"

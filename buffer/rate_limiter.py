@@ -54,13 +54,13 @@ class RateLimiter:
         """Samples per insert above which the learner waits."""
         return self.samples_per_insert + self.band
 
-    def may_sample(self, *, size: int, inserted: int, seeded: int, sampled: int) -> bool:
+    def may_sample(self, *, size: int, inserted: int, seeded: int, sampled: int, complete: bool = False) -> bool:
         """Whether the learner may take a batch.
 
         `inserted` counts what actors pushed, duplicates too, so a space smaller than `min_size` can be learned;
-        `seeded` what came from elsewhere.
+        `seeded` what came from elsewhere. Where the buffer is `complete`, no more will come, and any size is enough.
         """
-        if size == 0 or max(size, inserted) < self.min_size:
+        if size == 0 or (max(size, inserted) < self.min_size and not complete):
             return False
         return sampled <= self.highest * (inserted + seeded)
 

@@ -18,7 +18,10 @@ class SeedQueue:
         """Add jobs at the end."""
         packed = [job.to_bytes() for job in jobs]
         if packed:
-            self._client.rpush(self._keys.seeds, *packed)
+            pipe = self._client.pipeline(transaction=True)
+            pipe.incrby(self._keys.seeds_left, len(packed))
+            pipe.rpush(self._keys.seeds, *packed)
+            pipe.execute()
 
     def take(self, actor_id: str, n: int) -> list[SeedJob]:
         """Up to `n` jobs, those that this actor took before and did not finish first."""
@@ -29,5 +32,14 @@ class SeedQueue:
         return [SeedJob.from_bytes(item) for item in self._client.lrange(own, 0, n - 1)]
 
     def done(self, actor_id: str, n: int) -> None:
-        """The first `n` jobs that the actor took are in the buffer."""
-        self._client.ltrim(self._keys.seeds_of(actor_id), n, -1)
+        """The first `n` jobs that the actor took are in the buffer, or set aside."""
+        pipe = self._client.pipeline(transaction=True)
+        pipe.ltrim(self._keys.seeds_of(actor_id), n, -1)
+        pipe.decrby(self._keys.seeds_left, n)
+        pipe.execute()
+
+    @property
+    def all_done(self) -> bool:
+        """Whether there were jobs, and each is in the buffer or set aside by now."""
+        left = self._client.get(self._keys.seeds_left)
+        return left is not None and int(left) <= 0

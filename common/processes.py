@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import select
 import signal
 import sys
 
@@ -30,3 +31,8 @@ def end_group_with(pipe: int) -> None:
         fcntl.fcntl(pipe, fcntl.F_SETOWN, -os.getpgrp())
         fcntl.fcntl(pipe, fcntl.F_SETSIG, signal.SIGKILL)
         fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
+        # What was closed before that gives no signal any more.
+        look = select.poll()
+        look.register(pipe, 0)
+        if look.poll(0):
+            os.killpg(0, signal.SIGKILL)

@@ -23,7 +23,19 @@ Outcome = Literal["valued", "raised", "timed_out", "ended", "unusable"]
 FIRST_TEXTS = 20
 """So many texts without a value, and none with one before, end the run."""
 FIRST_HANGS = 3
-"""The same for calls that take too long, each of which costs `timeout_s`, and for processes that can't be started."""
+"""The same for calls of one text that take too long, each of which costs `timeout_s`, and for processes that can't be
+started; so many of each process, as those of several fail at once."""
+QUICK = 0.25
+"""A batch that took less than this share of its limit may be followed by one of twice as many texts."""
+FIRST_ROLLOUTS = 100
+"""So many different rollouts, none with the values of all the texts that it needs, end the run too."""
+UNFINISHED = (
+    "learner.objective subtb and db need the reward of unfinished texts as well, wherever the policy may stop: give a "
+    "value for them too, or choose vargrad or tb"
+)
+"""What to do where whole texts get values and not what leads to them."""
+TRIED_S = 10.0
+"""The check tries unfinished texts for so long; a slow function's others are left to the run."""
 AGAIN_S = 60.0
 """A text that got no value isn't asked about again for so long: the policy may write it all the time."""
 FAILURES_KEPT = 10_000
@@ -74,6 +86,7 @@ class _Ticket:
     name: str
     keys: list[Key]
     missing: int
+    aside: bool
     failure: NoValue | None = None
     values: dict[Key, float] = field(default_factory=dict)
 
@@ -93,8 +106,10 @@ class OwnReward:
         """`on_outcome` is told of every text that was asked about; `cache` is how many values are kept."""
         self._section, self._on_outcome, self._cache = section, on_outcome, cache
         self._processes = [UserProcess(section.user_function) for _ in range(section.processes)]
-        self._under_way: dict[int, list[_Ask]] = {}
-        """Batches by the process that has them."""
+        self._under_way: dict[int, tuple[list[_Ask], float]] = {}
+        """Batches by the process that has them, and since when."""
+        self._size = section.batch_size
+        """Of the next batch: a slow function's are smaller, so that not each of them takes too long as a whole."""
         self._waiting: deque[_Ask] = deque()
         self._again: deque[list[_Ask]] = deque()
         """Parts of batches that went wrong as a whole."""
@@ -105,16 +120,22 @@ class OwnReward:
         self._failures: OrderedDict[Key, tuple[NoValue, float]] = OrderedDict()
         """With the time until which each is remembered."""
         self._hangs = 0
+        self._incomplete: set[Key] = set()
+        """Rollouts, by their whole texts, that lack a value; kept until one is complete."""
+        self._any_complete = False
         self.outcomes: Counter[Outcome] = Counter()
         """Texts by what came of them."""
         self.last_failure: str | None = None
         self.hopeless: str | None = None
-        """What to end a run with, as the function has given no value at all by now: field, value, problem, remedy."""
+        """What to end a run with, as the function has given nothing of use by now: field, value, problem, remedy."""
         self._next_word = 0.0
 
-    def submit(self, ticket: str, subject: Subject, texts: Sequence[str]) -> None:
-        """Ask for the values of some texts; `poll` gives them."""
-        opened = _Ticket(ticket, [(subject.query_id, text) for text in texts], 0)
+    def submit(self, ticket: str, subject: Subject, texts: Sequence[str], *, aside: bool = False) -> None:
+        """Ask for the values of a rollout's texts, the whole one last; `poll` gives them.
+
+        What is `aside`, for an evaluation, is asked about as a whole alone, and says nothing of what training gets.
+        """
+        opened = _Ticket(ticket, [(subject.query_id, text) for text in texts], 0, aside)
         for key in dict.fromkeys(opened.keys):
             known = self._known(key)
             if isinstance(known, NoValue):
@@ -128,7 +149,7 @@ class OwnReward:
                     self._waiting.append(_Ask(subject, key[1]))
                 self._open[key].append(opened)
         if not opened.missing:
-            self._done.append(opened.done())
+            self._finish(opened)
 
     def poll(self, wait_s: float = 0.0) -> list[Valued]:
         """Tickets that are settled, waiting up to `wait_s` for one; hands on what waits."""
@@ -160,16 +181,16 @@ class OwnReward:
                 batch = self._again.popleft() if self._again else self._next_batch()
                 try:
                     process.submit(_request(batch), self._section.timeout_s)
-                    self._under_way[index] = batch
+                    self._under_way[index] = batch, time.monotonic()
                 except UserCodeError as error:
                     self._went_wrong(batch, error)
 
     def _next_batch(self) -> list[_Ask]:
-        n = min(len(self._waiting), self._section.batch_size)
+        n = min(len(self._waiting), self._size)
         return [self._waiting.popleft() for _ in range(n)]
 
     def _collect(self) -> None:
-        for index, batch in list(self._under_way.items()):
+        for index, (batch, since) in list(self._under_way.items()):
             try:
                 answer = self._processes[index].poll()
             except UserCodeError as error:
@@ -178,6 +199,8 @@ class OwnReward:
                 continue
             if answer is not None:
                 del self._under_way[index]
+                if len(batch) >= self._size and time.monotonic() - since < QUICK * self._section.timeout_s:
+                    self._size = min(2 * self._size, self._section.batch_size)
                 self._answered(batch, answer.value)
 
     def _answered(self, batch: list[_Ask], values: Any) -> None:
@@ -189,13 +212,15 @@ class OwnReward:
             self._settle(ask, value if isinstance(value, float) else NoValue("unusable", str(value)))
 
     def _went_wrong(self, batch: list[_Ask], error: UserCodeError) -> None:
-        if error.kind in ("timed_out", "unloadable"):
+        if error.kind == "timed_out" and len(batch) > 1:
+            self._size = min(self._size, len(batch) // 2)
+        elif error.kind in ("timed_out", "unloadable"):
             self._hangs += 1
         self._no_values(batch, NoValue(_KINDS.get(error.kind, "ended"), str(error)), error.remedy)
 
     def _no_values(self, batch: list[_Ask], failure: NoValue, remedy: str = "") -> None:
         """A batch went wrong as a whole: ask about its parts, so that it costs the others no value."""
-        if self._hangs >= FIRST_HANGS:
+        if self._hangs >= FIRST_HANGS * len(self._processes):
             self._give_up(f"each of its first {self._hangs} calls failed, the last: {failure.message}", remedy)
         if len(batch) == 1:
             self._settle(batch[0], failure)
@@ -222,9 +247,23 @@ class OwnReward:
             else:
                 ticket.values[ask.key] = found
             if not ticket.missing:
-                self._done.append(ticket.done())
+                self._finish(ticket)
         if isinstance(found, NoValue) and self.outcomes.total() >= FIRST_TEXTS:
             self._give_up(f"gave no value for any of its first {FIRST_TEXTS} texts, the last: {found.message}")
+
+    def _finish(self, ticket: _Ticket) -> None:
+        self._done.append(ticket.done())
+        if ticket.aside or self._any_complete:
+            return
+        if ticket.failure is None:
+            self._any_complete = True
+            self._incomplete.clear()
+            return
+        self._incomplete.add(ticket.keys[-1])
+        if self.hopeless is None and len(self._incomplete) >= FIRST_ROLLOUTS:
+            problem = f"gave all values that it takes for none of the first {FIRST_ROLLOUTS} rollouts, the last: "
+            remedy = UNFINISHED if len(ticket.keys) > 1 else "mend it"
+            self.hopeless = str(self._section.user_function.error(problem + ticket.failure.message, remedy))
 
     def _give_up(self, problem: str, remedy: str = "") -> None:
         """Say what there is no hope for, if there was no value yet."""
@@ -259,29 +298,53 @@ def _request(batch: Sequence[_Ask]) -> Any:
     return [subjects, [(places[ask.subject.query_id], ask.text) for ask in batch]]
 
 
-def check_own_reward(section: OwnRewardSection, subject: Subject, texts: Sequence[str]) -> None:
-    """Load the function and try it on some texts, one after another, until one gets a value; raises UserError."""
-    process = UserProcess(section.user_function)
+def check_own_reward(section: OwnRewardSection, subject: Subject, rollouts: Sequence[Sequence[str]]) -> None:
+    """Load the function and try it on some rollouts, until the whole text of one gets a value; raises UserError.
+
+    A rollout's whole text is its last. Where those before it, unfinished ones, are asked about as well, every rollout
+    is tried, and a whole text with a value must not have an unfinished one without.
+    """
+    process, first, valued = UserProcess(section.user_function), "", False
     try:
         process.load()
-        first: str | None = None
-        for text in texts:
-            try:
-                found = process.ask(_request([_Ask(subject, text)]), section.timeout_s)
-            except UserCodeError as error:
-                problem, hangs = str(error), error.kind == "timed_out"
-            else:
-                if isinstance(found, list) and isinstance(found[0], float):
-                    return
-                problem, hangs = found if isinstance(found, str) else str(found[0]), False
-            first = first or f"tried on the text {_short(text)}: {problem}"
-            if hangs:
-                break
-        if first is not None:
+        for *unfinished, whole in rollouts:
+            failure = _try(process, section, subject, whole)
+            if failure is not None:
+                first = first or f"tried on the text {_short(whole)}: {failure.message}"
+                if failure.kind == "timed_out":
+                    break
+                continue
+            valued = True
+            if not unfinished:
+                return
+            _try_unfinished(process, section, subject, unfinished)
+        if not valued:
             remedy = "mend it: it must give a finite number of nats for whatever the policy may write"
             raise section.user_function.error(first, remedy)
     finally:
         process.close()
+
+
+def _try_unfinished(process: UserProcess, section: OwnRewardSection, subject: Subject, texts: Sequence[str]) -> None:
+    until = time.monotonic() + TRIED_S
+    for text in dict.fromkeys(texts):
+        failure = _try(process, section, subject, text)
+        if failure is not None:
+            problem = f"tried on the unfinished text {_short(text)}: {failure.message}"
+            raise section.user_function.error(problem, UNFINISHED)
+        if time.monotonic() > until:
+            return
+
+
+def _try(process: UserProcess, section: OwnRewardSection, subject: Subject, text: str) -> NoValue | None:
+    """Why a text has no value, None where it has one."""
+    try:
+        found = process.ask(_request([_Ask(subject, text)]), section.timeout_s)
+    except UserCodeError as error:
+        return NoValue(_KINDS.get(error.kind, "ended"), str(error))
+    if isinstance(found, list) and isinstance(found[0], float):
+        return None
+    return NoValue("unusable", found if isinstance(found, str) else str(found[0]))
 
 
 def _short(text: str) -> str:

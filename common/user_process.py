@@ -165,13 +165,14 @@ class UserProcess:
         return _how_ended(self._process.pid) is not None
 
     def _start(self) -> None:
-        theirs, self._requests = os.pipe()
-        self._answers, theirs_too = os.pipe()
-        lifeline, self._lifeline = os.pipe()
-        function, given = self._function, (theirs, theirs_too, lifeline)
+        function, opened = self._function, list[int]()
         paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        arguments = (function.role, function.text, str(function.folder.expanduser().resolve()), *map(str, given))
         try:
+            for _ in range(3):
+                opened += os.pipe()
+            theirs, ours, answers, theirs_too, lifeline, ours_too = opened
+            given = (theirs, theirs_too, lifeline)
+            arguments = (function.role, function.text, str(function.folder.expanduser().resolve()), *map(str, given))
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "common.user_code", *arguments],
                 # What it prints goes nowhere, and there is nothing to read.
@@ -183,14 +184,14 @@ class UserProcess:
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
             )
         except OSError as error:
-            for descriptor in (self._requests, self._answers, self._lifeline):
+            for descriptor in opened:
                 os.close(descriptor)
             raise UserCodeError(
                 "unloadable", f"its process can't be started ({error})", "look at the limits"
             ) from error
-        finally:
-            for descriptor in given:
-                os.close(descriptor)
+        for descriptor in given:
+            os.close(descriptor)
+        self._requests, self._answers, self._lifeline = ours, answers, ours_too
         for descriptor in (self._requests, self._answers):
             os.set_blocking(descriptor, False)
         self._loaded, self._outgoing, self._incoming = False, b"", bytearray()
@@ -291,7 +292,15 @@ class UserProcess:
         how, number = found
         if how == os.CLD_EXITED:
             return f"its process ended with status {number}{when}"
-        return f"its process was ended by {signal.Signals(number).name}{when}"
+        return f"its process was ended by {_signal_name(number)}{when}"
+
+
+def _signal_name(number: int) -> str:
+    """Real-time signals have none but for the first and the last."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def _how_ended(pid: int) -> tuple[int, int] | None:

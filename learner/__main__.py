@@ -23,6 +23,7 @@ from buffer.control import Control
 from buffer.evaluations import Evaluations
 from buffer.log_stream import LogStream
 from buffer.replay import ReplayBuffer
+from buffer.seed_queue import SeedQueue
 from common.config import RunConfig
 from common.config_loading import in_folder, load_resolved
 from common.devices import learner_threads
@@ -87,6 +88,7 @@ def build_trainer(config: RunConfig, control: Control, keys: Keys, processes: Pr
         task,
         policy,
         ReplayBuffer.of(config, client, keys),
+        SeedQueue(client, keys),
         adapters,
         control,
         metrics,

@@ -18,6 +18,7 @@ from buffer.connection import is_out_of_memory
 from buffer.control import DONE, FULL, STARTING, Control
 from buffer.rate_limiter import RateLimiter
 from buffer.replay import ReplayBuffer
+from buffer.seed_queue import SeedQueue
 from buffer.stats import BufferStats
 from common.config import FORWARD_LOOKING, RunConfig
 from common.errors import RunFault, SamplerGapFault, StallError
@@ -72,6 +73,7 @@ class Trainer:
         task: Task[Any],
         policy: LoraPolicy,
         buffer: ReplayBuffer,
+        seeds: SeedQueue,
         registry: AdapterRegistry,
         control: Control,
         metrics: LearnerMetrics,
@@ -80,7 +82,7 @@ class Trainer:
     ) -> None:
         self.config, self.section, self.task, self.policy = config, config.learner, task, policy
         self.buffer, self.registry, self.control, self.metrics = buffer, registry, control, metrics
-        self.sinks, self.folder, self.curve = sinks, config.run_folder, curve
+        self.seeds, self.sinks, self.folder, self.curve = seeds, sinks, config.run_folder, curve
         self.queries: dict[str, Query] = buffer.queries()
         self.texts = SampleTexts(config, buffer, task.codec, sinks)
         self.log_z = LogZTable(list(self.queries)).to(policy.device)
@@ -210,8 +212,13 @@ class Trainer:
         return any(str(status.get("phase")).startswith(STARTING) for status in self.control.actors().values())
 
     def _enough(self, stats: BufferStats) -> bool:
+        # sft trains on the seeds alone, and some may have been set aside.
+        complete = self.section.objective == "sft" and self.seeds.all_done
+        if complete and stats.size == 0 and self.buffer.stats().size == 0:
+            # Looked at again: the last may have come between the two looks.
+            raise RunFault(f"none of the seeds can be trained on: {self._set_aside(self.buffer.stats())}")
         return self.limiter.may_sample(
-            size=stats.size, inserted=stats.pushed, seeded=stats.seeded, sampled=stats.trained
+            size=stats.size, inserted=stats.pushed, seeded=stats.seeded, sampled=stats.trained, complete=complete
         )
 
     def _why_waiting(self, stats: BufferStats) -> str:
@@ -226,7 +233,13 @@ class Trainer:
             what = f"{came} pushed, each used {stats.trained / max(1, came):.1f} times"
         phases = [str(status.get("phase")) for status in actors.values()]
         telling = [phase for phase in phases if phase.startswith((FULL, STARTING))]
-        return ", ".join([what, f"{alive} actors alive", *telling[:1]])
+        aside = [self._set_aside(stats)] if stats.quarantined else []
+        return ", ".join([what, f"{alive} actors alive", *telling[:1], *aside])
+
+    def _set_aside(self, stats: BufferStats) -> str:
+        """How many trajectories were set aside, and why the last was."""
+        newest = [entry.reason for entry in self.buffer.quarantine.newest(1)]
+        return f"{stats.quarantined} set aside" + "".join(f", the last: {reason}" for reason in newest)
 
     def _draw(self) -> list[Trajectory]:
         seed = self.config.run.seed * 1_000_003 + self.progress.step

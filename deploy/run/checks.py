@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import random
 import socket
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from buffer.connection import connect_impatiently
 from buffer.embedded import find_redis_server
 from common.action_space import ActionSpace
 from common.adapter_files import check_adapter
-from common.config import RunConfig
+from common.config import FORWARD_LOOKING, RunConfig
 from common.devices import resolve_devices
 from common.errors import UserError
 from common.evaluation import evaluated_queries
@@ -55,7 +58,7 @@ def prepare(config: RunConfig, say: Say = say) -> RunConfig:
     with compile_limit(COMPILE_LIMIT_S), own_errors(config.task):
         task, n_seeds = _check_task(config, model, say)
     if config.learner.objective == "sft":
-        # All of them are waited for, and nothing else.
+        # All of them are waited for, but for those that are set aside, and nothing else.
         config = config.model_copy(update={"buffer": config.buffer.model_copy(update={"min_size": n_seeds})})
     lora = config.model.lora
     model.check_target_modules(lora.target_modules)
@@ -121,7 +124,7 @@ def _check_task(config: RunConfig, model: ModelCheck, say: Say) -> tuple[Task[An
     space = task.action_space
     # Made here, so that a user's tool that can't be imported shows at once.
     _ = task.tool
-    _check_own_reward(task)
+    _check_own_reward(task, every_state=config.learner.objective in FORWARD_LOOKING)
     for note in task.data_notes():
         say(note)
     if config.evaluation.every:
@@ -169,8 +172,9 @@ def _check_task(config: RunConfig, model: ModelCheck, say: Say) -> tuple[Task[An
     return task, max(1, len({(job.query_id, job.action_ids) for job in jobs}))
 
 
-def _check_own_reward(task: Task[Any]) -> None:
-    """Load a reward function of the user's own and try it on a training query, as it fails in seconds here."""
+def _check_own_reward(task: Task[Any], *, every_state: bool) -> None:
+    """Load a reward function of the user's own and try it on a training query, as it fails in seconds here; with
+    `every_state` on the unfinished texts too that it will be asked about."""
     section, query = task.own_reward, task.queries("train")[0]
     if section is None:
         return
@@ -178,7 +182,14 @@ def _check_own_reward(task: Task[Any]) -> None:
     given = task.rationales().get(query.id, [])[:1]
     written = [*given, *(_written(task.action_space, generator, shortest=shortest) for shortest in (True, False))]
     subject = Subject(query.id, codec.decode_prompt(query.prompt_ids), query.row)
-    check_own_reward(section, subject, [codec.decode(ids) for ids in written])
+
+    def texts(ids: Sequence[int]) -> list[str]:
+        ends = [len(ids)]
+        if every_state:
+            ends = np.flatnonzero(task.action_space.stoppable(np.asarray(ids, np.int32))).tolist()
+        return [codec.decode(ids[:end]) for end in ends]
+
+    check_own_reward(section, subject, [texts(ids) for ids in written])
 
 
 def _written(space: ActionSpace, generator: random.Random, *, shortest: bool) -> list[int]:

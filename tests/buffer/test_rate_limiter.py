@@ -66,3 +66,8 @@ def test_the_configured_limiter_reaches_the_minimum_size_at_any_ratio() -> None:
     limiter = RateLimiter.of(config)
     assert limiter.may_insert(inserted=100, sampled=0)
     assert limiter.highest == limiter.lowest == 8
+
+
+def test_a_buffer_to_which_no_more_will_come_is_enough_unless_it_is_empty() -> None:
+    assert LIMITER.may_sample(size=6, inserted=0, seeded=6, sampled=0, complete=True)
+    assert not LIMITER.may_sample(size=0, inserted=0, seeded=0, sampled=0, complete=True)

@@ -13,7 +13,7 @@ import pytest
 from common.config_loading import load_config
 from common.errors import UserError
 from common.own_reward import OwnRewardSection
-from common.reward_calls import FIRST_TEXTS, NoValue, OwnReward, Subject, Valued, check_own_reward
+from common.reward_calls import FIRST_ROLLOUTS, FIRST_TEXTS, NoValue, OwnReward, Subject, Valued, check_own_reward
 
 SOURCE = """
 import json
@@ -81,8 +81,20 @@ def slow(prompts, texts, rows):
     return [1.0] * len(texts)
 
 
+def slow_for_each(prompts, texts, rows):
+    note(prompts, texts, rows)
+    time.sleep(0.05 * len(texts))
+    return [1.0] * len(texts)
+
+
 def needs_a_digit(prompts, texts, rows):
     return [float(int(text)) for text in texts]
+
+
+def needs_an_end(prompts, texts, rows):
+    if not all(text.endswith(".") for text in texts):
+        raise ValueError("no answer yet")
+    return [1.0] * len(texts)
 """
 
 
@@ -276,6 +288,36 @@ def test_one_that_has_given_values_may_fail_for_long(rewards: Callable[..., OwnR
     assert ask(reward, ["4"]) == [[4.0]]
 
 
+def submit_rollouts(reward: OwnReward, numbers: range, *, aside: bool = False) -> None:
+    """Each of a text that is over, and of one that leads to it unless it is of an evaluation."""
+    for i in numbers:
+        reward.submit(str(i), subject(), [f"{i}."] if aside else [f"{i}", f"{i}."], aside=aside)
+    settle(reward, len(numbers))
+
+
+def test_there_is_no_hope_for_one_that_values_whole_texts_and_completes_no_rollout(
+    rewards: Callable[..., OwnReward],
+) -> None:
+    reward = rewards("needs_an_end")
+    # That an evaluation gets whole texts valued is of no use to training.
+    submit_rollouts(reward, range(3), aside=True)
+    submit_rollouts(reward, range(FIRST_ROLLOUTS - 1))
+    submit_rollouts(reward, range(3))
+    assert reward.hopeless is None and reward.outcomes["valued"] >= FIRST_ROLLOUTS - 1
+    submit_rollouts(reward, range(FIRST_ROLLOUTS, FIRST_ROLLOUTS + 1))
+    assert reward.hopeless is not None
+    wanted = rf"task\.reward = .*none of the first {FIRST_ROLLOUTS} rollouts.*no answer yet.*unfinished.*vargrad or tb"
+    assert re.match(wanted, reward.hopeless)
+
+
+def test_one_that_has_completed_a_rollout_may_fail_for_long(rewards: Callable[..., OwnReward]) -> None:
+    reward = rewards("needs_an_end")
+    reward.submit("x", subject(), [".", ".."])
+    settle(reward, 1)
+    submit_rollouts(reward, range(FIRST_ROLLOUTS + 1))
+    assert reward.hopeless is None
+
+
 def test_nobody_waits_for_a_slow_one_who_only_looks(rewards: Callable[..., OwnReward]) -> None:
     reward = rewards("slow")
     ask(reward, ["0"])
@@ -295,6 +337,26 @@ def test_several_processes_have_a_batch_each(rewards: Callable[..., OwnReward]) 
     assert time.monotonic() - start < 0.8
 
 
+def test_batches_that_take_too_long_are_followed_by_smaller_ones_and_cost_no_value(
+    tmp_path: Path, rewards: Callable[..., OwnReward]
+) -> None:
+    reward = rewards("slow_for_each", processes=3, batch_size=64, timeout_s=1.0)
+    # Several processes' first batches take too long together.
+    assert ask(reward, [str(i) for i in range(256)]) == [[1.0]] * 256
+    assert reward.hopeless is None and reward.outcomes == {"valued": 256}
+    ask(reward, [str(i) for i in range(256, 320)])
+    too_long = [len(texts) for _, texts, _ in calls(tmp_path) if 0.05 * len(texts) > 1.0]
+    assert 3 <= len(too_long) <= 7, too_long
+
+
+def test_batches_grow_again_when_they_are_quick(tmp_path: Path, rewards: Callable[..., OwnReward]) -> None:
+    reward = rewards("poisoned", batch_size=16, timeout_s=1.0)
+    ask(reward, ["hang", *map(str, range(15))])
+    n = len(calls(tmp_path))
+    ask(reward, [str(i) for i in range(15, 63)])
+    assert [len(texts) for _, texts, _ in calls(tmp_path)][n:] == [8, 16, 16, 8]
+
+
 def test_a_quick_one_costs_next_to_nothing(rewards: Callable[..., OwnReward], tell: Callable[[str], None]) -> None:
     reward = rewards("needs_a_digit")
     ask(reward, ["0"])
@@ -307,17 +369,31 @@ def test_a_quick_one_costs_next_to_nothing(rewards: Callable[..., OwnReward], te
 
 def test_the_check_tries_it_and_tells_the_first_text_that_fails(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(SOURCE)
-    check_own_reward(section(tmp_path, "needs_a_digit"), subject(), ["a", "1"])
+    check_own_reward(section(tmp_path, "needs_a_digit"), subject(), [["a"], ["1"]])
     with pytest.raises(
         UserError, match=r"^task\.reward = .*tried on the text 'a': ValueError: invalid literal.*; mend"
     ):
-        check_own_reward(section(tmp_path, "needs_a_digit"), subject(), ["a", "b"])
+        check_own_reward(section(tmp_path, "needs_a_digit"), subject(), [["a"], ["b"]])
     start = time.monotonic()
     with pytest.raises(UserError, match=r"tried on the text '1': took longer than its limit of 0\.3 s"):
-        check_own_reward(section(tmp_path, "stuck", timeout_s=0.3), subject(), ["1", "2", "3"])
+        check_own_reward(section(tmp_path, "stuck", timeout_s=0.3), subject(), [["1"], ["2"], ["3"]])
     assert time.monotonic() - start < 10
     with pytest.raises(UserError, match=r"task\.reward = .*there is no 'score'.*name one of "):
-        check_own_reward(section(tmp_path, "score"), subject(), ["1"])
+        check_own_reward(section(tmp_path, "score"), subject(), [["1"]])
+
+
+def test_the_check_tries_unfinished_texts_of_every_rollout_that_is_asked_about_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text(SOURCE)
+    check_own_reward(section(tmp_path, "needs_an_end"), subject(), [[".", ".."], ["a", "b"], [".", "a."]])
+    with pytest.raises(UserError, match=r"unfinished text 'a': ValueError: no answer yet.*; learner\.objective subtb"):
+        check_own_reward(section(tmp_path, "needs_an_end"), subject(), [[".", ".."], [".", "a", "a."]])
+    # A slow one isn't waited for long.
+    monkeypatch.setattr("common.reward_calls.TRIED_S", 0.5)
+    start = time.monotonic()
+    check_own_reward(section(tmp_path, "slow"), subject(), [[str(i) for i in range(100)]])
+    assert time.monotonic() - start < 5
 
 
 CONFIG = "task: {{name: jsonl, train_path: rows.jsonl, prompt: '{{x}}'{}}}\n"

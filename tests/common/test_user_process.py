@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -50,6 +51,10 @@ def interrupt(text):
 
 def kill(text):
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_by_a_nameless_signal(text):
+    os.kill(os.getpid(), signal.SIGRTMIN + 3)
 
 
 def exit_hard(text):
@@ -169,6 +174,7 @@ def test_a_function_is_found_in_a_file_or_a_module_with_what_lies_beside_it(
         ("read_input", "raised", "EOFError"),
         ("half_a_character", "raised", "UnicodeEncodeError"),
         ("kill", "ended", "its process was ended by SIGKILL"),
+        ("kill_by_a_nameless_signal", "ended", f"its process was ended by signal {signal.SIGRTMIN + 3}$"),
         ("exit_hard", "ended", "its process ended with status 3"),
         ("close_all", "ended", "."),
         ("flood", "too_long", "answered with 100000.* bytes"),
@@ -198,6 +204,28 @@ def test_what_does_no_harm_is_answered_every_time_by_its_own_answer(
 def test_it_may_use_processes_of_its_own(folder: Path, started: list[UserProcess]) -> None:
     process = start(started, folder, "many_processes")
     assert process.ask("", 20) == "3"
+
+
+@pytest.mark.parametrize("free", [0, 1, 3, 5, 7])
+def test_who_has_too_few_descriptors_for_it_is_told_and_keeps_them(
+    folder: Path, started: list[UserProcess], free: int
+) -> None:
+    process = start(started, folder, "echo")
+    before, limits = os.listdir("/proc/self/fd"), resource.getrlimit(resource.RLIMIT_NOFILE)
+    # All below the highest that is open are taken, so that no more than these are left.
+    highest = max(map(int, before))
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(highest + 1 - len(before))]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + free, limits[1]))
+    try:
+        with pytest.raises(UserCodeError, match=r"its process can't be started \(.*Too many open files") as found:
+            process.submit("a", 10)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for descriptor in held:
+            os.close(descriptor)
+    assert found.value.kind == "unloadable" and not process.busy
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+    assert process.ask("a", 10) == "aa"
 
 
 def wait_until_gone(pid: int) -> bool:
@@ -235,6 +263,26 @@ def test_all_of_it_ends_when_who_started_it_is_killed(folder: Path, tmp_path: Pa
         parent.kill()
         parent.wait()
     assert wait_until_gone(child) and wait_until_gone(own)
+
+
+def test_it_ends_at_once_when_who_started_it_was_killed_before_it_could_notice(tmp_path: Path) -> None:
+    (tmp_path / "hanging.py").write_text("import time\ntime.sleep(600)\n")
+    requests, answers, lifeline = os.pipe(), os.pipe(), os.pipe()
+    # As it is when its parent dies while the interpreter starts; what requests go through may be open elsewhere.
+    os.close(lifeline[1])
+    given = (requests[0], answers[1], lifeline[0])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "common.user_code", "tool", "hanging:f", str(tmp_path), *map(str, given)],
+        pass_fds=given,
+        start_new_session=True,
+    )
+    try:
+        assert process.wait(20) == -signal.SIGKILL
+    finally:
+        process.kill()
+        process.wait()
+        for descriptor in (*requests, *answers, lifeline[0]):
+            os.close(descriptor)
 
 
 def test_nobody_waits_for_an_answer_who_only_looks_for_it(folder: Path, started: list[UserProcess]) -> None:

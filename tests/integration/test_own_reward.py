@@ -139,16 +139,14 @@ import pathlib
 
 
 def score(prompts, texts, rows):
-    # The check before the run is its first call.
-    tried = pathlib.Path(__file__).with_suffix(".tried")
-    if tried.exists():
+    # It works before the run, when it is tried.
+    if pathlib.Path(__file__).with_name("runs").exists():
         raise ConnectionError("the judge is away")
-    tried.touch()
     return [0.0] * len(texts)
 """
     path = prepare(tmp_path, digit_model, source)
     found = subprocess.run(command("train", str(path)), capture_output=True, text=True, timeout=300, check=False)
     assert found.returncode == 1, found.stderr[-2000:]
     assert "task.reward" in found.stderr and "gave no value for any of its first 20 texts" in found.stderr
-    assert "ConnectionError: the judge is away (mine.py, line 9)" in found.stderr and "Traceback" not in found.stderr
+    assert "ConnectionError: the judge is away (mine.py, line 8)" in found.stderr and "Traceback" not in found.stderr
     assert json.loads((tmp_path / "runs" / "tiny" / "summary.json").read_text())["trajectories_pushed"] == 0

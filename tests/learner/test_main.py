@@ -15,12 +15,17 @@ from redis import Redis
 
 from buffer.connection import Keys
 from buffer.control import STARTING, Control
+from buffer.rate_limiter import RateLimiter
+from buffer.replay import ReplayBuffer
+from buffer.seed_queue import SeedQueue
 from common.config import RunConfig
 from common.errors import RunFault, SamplerGapFault, StallError
 from common.metrics import LearnerMetrics
+from common.seeds import SeedJob
 from learner import __main__ as process
 from learner.gap import Gap
 from learner.trainer import LONGEST_START, Progress, Trainer
+from tests.conftest import make_query, make_trajectory
 
 ROOT = Path(__file__).parents[2]
 
@@ -113,3 +118,46 @@ def test_engines_that_start_are_waited_for_longer_than_samples(phase: str, longe
     with pytest.raises(StallError, match=r"0 of 64"):
         Trainer._wait_for_trajectories(trainer)
     assert 0.4 * longer <= time.monotonic() - started < 0.4 * (longer + 1.5)
+
+
+def a_learner_of_seeds(redis_client: Redis, seeds: int, rejected: int) -> Any:
+    """An sft learner's wait, when an actor has scored some seeds and set others aside."""
+    config = RunConfig.model_validate(
+        {
+            "task": {"name": "rng"},
+            "learner": {"objective": "sft", "max_wait_s": 0.3},
+            "buffer": {"min_size": seeds},
+            "seeds": {"hint": "{prompt}4"},
+        }
+    )
+    keys = Keys("test")
+    buffer, queue = ReplayBuffer.of(config, redis_client, keys), SeedQueue(redis_client, keys)
+    query = make_query()
+    jobs = [SeedJob(query.id, action_ids=(3 + i,)) for i in range(seeds)]
+    queue.put(jobs)
+    queue.take("actor-0", seeds)
+    for job in jobs[:rejected]:
+        buffer.quarantine.add(b"", reason=f"task.reward unusable: NaN for {job.action_ids}", origin="actor-0")
+    buffer.push([make_trajectory(query, [3 + i]) for i in range(rejected, seeds)], from_actor=False)
+    trainer: Any = Trainer.__new__(Trainer)
+    trainer.config, trainer.section, trainer.limiter = config, config.learner, RateLimiter.of(config)
+    trainer.buffer, trainer.seeds, trainer.control = buffer, queue, Control(redis_client, keys)
+    trainer.metrics = LearnerMetrics(CollectorRegistry())
+    return trainer
+
+
+def test_seeds_that_were_set_aside_are_not_waited_for(redis_client: Redis) -> None:
+    trainer = a_learner_of_seeds(redis_client, 7, rejected=1)
+    with pytest.raises(StallError, match=r"6 of 7 first .*, 1 set aside, the last: task\.reward unusable: NaN for"):
+        trainer._wait_for_trajectories()
+    trainer.seeds.done("actor-0", 7)
+    assert trainer._wait_for_trajectories() < 0.3
+
+
+def test_seeds_that_were_all_set_aside_end_the_run_at_once(redis_client: Redis) -> None:
+    trainer = a_learner_of_seeds(redis_client, 2, rejected=2)
+    trainer.seeds.done("actor-0", 2)
+    started = time.monotonic()
+    with pytest.raises(RunFault, match=r"none of the seeds can be trained on: 2 set aside, the last: .* for \(4,\)"):
+        trainer._wait_for_trajectories()
+    assert time.monotonic() - started < 0.3

@@ -19,7 +19,7 @@ TASK = (
     """task: {{name: jsonl, train_path: '{0}/rows.jsonl', prompt: '{{x}}', max_len: 4, allowed_characters: '[0-9]'}}"""
 )
 GOOD = """def score(prompts, texts, rows):
-    return [1.0 * (int(text) > 3) + row['bonus'] for text, row in zip(texts, rows)]
+    return [1.0 * (int(text or 0) > 3) + row['bonus'] for text, row in zip(texts, rows)]
 """
 
 
@@ -67,6 +67,30 @@ def test_a_reward_function_is_loaded_and_tried_before_anything_starts(
         prepare(given)
     assert error.value.field == "task.reward" and "\n" not in str(error.value)
     assert time.monotonic() - start < 20
+
+
+COMPLETE_ONLY = """def score(prompts, texts, rows):
+    if any(len(text) < 2 for text in texts):
+        raise ValueError('too short')
+    return [0.0] * len(texts)
+"""
+
+
+@pytest.mark.parametrize(
+    ("objective", "min_len", "refused"),
+    [("subtb", 0, True), ("db", 1, True), ("subtb", 2, False), ("vargrad", 0, False)],
+)
+def test_where_unfinished_texts_are_asked_about_they_are_tried_too(
+    tmp_path: Path, digit_model: Path, objective: str, min_len: int, refused: bool
+) -> None:
+    (tmp_path / "mine.py").write_text(COMPLETE_ONLY)
+    settings = ("--learner.objective", objective, "--task.min_len", str(min_len))
+    given = config(tmp_path, digit_model, "--task.reward", f"{tmp_path}/mine.py:score", *settings)
+    if not refused:
+        prepare(given)
+        return
+    with pytest.raises(UserError, match=r"unfinished text '\d?': ValueError: too short .*choose vargrad or tb"):
+        prepare(given)
 
 
 def test_under_a_grammar_it_is_tried_on_a_text_that_fits(tmp_path: Path, digit_model: Path) -> None:
