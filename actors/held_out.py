@@ -23,7 +23,8 @@ from buffer.evaluations import Drawn, Evaluations, Wanted
 from common.config import RunConfig
 from common.evaluation import request_of
 from common.log import get_logger
-from common.trajectory import Query, Trajectory
+from common.terminal import visible
+from common.trajectory import NO_SHA256, Query, Trajectory
 
 log = get_logger("actor")
 
@@ -46,6 +47,7 @@ class HeldOutSampler:
         self._waiting: list[Query] = []
         self._open = 0
         self._done: list[Trajectory] = []
+        self._last_failure: str | None = None
         self._is_lost = False
 
     @property
@@ -98,6 +100,8 @@ class HeldOutSampler:
         self._open -= 1
         if draft.trajectory is not None:
             self._done.append(draft.trajectory)
+        else:
+            self._last_failure = visible(draft.rejected or "it makes no trajectory")
 
     @contextlib.contextmanager
     def timed(self) -> Iterator[None]:
@@ -125,13 +129,13 @@ class HeldOutSampler:
             self._adapter = self._adapters.hold(wanted.version)
             self._time.spend(time.monotonic() - began, 1, 1)
         except AdapterError as error:
-            log.warning("an evaluation is left out: %s", error)
-            self._evaluations.finish(self._owner, wanted.version, None)
+            self._finish_without(wanted, str(error))
             return
         self._queries = self._queries or self._evaluations.queries()
         self._wanted, self._is_lost = wanted, False
         # In turns, so that a part of it is of all queries.
         self._waiting = [query for _ in range(self._request.n) for query in self._queries]
+        self._last_failure = None
 
     def _end(self) -> None:
         assert self._wanted is not None and self._time is not None and self._adapter is not None
@@ -139,18 +143,36 @@ class HeldOutSampler:
         if not self._is_lost:
             share = self._time.used(time.monotonic())
             packed = tuple(item.to_bytes() for item in drawn)
-            done = Drawn(self._wanted, self._adapter.sha256, self._sampler.actor_id, share, packed)
-            self._hand_over(done)
+            missing = self._request.n * len(self._queries) - len(drawn)
+            self._hand_over(
+                Drawn(
+                    self._wanted,
+                    self._adapter.sha256,
+                    self._sampler.actor_id,
+                    share,
+                    packed,
+                    missing,
+                    self._last_failure,
+                )
+            )
         self._adapters.release()
         self._wanted = self._adapter = None
 
     def _hand_over(self, drawn: Drawn) -> None:
         version = drawn.wanted.version
         try:
-            if not self._evaluations.finish(self._owner, version, drawn):
+            if not self._evaluations.finish(self._owner, drawn):
                 log.warning("the evaluation of adapter version %d came too late", version)
         except ResponseError as error:
             if not is_out_of_memory(error):
                 raise
-            log.warning("the evaluation of adapter version %d is lost, as Redis has no memory left", version)
-            self._evaluations.finish(self._owner, version, None)
+            self._finish_without(drawn.wanted, "its samples are lost, as Redis has no memory left")
+
+    def _finish_without(self, wanted: Wanted, reason: str) -> None:
+        """A version that can't be evaluated; said to whoever waits for it."""
+        assert self._time is not None
+        log.warning("the evaluation of adapter version %d is left out: %s", wanted.version, reason)
+        share = self._time.used(time.monotonic())
+        self._evaluations.finish(
+            self._owner, Drawn(wanted, NO_SHA256, self._sampler.actor_id, share, reason=visible(reason))
+        )

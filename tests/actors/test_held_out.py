@@ -110,6 +110,19 @@ def test_samples_that_make_no_trajectory_are_left_out_and_waited_for_by_nobody(e
     work(held_out, sampler)
     drawn = evaluations.next_drawn()
     assert drawn is not None and len(drawn.trajectories) == 1
+    assert (drawn.missing, drawn.reason) == (5, "task.reward raised")
+
+
+def test_a_version_none_of_whose_samples_has_a_value_is_handed_over_with_the_reason(evaluations: Evaluations) -> None:
+    held_out, sampler = make(evaluations, Follower(), samples=2)
+    evaluations.want(Wanted(1, 10))
+    held_out.housekeep()
+    held_out.feed()
+    sampler.finish(rejected="task.reward raised: \x1b")
+    held_out.housekeep()
+    drawn = evaluations.next_drawn()
+    assert drawn is not None and (drawn.trajectories, drawn.missing) == ((), 6)
+    assert drawn.reason == "task.reward raised: \\x1b" and evaluations.skipped() == 1
 
 
 def test_no_more_requests_are_in_flight_than_the_share_of_them(evaluations: Evaluations) -> None:
@@ -148,6 +161,10 @@ def test_a_version_that_is_gone_is_left_out_and_the_next_one_is_taken(evaluation
     evaluations.want(Wanted(1, 10))
     work(held_out, sampler)
     assert held_out.version is None and evaluations.skipped() == 1
+    # Whoever waits for it is told.
+    nothing = evaluations.next_drawn()
+    assert nothing is not None and nothing.reason == "adapter version 1 is not in the registry"
+    assert (nothing.wanted, nothing.trajectories) == (Wanted(1, 10), ())
     evaluations.want(Wanted(2, 20))
     work(held_out, sampler)
     drawn = evaluations.next_drawn()
