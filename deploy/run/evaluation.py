@@ -25,7 +25,7 @@ from common.metrics import LauncherMetrics
 from common.tasks import Task
 from common.terminal import visible
 from common.trajectory import Trajectory
-from deploy.run.best import Best, keep_best, load_best, metric_among, mode_of
+from deploy.run.best import Best, keep_best, load_best, mend_best, metric_among, mode_of
 
 log = get_logger("evaluation")
 POLL_S = 0.25
@@ -48,6 +48,7 @@ class Evaluator:
         self._request = request_of(task, config.evaluation.samples)
         # What is trained for in the end; one for all, so that values can be compared.
         self._tau = config.learner.reward.temperature.at(config.learner.steps)
+        mend_best(config.run_folder)
         self._best = load_best(config.run_folder)
         self._metric: str | None = None
         self._done = self._trained_on = 0
@@ -180,8 +181,14 @@ class Evaluator:
                 # A fail-over may lose what was written last.
                 log.warning("step %d is the best so far and can't be kept: %s", wanted.step, error)
                 return
-            self._best = Best(wanted.step, wanted.version, metric, mode, value, drawn.sha256)
-            keep_best(self._config.run_folder, files, self._best)
+            best = Best(wanted.step, wanted.version, metric, mode, value, drawn.sha256)
+            try:
+                keep_best(self._config.run_folder, files, best)
+            except OSError as error:
+                # A full disk, say. The one before is still there, and a later one may be kept again.
+                log.error("step %d is the best so far and can't be kept: %s", wanted.step, error)
+                return
+            self._best = best
 
     def _export(self, step: int, figures: dict[str, float]) -> None:
         metrics = self._metrics

@@ -13,6 +13,7 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError
 
+import deploy.run.evaluation
 from buffer.adapters import AdapterError, AdapterRegistry
 from buffer.connection import Keys
 from buffer.control import Control
@@ -225,6 +226,28 @@ def test_an_adapter_that_was_lost_is_not_the_best_and_no_fault(system: System) -
     evaluator.take_in(system.drawn(5, -9.0))
     best = load_best(system.folder)
     assert best is not None and best.version == 5
+
+
+def test_a_best_adapter_that_can_not_be_kept_ends_nothing_and_a_later_one_is_kept(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluator = system.evaluator()
+    evaluator.take_in(system.drawn(1, -3.0))
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(deploy.run.evaluation, "keep_best", full)
+        evaluator.take_in(system.drawn(2, -1.0))
+    for version in (1, 2):
+        row = system.evaluations.next_figures()
+        assert row is not None and row["adapter_version"] == version
+    # What is said of the best is what is there.
+    assert system.evaluations.state()["best"]["version"] == 1
+    evaluator.take_in(system.drawn(3, -2.0))
+    best = load_best(system.folder)
+    assert best is not None and best.version == 3
 
 
 def test_it_works_beside_the_launcher_until_it_is_closed(system: System) -> None:
