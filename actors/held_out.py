@@ -10,17 +10,17 @@ import time
 import uuid
 from collections.abc import Iterator
 
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from actors.adapters import AdapterFollower
 from actors.drafting import Draft
 from actors.engine import LoadedAdapter
 from actors.sampler import TrajectorySampler
 from actors.time_share import TimeShare
-from buffer.adapters import AdapterError
 from buffer.connection import is_out_of_memory
 from buffer.evaluations import Drawn, Evaluations, Wanted
 from common.config import RunConfig
+from common.errors import EngineFault
 from common.evaluation import request_of
 from common.log import get_logger
 from common.terminal import visible
@@ -128,8 +128,12 @@ class HeldOutSampler:
         try:
             self._adapter = self._adapters.hold(wanted.version)
             self._time.spend(time.monotonic() - began, 1, 1)
-        except AdapterError as error:
-            self._finish_without(wanted, str(error))
+        except (RedisError, EngineFault):
+            # Says nothing of the version.
+            raise
+        # Also whatever vLLM raises for an adapter that it can't serve: a restarted actor would take the same again.
+        except Exception as error:
+            self._finish_without(wanted, str(error) or type(error).__name__)
             return
         self._queries = self._queries or self._evaluations.queries()
         self._wanted, self._is_lost = wanted, False

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from actors.held_out import HeldOutSampler
 from buffer.adapters import AdapterError
 from buffer.connection import Keys
 from buffer.evaluations import Evaluations, Wanted
 from common.config import RunConfig
+from common.errors import EngineFault
 from common.metrics import ActorMetrics, new_registry
 from common.trajectory import Query, Trajectory
 from tests.conftest import make_query, make_trajectory
@@ -26,8 +28,11 @@ class Follower:
 
     def __init__(self, current: object = object()) -> None:
         self.current, self.held, self.gone = current, list[int](), set[int]()
+        self.fault: Exception | None = None
 
     def hold(self, version: int) -> Any:
+        if self.fault is not None:
+            raise self.fault
         if version in self.gone:
             raise AdapterError(f"adapter version {version} is not in the registry")
         self.held.append(version)
@@ -169,6 +174,32 @@ def test_a_version_that_is_gone_is_left_out_and_the_next_one_is_taken(evaluation
     work(held_out, sampler)
     drawn = evaluations.next_drawn()
     assert drawn is not None and drawn.wanted.version == 2
+
+
+def test_a_version_that_the_engine_can_not_serve_is_left_out_and_the_actor_goes_on(evaluations: Evaluations) -> None:
+    follower = Follower()
+    follower.fault = ValueError("LoRA rank 128 is greater than max_lora_rank 64")
+    held_out, sampler = make(evaluations, follower)
+    evaluations.want(Wanted(1, 10))
+    work(held_out, sampler)
+    nothing = evaluations.next_drawn()
+    assert nothing is not None and nothing.reason == str(follower.fault) and evaluations.wanted() is None
+    follower.fault = None
+    evaluations.want(Wanted(2, 20))
+    work(held_out, sampler)
+    drawn = evaluations.next_drawn()
+    assert drawn is not None and (drawn.wanted.version, len(drawn.trajectories)) == (2, 6)
+
+
+@pytest.mark.parametrize("fault", [EngineFault("the engine died"), RedisConnectionError("it restarts")])
+def test_what_says_nothing_of_the_version_leaves_it_wanted(evaluations: Evaluations, fault: Exception) -> None:
+    follower = Follower()
+    follower.fault = fault
+    held_out, _ = make(evaluations, follower)
+    evaluations.want(Wanted(1, 10))
+    with pytest.raises(type(fault)):
+        held_out.housekeep()
+    assert evaluations.next_drawn() is None and evaluations.wanted() == Wanted(1, 10)
 
 
 def test_an_actor_that_was_taken_for_dead_gives_up_and_hands_over_nothing(
