@@ -68,12 +68,17 @@ class HeldOutSampler:
         newest = self._evaluations.wanted()
         if newest is not None and newest.last:
             self._time.lift(self._max_in_flight)
-        if not self._is_lost and not self._evaluations.renew(self._owner):
-            log.warning("the evaluation of adapter version %d was taken over by another actor", self._wanted.version)
-            self._is_lost = True
-            self._waiting.clear()
+        self.renew()
         if not self._waiting and not self._open:
             self._end()
+
+    def renew(self) -> None:
+        """Show that one is still at it; also wherever the actor's loop may be held up for longer than a lease."""
+        if self._wanted is None or self._is_lost or self._evaluations.renew(self._owner):
+            return
+        log.warning("the evaluation of adapter version %d was taken over by another actor", self._wanted.version)
+        self._is_lost = True
+        self._waiting.clear()
 
     def feed(self) -> None:
         """Add samples of the evaluation to the batch, as far as its share goes."""

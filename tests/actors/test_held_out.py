@@ -220,6 +220,24 @@ def test_an_actor_that_was_taken_for_dead_gives_up_and_hands_over_nothing(
     assert evaluations.renew("another"), "the other one goes on undisturbed"
 
 
+def test_an_actor_that_is_held_up_keeps_its_evaluation(
+    evaluations: Evaluations, redis_client: Redis, keys: Keys
+) -> None:
+    held_out, sampler = make(evaluations, Follower(), share=0.05)
+    # Nothing to keep yet.
+    held_out.renew()
+    evaluations.want(Wanted(1, 10))
+    held_out.housekeep()
+    redis_client.expire(keys.evaluation_lease, 1)
+    held_out.renew()
+    assert redis_client.ttl(keys.evaluation_lease) > 1
+    redis_client.delete(keys.evaluation_lease)
+    evaluations.take("another")
+    held_out.renew()
+    work(held_out, sampler)
+    assert sampler.submitted == [] and evaluations.next_drawn() is None
+
+
 def test_an_actor_that_is_retired_leaves_its_evaluation_to_another_at_once(evaluations: Evaluations) -> None:
     held_out, _ = make(evaluations, Follower())
     evaluations.want(Wanted(1, 10))
