@@ -161,6 +161,7 @@ class Actor:
                 next_word = time.monotonic() + HOUSEKEEPING_S
                 self.sampler.check_own_reward()
                 self._push()
+                self._keep_evaluation()
                 self._beat("finishing samples of an older adapter")
         self.adapters.update(version)
         if self.adapters.current is None or self.adapters.current.version != version:
@@ -177,6 +178,10 @@ class Actor:
                 else:
                     self._ready += self.sampler.accept([result])
         self.adapters.check_probe(results)
+
+    def _keep_evaluation(self) -> None:
+        if self._held_out is not None:
+            self._held_out.renew()
 
     def _score_seeds(self) -> bool:
         """Score some of the seeds that wait, and push them; whether there were any. No adapter is needed for it."""
@@ -264,6 +269,7 @@ class Actor:
             except BufferFull as error:
                 log.error("%s", error)
                 self.metrics.refused.inc(len(trajectories))
+                self._keep_evaluation()
                 self._beat(f"{FULL}: {error}")
                 time.sleep(FULL_S)
                 self.metrics.blocked.inc(FULL_S)

@@ -10,20 +10,21 @@ import time
 import uuid
 from collections.abc import Iterator
 
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from actors.adapters import AdapterFollower
 from actors.drafting import Draft
 from actors.engine import LoadedAdapter
 from actors.sampler import TrajectorySampler
 from actors.time_share import TimeShare
-from buffer.adapters import AdapterError
 from buffer.connection import is_out_of_memory
 from buffer.evaluations import Drawn, Evaluations, Wanted
 from common.config import RunConfig
+from common.errors import EngineFault
 from common.evaluation import request_of
 from common.log import get_logger
-from common.trajectory import Query, Trajectory
+from common.terminal import visible
+from common.trajectory import NO_SHA256, Query, Trajectory
 
 log = get_logger("actor")
 
@@ -46,6 +47,7 @@ class HeldOutSampler:
         self._waiting: list[Query] = []
         self._open = 0
         self._done: list[Trajectory] = []
+        self._last_failure: str | None = None
         self._is_lost = False
 
     @property
@@ -66,12 +68,17 @@ class HeldOutSampler:
         newest = self._evaluations.wanted()
         if newest is not None and newest.last:
             self._time.lift(self._max_in_flight)
-        if not self._is_lost and not self._evaluations.renew(self._owner):
-            log.warning("the evaluation of adapter version %d was taken over by another actor", self._wanted.version)
-            self._is_lost = True
-            self._waiting.clear()
+        self.renew()
         if not self._waiting and not self._open:
             self._end()
+
+    def renew(self) -> None:
+        """Show that one is still at it; also wherever the actor's loop may be held up for longer than a lease."""
+        if self._wanted is None or self._is_lost or self._evaluations.renew(self._owner):
+            return
+        log.warning("the evaluation of adapter version %d was taken over by another actor", self._wanted.version)
+        self._is_lost = True
+        self._waiting.clear()
 
     def feed(self) -> None:
         """Add samples of the evaluation to the batch, as far as its share goes."""
@@ -98,6 +105,8 @@ class HeldOutSampler:
         self._open -= 1
         if draft.trajectory is not None:
             self._done.append(draft.trajectory)
+        else:
+            self._last_failure = visible(draft.rejected or "it makes no trajectory")
 
     @contextlib.contextmanager
     def timed(self) -> Iterator[None]:
@@ -124,14 +133,18 @@ class HeldOutSampler:
         try:
             self._adapter = self._adapters.hold(wanted.version)
             self._time.spend(time.monotonic() - began, 1, 1)
-        except AdapterError as error:
-            log.warning("an evaluation is left out: %s", error)
-            self._evaluations.finish(self._owner, wanted.version, None)
+        except (RedisError, EngineFault):
+            # Says nothing of the version.
+            raise
+        # Also whatever vLLM raises for an adapter that it can't serve: a restarted actor would take the same again.
+        except Exception as error:
+            self._finish_without(wanted, str(error) or type(error).__name__)
             return
         self._queries = self._queries or self._evaluations.queries()
         self._wanted, self._is_lost = wanted, False
         # In turns, so that a part of it is of all queries.
         self._waiting = [query for _ in range(self._request.n) for query in self._queries]
+        self._last_failure = None
 
     def _end(self) -> None:
         assert self._wanted is not None and self._time is not None and self._adapter is not None
@@ -139,18 +152,36 @@ class HeldOutSampler:
         if not self._is_lost:
             share = self._time.used(time.monotonic())
             packed = tuple(item.to_bytes() for item in drawn)
-            done = Drawn(self._wanted, self._adapter.sha256, self._sampler.actor_id, share, packed)
-            self._hand_over(done)
+            missing = self._request.n * len(self._queries) - len(drawn)
+            self._hand_over(
+                Drawn(
+                    self._wanted,
+                    self._adapter.sha256,
+                    self._sampler.actor_id,
+                    share,
+                    packed,
+                    missing,
+                    self._last_failure,
+                )
+            )
         self._adapters.release()
         self._wanted = self._adapter = None
 
     def _hand_over(self, drawn: Drawn) -> None:
         version = drawn.wanted.version
         try:
-            if not self._evaluations.finish(self._owner, version, drawn):
+            if not self._evaluations.finish(self._owner, drawn):
                 log.warning("the evaluation of adapter version %d came too late", version)
         except ResponseError as error:
             if not is_out_of_memory(error):
                 raise
-            log.warning("the evaluation of adapter version %d is lost, as Redis has no memory left", version)
-            self._evaluations.finish(self._owner, version, None)
+            self._finish_without(drawn.wanted, "its samples are lost, as Redis has no memory left")
+
+    def _finish_without(self, wanted: Wanted, reason: str) -> None:
+        """A version that can't be evaluated; said to whoever waits for it."""
+        assert self._time is not None
+        log.warning("the evaluation of adapter version %d is left out: %s", wanted.version, reason)
+        share = self._time.used(time.monotonic())
+        self._evaluations.finish(
+            self._owner, Drawn(wanted, NO_SHA256, self._sampler.actor_id, share, reason=visible(reason))
+        )

@@ -80,9 +80,10 @@ class TrajectorySampler:
     make_beam_search: Callable[[], BeamSearch] | None = None
     """Loads what beam search needs, where an evaluation asks for it."""
     on_rejected: Callable[[bytes, str], None] = lambda payload, reason: None
-    """Told of samples that make no valid trajectory: their action ids (int32) and the reason."""
+    """Told of samples for the buffer that make no valid trajectory: their action ids (int32) and the reason."""
     last_rejection: str = ""
     """Why the last of them was rejected."""
+    _collecting: bool = False
     _counter: int = 0
     _known_at_once: list[Trajectory] = field(default_factory=list)
     _sampling: dict[str, Draft] = field(default_factory=dict)
@@ -239,12 +240,19 @@ class TrajectorySampler:
         """
         waiting = self._submissions(queries, request, adapter)
         found: dict[str, list[Trajectory]] = {query.id: [] for query in queries}
-        while waiting or self.in_flight:
-            while waiting and self.in_flight < max_in_flight:
-                waiting.pop()()
-            for trajectory in self.step():
-                found[trajectory.query_id].append(trajectory)
-            self.check_own_reward()
+        missing, self._collecting = len(waiting), True
+        try:
+            while waiting or self.in_flight:
+                while waiting and self.in_flight < max_in_flight:
+                    waiting.pop()()
+                for trajectory in self.step():
+                    found[trajectory.query_id].append(trajectory)
+                    missing -= 1
+                self.check_own_reward()
+        finally:
+            self._collecting = False
+        if missing:
+            log.warning("%d samples of %s are missing, the last: %s", missing, request.label, self.last_rejection)
         return found
 
     def _submissions(
@@ -423,9 +431,11 @@ class TrajectorySampler:
         return trajectory if pending.draft.origin.tell is None else None
 
     def _reject(self, pending: _Pending, reason: str) -> None:
-        self.metrics.quarantined.inc()
         self.last_rejection = reason
-        self.on_rejected(pending.rollout.action_ids.tobytes(), reason)
+        # What is drawn for an evaluation is nothing of the buffer's: whoever asked for it counts what is missing.
+        if not pending.draft.origin.aside and not self._collecting:
+            self.metrics.quarantined.inc()
+            self.on_rejected(pending.rollout.action_ids.tobytes(), reason)
         pending.draft.finish(rejected=reason)
 
     def _trajectory(self, pending: _Pending, components: RewardComponents, own: FloatArray) -> Trajectory:

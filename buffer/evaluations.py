@@ -54,18 +54,22 @@ class Drawn:
     actor: str
     share: float
     """Of that actor's time that went into evaluation so far."""
-    trajectories: tuple[bytes, ...]
+    trajectories: tuple[bytes, ...] = ()
+    missing: int = 0
+    """Samples that were asked for and made no trajectory."""
+    reason: str | None = None
+    """Why the last of these made none, or why there is no sample at all."""
 
     def to_bytes(self) -> bytes:
         """Packed."""
         head = [self.wanted.to_text(), self.sha256, self.actor, self.share]
-        return bytes(msgpack.packb([*head, list(self.trajectories)]))
+        return bytes(msgpack.packb([*head, list(self.trajectories), self.missing, self.reason]))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
         """What `to_bytes` gave."""
-        wanted, sha256, actor, share, trajectories = msgpack.unpackb(data)
-        return cls(Wanted.from_text(wanted), sha256, actor, share, tuple(trajectories))
+        wanted, sha256, actor, share, trajectories, missing, reason = msgpack.unpackb(data)
+        return cls(Wanted.from_text(wanted), sha256, actor, share, tuple(trajectories), missing, reason)
 
 
 class Evaluations:
@@ -116,10 +120,18 @@ class Evaluations:
         """Another may begin anew with what the owner has taken."""
         self._lease(keys=[self._keys.evaluation_lease], args=[owner, 0])
 
-    def finish(self, owner: str, version: int, drawn: Drawn | None) -> bool:
-        """Hand over what was drawn of a version, None if it can't be; whether it was still the owner's to do."""
+    def finish(self, owner: str, drawn: Drawn) -> bool:
+        """Hand over what was drawn; whether it was still the owner's to do.
+
+        A version without a single sample is left out, which a Redis without memory takes note of all the same.
+        """
         keys = [self._keys.evaluation, self._keys.evaluation_lease, self._keys.evaluation_drawn]
-        return bool(self._finish(keys=keys, args=[owner, version, b"" if drawn is None else drawn.to_bytes()]))
+        nothing = 0 if drawn.trajectories else 1
+        return bool(self._finish(keys=keys, args=[owner, drawn.wanted.version, drawn.to_bytes(), nothing]))
+
+    def leave_out(self) -> None:
+        """Count a version whose samples can't be used."""
+        self._client.hincrby(self._keys.evaluation, "skipped", 1)
 
     def next_drawn(self) -> Drawn | None:
         """What waits for its figures to be made, once."""

@@ -137,7 +137,9 @@ class LauncherMetrics:
         self.evaluation_step = gauge("evaluation_step", "Learner step whose adapter was evaluated last")
         self.evaluation_best = gauge("evaluation_best", "evaluation.metric of the best adapter so far")
         self.evaluation_best_step = gauge("evaluation_best_step", "Learner step of the best adapter so far")
-        self.evaluations_skipped = gauge("evaluations_skipped", "Adapters left out of the evaluation for newer ones")
+        self.evaluations_skipped = gauge(
+            "evaluations_skipped", "Adapters left out of the evaluation, for newer ones or for want of samples"
+        )
 
 
 SERVED_PATHS = (

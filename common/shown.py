@@ -10,16 +10,6 @@ from common.tasks.base import TokenCodec
 from common.trajectory import Query, Trajectory
 
 
-def visible(text: str) -> str:
-    """A text on one line, with what would move the cursor, end the line or turn its direction written out.
-
-    What a model wrote may hold anything.
-    """
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text
-    )
-
-
 def shortened(text: str, most: int) -> str:
     """The end of a long text: where a rationale goes on from."""
     return text if len(text) <= most else f"…{text[len(text) - most + 1 :]}"

@@ -101,12 +101,13 @@ class Curve:
             self._registry.unpin(left_out)
 
     def write_down(self, now: int) -> None:
-        """The figures that have come by step `now`, into metrics.jsonl and the trackers, by the step they are of."""
+        """What has come of evaluations by step `now`, into metrics.jsonl and the trackers, by the step they are of."""
         while (row := self._evaluations.next_figures()) is not None:
             self._answered = max(self._answered, int(row["adapter_version"]))
             append(self._path, row)
             figures = {name: float(value) for name, value in row.items() if name.startswith(PREFIX)}
-            for sink in self._sinks:
+            # None of a version that was left out.
+            for sink in self._sinks if figures else ():
                 sink.write_evaluation(int(row["step"]), now, figures)
 
     def finish(

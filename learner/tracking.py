@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from common.config import RunConfig, TrackingSection
 from common.errors import UserError
 from common.evaluation import PREFIX
-from common.shown import visible
+from common.terminal import visible
 
 _MARKDOWN = {ord(mark): f"&#{ord(mark)};" for mark in "|`*_[]!\\~"}
 

@@ -24,6 +24,7 @@ from common.config import RunConfig
 from common.config_loading import load_run
 from common.errors import RunFault, UserError
 from common.json_text import dumps
+from common.terminal import cells, visible
 from common.trajectory import MalformedTrajectory, Trajectory
 from deploy.cli.arguments import URL_VARIABLE
 from deploy.cli.display import print_figures
@@ -156,7 +157,7 @@ def quarantine(options: argparse.Namespace, opened: OpenBuffer, console: Console
         actions = _actions(entry.payload)
         at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry.at))
         shown = "unreadable" if actions is None else str(actions[:8])
-        table.add_row(at, entry.reason, entry.origin, str(len(entry.payload)), shown)
+        table.add_row(*cells(at, entry.reason, entry.origin, len(entry.payload), shown))
         rows.append(
             {
                 "at": entry.at,
@@ -188,4 +189,7 @@ def _codec(config: RunConfig) -> Any:
 
 def _show(options: argparse.Namespace, console: Console, what: Any) -> None:
     if not options.json:
-        console.print(what, markup=False, highlight=False) if isinstance(what, str) else console.print(what)
+        if isinstance(what, str):
+            console.print(visible(what), markup=False, highlight=False)
+        else:
+            console.print(what)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from common.terminal import cells, title, visible
 from deploy.run.launcher import RunState
 
 _SHOWN = 3
@@ -80,7 +81,7 @@ def set_aside(quarantined: int, actors: Iterable[Mapping[str, Any]]) -> str:
     """How many trajectories, and what a reward of the user's own has to do with it by the actors' words."""
     words = list(actors)
     failures = sum(int(word.get("reward_failures") or 0) for word in words)
-    message = next((str(word["reward_error"]) for word in words if word.get("reward_error")), "")
+    message = next((visible(str(word["reward_error"])) for word in words if word.get("reward_error")), "")
     return f"{quarantined}; task.reward failed on {failures} texts, e.g. {message}" if failures else str(quarantined)
 
 
@@ -105,25 +106,26 @@ def _number(value: Any, unit: str = "") -> str:
 
 def state_table(state: RunState) -> Table:
     """The run's state as a table of two columns."""
-    table = Table(title=f"amortis: {state.config.run.name} — {state.phase}", show_header=False, title_justify="left")
-    for name, value in _figures(state).items():
-        table.add_row(name, value)
+    heading = title(f"amortis: {state.config.run.name} — {state.phase}")
+    table = Table(title=heading, show_header=False, title_justify="left")
+    for row in _figures(state).items():
+        table.add_row(*cells(*row))
     return table
 
 
 def state_line(state: RunState) -> str:
     """The run's state as one line."""
     if not state.learner.get("step"):
-        return f"[{time.monotonic() - state.started:4.0f} s] {state.phase}"
+        return f"[{time.monotonic() - state.started:4.0f} s] {visible(state.phase)}"
     parts = [f"{name} {value}" for name, value in _figures(state).items() if name not in ("elapsed", "actors alive")]
     return f"[{time.monotonic() - state.started:4.0f} s] {state.phase}: " + ", ".join(parts)
 
 
-def print_figures(console: Console, title: str, figures: Mapping[str, Any]) -> None:
+def print_figures(console: Console, heading: str, figures: Mapping[str, Any]) -> None:
     """Print names and values as a table; nested values are left to the JSON file."""
-    table = Table(title=title, show_header=False, title_justify="left")
+    table = Table(title=title(heading), show_header=False, title_justify="left")
     for name, value in figures.items():
         if isinstance(value, dict | list) or value is None:
             continue
-        table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+        table.add_row(*cells(name, f"{value:.4g}" if isinstance(value, float) else value))
     console.print(table)

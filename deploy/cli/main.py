@@ -17,6 +17,7 @@ from rich.console import Console
 
 from common.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_USER, RunFault, UserError
 from common.json_text import dumps
+from common.terminal import cells, visible_lines
 from deploy.cli.arguments import Command, add_buffer_command, add_run_commands
 from deploy.cli.sampler import add_sampler_commands
 
@@ -35,11 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command: Command = options.command
         return command(options, rest, console)
     except UserError as error:
-        print(f"amortis: {error}", file=sys.stderr)
+        print(f"amortis: {visible_lines(str(error))}", file=sys.stderr)
         return EXIT_USER
     except RunFault as fault:
         runs = options.command in (train, compare, learner)
-        print(f"amortis: {'the run stopped itself: ' if runs else ''}{fault}", file=sys.stderr)
+        stopped = "the run stopped itself: " if runs else ""
+        print(f"amortis: {stopped}{visible_lines(str(fault))}", file=sys.stderr)
         return EXIT_FAULT
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -174,7 +176,8 @@ def doctor(options: argparse.Namespace, _: list[str], console: Console) -> int:
         table = Table("component", "found", "version", "works", "remark")
         for finding in findings:
             works = "-" if finding.works is None else "yes" if finding.works else "NO"
-            table.add_row(finding.component, "yes" if finding.found else "NO", finding.version, works, finding.remark)
+            found = "yes" if finding.found else "NO"
+            table.add_row(*cells(finding.component, found, finding.version, works, finding.remark))
         console.print(table)
     return 0 if all(finding.found and finding.works is not False for finding in findings) else EXIT_FAULT
 

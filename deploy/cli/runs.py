@@ -29,6 +29,7 @@ from common.config_loading import load_run
 from common.errors import RunFault, UserError
 from common.json_text import dumps
 from common.shown import as_rows
+from common.terminal import visible_lines
 from deploy.cli.arguments import LEVELS, URL_VARIABLE
 from deploy.cli.buffer import open_buffer
 from deploy.cli.status import Status, samples_table, status_table
@@ -244,4 +245,4 @@ def _print(lines: list[dict[str, Any]], options: argparse.Namespace) -> None:
 def _shown(line: dict[str, Any]) -> str:
     version = "" if line.get("adapter_version") is None else f" v{line['adapter_version']}"
     text = f"{line.get('time')} {line.get('level'):<7} {line.get('process')}{version}: {line.get('message')}"
-    return f"{text}\n{line['exception']}" if line.get("exception") else text
+    return visible_lines(f"{text}\n{line['exception']}" if line.get("exception") else text)

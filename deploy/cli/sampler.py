@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from common.errors import RunFault, UserError
 from common.json_text import dumps
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 AddCommand = Callable[..., argparse.ArgumentParser]
 """Declares a command: name, function, help."""
@@ -92,10 +96,9 @@ def sample(options: argparse.Namespace, overrides: list[str], console: Console) 
     """`amortis sample RUN --prompt … -n 8`."""
     if options.n < 1:
         raise UserError("-n", options.n, "draws nothing", "give 1 or more")
-    from rich.table import Table
-
     from common.tasks import SampleRequest
     from common.tasks.base import HIGHEST_TEMPERATURE
+    from common.terminal import visible_lines
 
     if not 0 < options.temperature <= HIGHEST_TEMPERATURE:
         problem = f"is not above 0 and up to {HIGHEST_TEMPERATURE:g}"
@@ -123,14 +126,23 @@ def sample(options: argparse.Namespace, overrides: list[str], console: Console) 
     if options.json:
         print(dumps(rows))
         return 0
-    console.print(run.codec.decode_prompt(query.prompt_ids), markup=False, highlight=False)
+    console.print(visible_lines(run.codec.decode_prompt(query.prompt_ids)), markup=False, highlight=False)
+    console.print(drawn_table(rows))
+    return 0
+
+
+def drawn_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Samples with log q and log R; quoted, so that spaces at their ends are seen."""
+    from rich.table import Table
+
+    from common.terminal import cells
+
     table = Table()
     for column in ("log q", "log R", "Z"):
         table.add_column(column, justify="left" if column == "Z" else "right")
     for row in rows:
-        table.add_row(f"{row['log_q']:.3f}", f"{row['log_r']:.3f}", repr(row["text"]))
-    console.print(table)
-    return 0
+        table.add_row(*cells(f"{row['log_q']:.3f}", f"{row['log_r']:.3f}", repr(row["text"])))
+    return table
 
 
 def serve(options: argparse.Namespace, overrides: list[str], console: Console) -> int:

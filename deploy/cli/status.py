@@ -9,13 +9,13 @@ from typing import Any, Self
 
 from rich.console import Group
 from rich.table import Table
-from rich.text import Text
 
 from buffer.control import Control
 from buffer.evaluations import Evaluations
 from buffer.replay import ReplayBuffer
 from common.config import RunConfig
-from common.shown import shortened, visible
+from common.shown import shortened
+from common.terminal import cells, title
 from deploy.cli.display import evaluation_lines, set_aside
 
 PROMPT_LETTERS = 100
@@ -136,25 +136,25 @@ class Status:
         return asdict(self)
 
 
-def samples_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+def samples_table(heading: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     """Trajectories as text, of `common.shown`; what a model wrote is neither markup nor moves the cursor."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title(heading), title_justify="left")
     for name in ("log R", "prior", "likelihood", "constraint", "version", "source"):
         table.add_column(name, justify="left" if name == "source" else "right", no_wrap=True)
     table.add_column("prompt → Z", overflow="fold", ratio=1)
     for row in rows:
         numbers = [f"{row[name]:.2f}" for name in ("log_r", "log_prior", "log_likelihood", "log_constraint")]
-        text = f"{visible(shortened(row['prompt'], PROMPT_LETTERS))} → {visible(row['text'])}"
-        # Not as a plain string, which would be read as markup.
-        table.add_row(*numbers, f"v{row['adapter_version']}", row["source"], Text(text))
+        text = f"{shortened(row['prompt'], PROMPT_LETTERS)} → {row['text']}"
+        table.add_row(*cells(*numbers, f"v{row['adapter_version']}", row["source"], text))
     return table
 
 
 def status_table(status: Status) -> Group:
     """Two tables: the run, and its actors."""
-    run = Table(title=f"amortis: {status.run} — {status.stop or status.phase}", show_header=False, title_justify="left")
+    heading = title(f"amortis: {status.run} — {status.stop or status.phase}")
+    run = Table(title=heading, show_header=False, title_justify="left")
     alive = sum(actor.alive for actor in status.actors)
-    for name, value in {
+    for row in {
         "step": f"{status.step}/{status.steps}",
         **{name.replace("_", " "): f"{value:.3f}" for name, value in status.figures.items()},
         "buffer": f"{status.buffer_size} ({status.pushed} pushed, {status.trained} trained)",
@@ -165,19 +165,13 @@ def status_table(status: Status) -> Group:
         **evaluation_lines(status.evaluation),
         "actors alive": f"{alive}/{status.actors_wanted}",
     }.items():
-        run.add_row(name, value)
+        run.add_row(*cells(*row))
     actors = Table()
     for name in ("actor", "heard", "phase", "host", "serves", "lag", "pushed", "per s"):
         actors.add_column(name, overflow="fold", min_width=8 if name == "phase" else None)
     for actor in status.actors:
-        actors.add_row(
-            actor.name,
-            f"{actor.silent_s:.0f} s ago" if actor.alive else "NO",
-            actor.phase,
-            actor.host,
-            f"v{actor.adapter_version}",
-            str(actor.lag),
-            str(actor.pushed),
-            f"{actor.pushed_per_s:.1f}",
-        )
+        heard = f"{actor.silent_s:.0f} s ago" if actor.alive else "NO"
+        serves, rate = f"v{actor.adapter_version}", f"{actor.pushed_per_s:.1f}"
+        row = (actor.name, heard, actor.phase, actor.host, serves, actor.lag, actor.pushed, rate)
+        actors.add_row(*cells(*row))
     return Group(run, actors)

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from common.json_text import dumps
+from common.terminal import cells
 
 
 class PlotSection(BaseModel):
@@ -101,9 +102,9 @@ class Table:
 
     def rows(self) -> Iterator[tuple[str, str, list[str]]]:
         """Condition, method and the shown figures."""
-        cells = {(item.condition, item.method, item.figure): item.shown() for item in self.entries()}
-        for condition, method in dict.fromkeys((condition, method) for condition, method, _ in cells):
-            yield condition, method, [cells.get((condition, method, name), "-") for name in self.columns]
+        shown = {(item.condition, item.method, item.figure): item.shown() for item in self.entries()}
+        for condition, method in dict.fromkeys((condition, method) for condition, method, _ in shown):
+            yield condition, method, [shown.get((condition, method, name), "-") for name in self.columns]
 
     def to_json(self) -> str:
         """Every figure of every method, with its values by seed."""
@@ -164,10 +165,10 @@ class Table:
     def show(self, console: Console) -> None:
         """Print the shown figures."""
         table = RichTable(title="mean ± standard error over seeds", title_justify="left")
-        for name in ("condition", "method", *self.columns):
+        for name in cells("condition", "method", *self.columns):
             table.add_column(name)
         for condition, method, values in self.rows():
-            table.add_row(condition, method, *values)
+            table.add_row(*cells(condition, method, *values))
         console.print(table)
 
     def _draw(self, path: Path) -> None:

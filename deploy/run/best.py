@@ -65,22 +65,35 @@ def metric_among(section: EvaluationSection, main: Sequence[str], figures: Mappi
     return section.metric
 
 
+def best_folder(run: Path) -> Path:
+    """Where a run's best adapter lies: between the two steps of `keep_best`, or after a crash there, it is the one
+    before. Whoever reads leaves that as it is, as the run may be in progress."""
+    folder, replaced = run / FOLDER, run / _REPLACED
+    return replaced if not folder.exists() and replaced.exists() else folder
+
+
 def load_best(run: Path) -> Best | None:
     """The best adapter that a run's folder holds."""
-    folder = run / FOLDER
-    if not folder.exists() and (run / _REPLACED).exists():
-        # A crash came between the two steps of `keep_best`.
-        (run / _REPLACED).rename(folder)
-    try:
-        return Best(**json.loads((folder / WHAT).read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError("RUN", str(folder / WHAT), f"can't be read ({error})", "move that folder away") from error
+    # The second look is for a folder that was replaced during the first.
+    for path in (run / FOLDER / WHAT, run / _REPLACED / WHAT, run / FOLDER / WHAT):
+        try:
+            return Best(**json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError("RUN", str(path), f"can't be read ({error})", "move that folder away") from error
+    return None
+
+
+def mend_best(run: Path) -> None:
+    """Undo what a crash left of `keep_best`; for the one process that keeps the best, and nobody else."""
+    if not (run / FOLDER).exists() and (run / _REPLACED).exists():
+        (run / _REPLACED).rename(run / FOLDER)
 
 
 def keep_best(run: Path, files: Mapping[str, bytes], best: Best) -> None:
-    """Put an adapter in the place of the best one, whole or not at all."""
+    """Put an adapter in the place of the best one, whole or not at all. Raises OSError, with the one before kept."""
+    mend_best(run)
     draft, folder, replaced = run / _DRAFT, run / FOLDER, run / _REPLACED
     for path in (draft, replaced):
         shutil.rmtree(path, ignore_errors=True)
@@ -91,7 +104,11 @@ def keep_best(run: Path, files: Mapping[str, bytes], best: Best) -> None:
             sync(file.fileno())
     if folder.exists():
         folder.rename(replaced)
-    draft.rename(folder)
+    try:
+        draft.rename(folder)
+    except OSError:
+        mend_best(run)
+        raise
     shutil.rmtree(replaced, ignore_errors=True)
 
 

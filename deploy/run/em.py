@@ -21,7 +21,7 @@ from common.json_text import dumps
 from common.tasks import make_task
 from common.tokens import codec_of
 from deploy.run.best import FOLDER as BEST
-from deploy.run.best import in_summary
+from deploy.run.best import best_folder, in_summary
 from deploy.run.identity import keep_identity
 from deploy.run.launcher import DRAWN, Launcher
 from deploy.run.run_folder import empty
@@ -166,8 +166,10 @@ def _finish(config: RunConfig, sampler: Path, model: Path) -> None:
     """The last sampler, and the last model that it is judged by, are the run's own now."""
     folder = config.run_folder
     shutil.copytree(sampler, folder / "adapter", dirs_exist_ok=True)
-    if (sampler.parent / BEST).is_dir():
-        # Earlier E steps' were measured against other models.
-        shutil.copytree(sampler.parent / BEST, folder / BEST, dirs_exist_ok=True)
+    # Earlier E steps' were measured against other models; they stay in those steps' own folders.
+    shutil.rmtree(folder / BEST, ignore_errors=True)
+    best = best_folder(sampler.parent)
+    if best.is_dir():
+        shutil.copytree(best, folder / BEST)
     reference = config.reference.model_copy(update={"adapter": model})
     save_resolved(config.model_copy(update={"reference": reference}), folder / "config.yaml")

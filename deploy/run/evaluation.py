@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -23,8 +23,9 @@ from common.evaluation import PREFIX, evaluated_queries, figures_of, request_of
 from common.log import get_logger
 from common.metrics import LauncherMetrics
 from common.tasks import Task
+from common.terminal import visible
 from common.trajectory import Trajectory
-from deploy.run.best import Best, keep_best, load_best, metric_among, mode_of
+from deploy.run.best import Best, keep_best, load_best, mend_best, metric_among, mode_of
 
 log = get_logger("evaluation")
 POLL_S = 0.25
@@ -47,6 +48,7 @@ class Evaluator:
         self._request = request_of(task, config.evaluation.samples)
         # What is trained for in the end; one for all, so that values can be compared.
         self._tau = config.learner.reward.temperature.at(config.learner.steps)
+        mend_best(config.run_folder)
         self._best = load_best(config.run_folder)
         self._metric: str | None = None
         self._done = self._trained_on = 0
@@ -88,17 +90,33 @@ class Evaluator:
                 self._control.report_fault("evaluation", str(error))
                 return
             except Exception as error:
-                # The evaluation at the end would fail likewise, after all the work was done.
+                # Of all samples that were asked for: the evaluation at the end would fail likewise, after all the work.
                 log.exception("the evaluation failed")
                 reason = f"the task's figures can't be made while it trains: {type(error).__name__}: {error}"
                 self._control.report_fault("evaluation", f"{reason}; see logs/launcher.log, or set evaluation.every 0")
                 return
 
     def take_in(self, drawn: Drawn) -> None:
-        """Figures of one version, for all who show them; its adapter becomes the best one's if it is better."""
+        """Figures of one version, for all who show them; its adapter becomes the best one's if it is better.
+
+        One without a single sample is left out, as samples may fail for a while, e.g. by a reward of the user's own.
+        """
         wanted = drawn.wanted
-        trajectories = [Trajectory.from_bytes(item) for item in drawn.trajectories]
-        sampled = figures_of(self._task, self._request, trajectories, self._config.reward_weights, self._tau)
+        if not drawn.trajectories:
+            self._leave_out(drawn, drawn.reason or "there are no held-out queries")
+            return
+        try:
+            sampled = self._figures(drawn)
+        except Exception as error:
+            if not drawn.missing:
+                raise
+            # A figure may need what is missing.
+            log.warning("the figures of step %d can't be made", wanted.step, exc_info=True)
+            self._evaluations.leave_out()
+            self._leave_out(drawn, f"{type(error).__name__}: {error}")
+            return
+        if drawn.missing:
+            log.warning("step %d: %d samples are missing, the last as %s", wanted.step, drawn.missing, drawn.reason)
         figures = {**sampled, **wanted.exact}
         self._keep_if_best(drawn, figures)
         self._registry.unpin_up_to(wanted.version)
@@ -108,16 +126,32 @@ class Evaluator:
         last = {"step": wanted.step, "version": wanted.version, "metric": self._metric, "figures": figures}
         self._evaluations.tell({"last": last, "best": best, "done": self._done, "share": drawn.share})
         self._export(wanted.step, figures)
+        self._tell_learner(drawn, figures)
+
+    def _figures(self, drawn: Drawn) -> dict[str, float]:
+        trajectories = [Trajectory.from_bytes(item) for item in drawn.trajectories]
+        return figures_of(self._task, self._request, trajectories, self._config.reward_weights, self._tau)
+
+    def _leave_out(self, drawn: Drawn, reason: str) -> None:
+        """A version without figures of samples, which the learner may wait for."""
+        wanted = drawn.wanted
+        log.warning("adapter version %d of step %d is not evaluated: %s", wanted.version, wanted.step, reason)
+        self._registry.unpin_up_to(wanted.version)
+        self._tell_learner(replace(drawn, trajectories=()), wanted.exact, left_out=visible(reason))
+
+    def _tell_learner(self, drawn: Drawn, figures: dict[str, float], **more: str) -> None:
         self._evaluations.put_figures(
             {
                 "time": time.time(),
-                "step": wanted.step,
-                "adapter_version": wanted.version,
+                "step": drawn.wanted.step,
+                "adapter_version": drawn.wanted.version,
                 "adapter_sha256": drawn.sha256,
                 "actor": drawn.actor,
-                "samples": len(trajectories),
+                "samples": len(drawn.trajectories),
+                "samples_missing": drawn.missing,
                 "queries_trained_on": self._trained_on,
                 "evaluation_share": drawn.share,
+                **more,
                 **{PREFIX + name: value for name, value in figures.items()},
             }
         )
@@ -125,7 +159,13 @@ class Evaluator:
     def _keep_if_best(self, drawn: Drawn, figures: dict[str, float]) -> None:
         section, wanted = self._config.evaluation, drawn.wanted
         if self._metric is None:
-            self._metric = metric_among(section, self._task.main_figures, figures)
+            try:
+                self._metric = metric_among(section, self._task.main_figures, figures)
+            except UserError as error:
+                if not drawn.missing:
+                    raise
+                log.warning("step %d can't be the best, as samples are missing: %s", wanted.step, error)
+                return
         metric, mode = self._metric, mode_of(self._metric, section.mode)
         value = figures.get(metric)
         if value is None:
@@ -141,8 +181,14 @@ class Evaluator:
                 # A fail-over may lose what was written last.
                 log.warning("step %d is the best so far and can't be kept: %s", wanted.step, error)
                 return
-            self._best = Best(wanted.step, wanted.version, metric, mode, value, drawn.sha256)
-            keep_best(self._config.run_folder, files, self._best)
+            best = Best(wanted.step, wanted.version, metric, mode, value, drawn.sha256)
+            try:
+                keep_best(self._config.run_folder, files, best)
+            except OSError as error:
+                # A full disk, say. The one before is still there, and a later one may be kept again.
+                log.error("step %d is the best so far and can't be kept: %s", wanted.step, error)
+                return
+            self._best = best
 
     def _export(self, step: int, figures: dict[str, float]) -> None:
         metrics = self._metrics

@@ -27,8 +27,7 @@ from common.tasks.template import TemplateTask
 from common.tasks.text import TextTask
 from common.tokens import HuggingFaceCodec, codec_of
 from common.trajectory import Query
-from deploy.run.best import FOLDER as BEST
-from deploy.run.best import load_best
+from deploy.run.best import best_folder, load_best
 from deploy.run.find_model import find_model
 from deploy.run.identity import check_models
 from deploy.run.summary import wanted_requests
@@ -45,7 +44,7 @@ class FinishedRun:
         with an adapter, or its model is gone or another one.
         """
         config = absolute(load_run(folder, overrides))
-        self.folder, self.adapter_folder = folder, folder / (BEST if best else "adapter")
+        self.folder, self.adapter_folder = folder, best_folder(folder) if best else folder / "adapter"
         if best and load_best(folder) is None:
             problem = "holds no best adapter: none was measured while it trained"
             raise UserError("--best", str(folder), problem, "leave --best out, or train with evaluation.every")

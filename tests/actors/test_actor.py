@@ -1,13 +1,19 @@
-"""How an actor's loop ends."""
+"""How an actor's loop ends, and what it does while it is held up."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+import actors.actor
 from actors.actor import Actor
+from buffer.replay import BufferFull
 from common.errors import EngineFault, RunFault
+from common.metrics import ActorMetrics, new_registry
 
 
 class Words:
@@ -45,3 +51,52 @@ def test_a_fault_of_the_run_is_reported_and_ends_it(monkeypatch: pytest.MonkeyPa
     assert faults_of_a_loop_that_ends_with(RunFault("an adapter changes nothing"), monkeypatch) == [
         "an adapter changes nothing"
     ]
+
+
+class HeldUp:
+    """An actor's parts that are slow or full for some rounds, and how often its evaluation was renewed by then."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("HOUSEKEEPING_S", "FULL_S"):
+            monkeypatch.setattr(actors.actor, name, 0.0)
+        monkeypatch.setattr(Actor, "_beat", lambda self, phase: None)
+        self.rounds, self.renewed = 3, 0
+        self.actor = Actor.__new__(Actor)
+        own = SimpleNamespace(step=list, check_own_reward=lambda: None)
+        self.actor.sampler, self.actor._ready = own, []  # type: ignore[assignment]
+        self.actor._held_out = SimpleNamespace(renew=self.renew, timed=self.timed)  # type: ignore[assignment]
+        self.actor.control, self.actor.id, self.actor._pushed = Words(), "actor-0", 0  # type: ignore[assignment]
+        self.actor.metrics = ActorMetrics(new_registry())
+
+    def renew(self) -> None:
+        self.renewed += 1
+
+    @contextlib.contextmanager
+    def timed(self) -> Iterator[None]:
+        yield
+
+    @property
+    def can_load(self) -> bool:
+        self.rounds -= 1
+        return self.rounds < 0
+
+    def push(self, trajectories: Any, from_actor: bool) -> Any:
+        self.rounds -= 1
+        if self.rounds >= 0:
+            raise BufferFull("no memory left")
+        return SimpleNamespace(refused=0)
+
+
+def test_an_evaluation_is_kept_while_samples_of_an_older_adapter_are_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    held_up = HeldUp(monkeypatch)
+    held_up.actor.engine = held_up  # type: ignore[assignment]
+    held_up.actor.adapters = SimpleNamespace(update=lambda version: None, current=None)  # type: ignore[assignment]
+    held_up.actor._load(2)
+    assert held_up.renewed == 3
+
+
+def test_an_evaluation_is_kept_while_redis_has_no_memory_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    held_up = HeldUp(monkeypatch)
+    held_up.actor.buffer = held_up  # type: ignore[assignment]
+    assert held_up.actor._push_or_wait([])
+    assert held_up.renewed == 3

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from actors.held_out import HeldOutSampler
 from buffer.adapters import AdapterError
 from buffer.connection import Keys
 from buffer.evaluations import Evaluations, Wanted
 from common.config import RunConfig
+from common.errors import EngineFault
 from common.metrics import ActorMetrics, new_registry
 from common.trajectory import Query, Trajectory
 from tests.conftest import make_query, make_trajectory
@@ -26,8 +28,11 @@ class Follower:
 
     def __init__(self, current: object = object()) -> None:
         self.current, self.held, self.gone = current, list[int](), set[int]()
+        self.fault: Exception | None = None
 
     def hold(self, version: int) -> Any:
+        if self.fault is not None:
+            raise self.fault
         if version in self.gone:
             raise AdapterError(f"adapter version {version} is not in the registry")
         self.held.append(version)
@@ -110,6 +115,19 @@ def test_samples_that_make_no_trajectory_are_left_out_and_waited_for_by_nobody(e
     work(held_out, sampler)
     drawn = evaluations.next_drawn()
     assert drawn is not None and len(drawn.trajectories) == 1
+    assert (drawn.missing, drawn.reason) == (5, "task.reward raised")
+
+
+def test_a_version_none_of_whose_samples_has_a_value_is_handed_over_with_the_reason(evaluations: Evaluations) -> None:
+    held_out, sampler = make(evaluations, Follower(), samples=2)
+    evaluations.want(Wanted(1, 10))
+    held_out.housekeep()
+    held_out.feed()
+    sampler.finish(rejected="task.reward raised: \x1b")
+    held_out.housekeep()
+    drawn = evaluations.next_drawn()
+    assert drawn is not None and (drawn.trajectories, drawn.missing) == ((), 6)
+    assert drawn.reason == "task.reward raised: \\x1b" and evaluations.skipped() == 1
 
 
 def test_no_more_requests_are_in_flight_than_the_share_of_them(evaluations: Evaluations) -> None:
@@ -148,10 +166,40 @@ def test_a_version_that_is_gone_is_left_out_and_the_next_one_is_taken(evaluation
     evaluations.want(Wanted(1, 10))
     work(held_out, sampler)
     assert held_out.version is None and evaluations.skipped() == 1
+    # Whoever waits for it is told.
+    nothing = evaluations.next_drawn()
+    assert nothing is not None and nothing.reason == "adapter version 1 is not in the registry"
+    assert (nothing.wanted, nothing.trajectories) == (Wanted(1, 10), ())
     evaluations.want(Wanted(2, 20))
     work(held_out, sampler)
     drawn = evaluations.next_drawn()
     assert drawn is not None and drawn.wanted.version == 2
+
+
+def test_a_version_that_the_engine_can_not_serve_is_left_out_and_the_actor_goes_on(evaluations: Evaluations) -> None:
+    follower = Follower()
+    follower.fault = ValueError("LoRA rank 128 is greater than max_lora_rank 64")
+    held_out, sampler = make(evaluations, follower)
+    evaluations.want(Wanted(1, 10))
+    work(held_out, sampler)
+    nothing = evaluations.next_drawn()
+    assert nothing is not None and nothing.reason == str(follower.fault) and evaluations.wanted() is None
+    follower.fault = None
+    evaluations.want(Wanted(2, 20))
+    work(held_out, sampler)
+    drawn = evaluations.next_drawn()
+    assert drawn is not None and (drawn.wanted.version, len(drawn.trajectories)) == (2, 6)
+
+
+@pytest.mark.parametrize("fault", [EngineFault("the engine died"), RedisConnectionError("it restarts")])
+def test_what_says_nothing_of_the_version_leaves_it_wanted(evaluations: Evaluations, fault: Exception) -> None:
+    follower = Follower()
+    follower.fault = fault
+    held_out, _ = make(evaluations, follower)
+    evaluations.want(Wanted(1, 10))
+    with pytest.raises(type(fault)):
+        held_out.housekeep()
+    assert evaluations.next_drawn() is None and evaluations.wanted() == Wanted(1, 10)
 
 
 def test_an_actor_that_was_taken_for_dead_gives_up_and_hands_over_nothing(
@@ -170,6 +218,24 @@ def test_an_actor_that_was_taken_for_dead_gives_up_and_hands_over_nothing(
     work(held_out, sampler)
     assert follower.held == [] and len(sampler.submitted) == 3 and evaluations.next_drawn() is None
     assert evaluations.renew("another"), "the other one goes on undisturbed"
+
+
+def test_an_actor_that_is_held_up_keeps_its_evaluation(
+    evaluations: Evaluations, redis_client: Redis, keys: Keys
+) -> None:
+    held_out, sampler = make(evaluations, Follower(), share=0.05)
+    # Nothing to keep yet.
+    held_out.renew()
+    evaluations.want(Wanted(1, 10))
+    held_out.housekeep()
+    redis_client.expire(keys.evaluation_lease, 1)
+    held_out.renew()
+    assert redis_client.ttl(keys.evaluation_lease) > 1
+    redis_client.delete(keys.evaluation_lease)
+    evaluations.take("another")
+    held_out.renew()
+    work(held_out, sampler)
+    assert sampler.submitted == [] and evaluations.next_drawn() is None
 
 
 def test_an_actor_that_is_retired_leaves_its_evaluation_to_another_at_once(evaluations: Evaluations) -> None:

@@ -184,12 +184,26 @@ def test_texts_without_a_value_are_set_aside_with_the_reason_and_counted(make: M
     assert sampler.metrics.quarantined._value.get() == 3
 
 
+def test_samples_of_an_evaluation_beside_training_are_no_trajectories_set_aside(make: Make) -> None:
+    # The same text as one for the buffer, which waits for the same value.
+    sampler, _, reasons = make([THREE], [THREE], [ONE, THREE])
+    (query,) = sampler.task.queries("train")
+    told: list[str | None] = []
+    sampler.submit(query, 1, 1.0, None)
+    sampler.submit(query, 2, 1.0, None, tell=lambda draft: told.append(draft.rejected), aside=True)
+    assert run(sampler) == []
+    message = "task.reward raised: ValueError: no threes (mine.py, line 12)"
+    assert reasons == [message] and told == [message] * 2
+    assert sampler.metrics.quarantined._value.get() == 1
+
+
 def test_samples_without_a_value_are_missing_and_one_that_never_gives_any_is_told(make: Make) -> None:
-    sampler, _, _ = make([THREE], [THREE, ONE], [ONE])
+    sampler, _, reasons = make([THREE], [THREE, ONE], [ONE])
     (query,) = sampler.task.queries("train")
     request = SampleRequest("drawn", False, 1.0, 3)
     assert [item.action_ids.tolist() for item in sampler.collect([query], request, None, 8)[query.id]] == [[ONE]]
-    assert "no threes" in sampler.last_rejection
+    assert "no threes" in sampler.last_rejection and reasons == []
+    assert sampler.metrics.quarantined._value.get() == 0
     ones_and_threes = [[THREE, *rest] for rest in itertools.product(range(3, 8), repeat=2)]
     sampler, _, _ = make(*ones_and_threes)
     with pytest.raises(RunFault, match=r"task\.reward = .*gave no value for any of its first 20 texts.*no threes"):

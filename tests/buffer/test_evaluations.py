@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from redis import Redis
+from redis.exceptions import ResponseError
 
 from buffer import evaluations as module
 from buffer.adapters import AdapterError, AdapterRegistry
@@ -28,7 +29,7 @@ def test_of_all_actors_one_takes_what_is_wanted_and_what_it_drew_comes_back_whol
     assert evaluations.take("a") is None, "nothing is wanted yet"
     assert evaluations.want(wanted) is None
     assert [evaluations.take(owner) for owner in "abc"] == [wanted, None, None]
-    assert evaluations.finish("a", 3, drawn(wanted))
+    assert evaluations.finish("a", drawn(wanted))
     assert evaluations.next_drawn() == drawn(wanted) and evaluations.next_drawn() is None
     assert evaluations.take("b") is None and evaluations.wanted() is None and evaluations.skipped() == 0
 
@@ -39,7 +40,7 @@ def test_a_newer_version_takes_the_place_of_one_that_waits_and_that_is_counted(e
     assert evaluations.take("a") == first
     # The first is at work, so it is left out for nobody.
     assert [evaluations.want(wanted) for wanted in others] == [None, 2, 3]
-    assert evaluations.finish("a", 1, drawn(first)) and evaluations.skipped() == 2
+    assert evaluations.finish("a", drawn(first)) and evaluations.skipped() == 2
     assert evaluations.take("b") == others[-1]
     # To say of the same once more that nothing else is wanted leaves nothing out.
     assert evaluations.want(Wanted(4, 40, last=True)) is None and evaluations.skipped() == 2
@@ -58,7 +59,7 @@ def test_when_its_actor_dies_another_begins_anew_with_the_newest(
     redis_client.delete(keys.evaluation_lease)
     assert evaluations.take("c") == newer and evaluations.skipped() == 1
     # Those that were taken for dead can't do any harm.
-    assert not evaluations.renew("b") and not evaluations.finish("b", 1, drawn(first))
+    assert not evaluations.renew("b") and not evaluations.finish("b", drawn(first))
     evaluations.give_back("b")
     assert evaluations.next_drawn() is None and evaluations.renew("c")
 
@@ -70,11 +71,25 @@ def test_an_actor_that_leaves_gives_it_to_another_at_once(evaluations: Evaluatio
     assert evaluations.take("b") == Wanted(1, 10)
 
 
-def test_a_version_that_can_not_be_had_is_left_out_and_counted(evaluations: Evaluations) -> None:
-    evaluations.want(Wanted(1, 10))
+@pytest.mark.parametrize("is_full", [False, True])
+def test_a_version_without_a_sample_is_left_out_counted_and_said_even_if_redis_has_no_memory(
+    evaluations: Evaluations, redis_client: Redis, is_full: bool
+) -> None:
+    wanted = Wanted(1, 10)
+    nothing = Drawn(wanted, "0" * 64, "actor-0", 0.05, missing=8, reason="it is gone")
+    evaluations.want(wanted)
     evaluations.take("a")
-    assert evaluations.finish("a", 1, None)
-    assert evaluations.skipped() == 1 and evaluations.next_drawn() is None and evaluations.take("b") is None
+    before = redis_client.config_get("maxmemory")["maxmemory"]
+    if is_full:
+        redis_client.config_set("maxmemory", "1")
+    try:
+        if is_full:
+            with pytest.raises(ResponseError):
+                evaluations.finish("a", drawn(wanted))
+        assert evaluations.finish("a", nothing)
+    finally:
+        redis_client.config_set("maxmemory", before)
+    assert evaluations.skipped() == 1 and evaluations.next_drawn() == nothing and evaluations.take("b") is None
 
 
 def test_a_run_that_goes_on_begins_with_nothing_left_undone(evaluations: Evaluations) -> None:

@@ -10,8 +10,9 @@ import pytest
 
 from common.evaluation import evaluated_queries, figures_of, request_of, spread
 from common.reward import RewardWeights
-from common.shown import shortened, visible
+from common.shown import shortened
 from common.tasks import SampleRequest, SampleSets
+from common.terminal import visible
 from common.trajectory import Query
 from tests.conftest import make_query, make_trajectory
 

@@ -14,7 +14,7 @@ from redis import Redis
 
 from buffer.adapters import AdapterError, AdapterRegistry
 from buffer.connection import Keys
-from buffer.evaluations import Evaluations, Wanted
+from buffer.evaluations import Drawn, Evaluations, Wanted
 from buffer.replay import ReplayBuffer
 from common.config import RunConfig
 from learner.curve import Curve, SampleTexts, Schedule
@@ -143,13 +143,26 @@ def test_the_curve_ends_with_the_last_adapter_for_which_nothing_is_bounded(
         curve.want(30, 7, {})
         evaluations.put_figures(row(30, 7, accuracy=0.5))
         evaluations.take("a")
-        evaluations.finish("a", 7, None)
+        evaluations.finish("a", Drawn(Wanted(7, 30), "a" * 64, "actor-0", 0.05))
     thread = threading.Thread(target=lambda: time.sleep(0.3) or answer_when_wanted(evaluations, found))
     thread.start()
     curve.finish(35, 8, lambda: {"total_variation": 0.5}, lambda: True)
     thread.join()
     assert found == [Wanted(8, 35, {"total_variation": 0.5}, last=True)]
     assert tracker.evaluations[-1][0] == 35
+
+
+def test_a_last_adapter_that_is_left_out_is_waited_for_by_nobody(
+    tmp_path: Path, evaluations: Evaluations, registry: AdapterRegistry
+) -> None:
+    tracker = Kept()
+    curve = Curve(config_in(tmp_path), evaluations, registry, [tracker])
+    curve.want(35, 8, {})
+    evaluations.put_figures({**row(35, 8), "left_out": "it is gone"})
+    started = time.monotonic()
+    curve.finish(35, 8, dict, lambda: True)
+    assert time.monotonic() - started < 5.0 and tracker.evaluations == []
+    assert json.loads((tmp_path / "mine" / "metrics.jsonl").read_text())["left_out"] == "it is gone"
 
 
 def test_a_run_that_was_resumed_at_its_end_has_its_last_point_already(

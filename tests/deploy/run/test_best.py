@@ -11,7 +11,18 @@ import pytest
 from common.adapter_files import files_sha256
 from common.config import EvaluationSection
 from common.errors import UserError
-from deploy.run.best import FOLDER, WHAT, Best, in_summary, keep_best, load_best, metric_among, mode_of
+from deploy.run.best import (
+    FOLDER,
+    WHAT,
+    Best,
+    best_folder,
+    in_summary,
+    keep_best,
+    load_best,
+    mend_best,
+    metric_among,
+    mode_of,
+)
 from deploy.run.curve import draw_curve, points, read_curve, shown_figures
 
 FILES = {"adapter_model.safetensors": b"first", "adapter_config.json": b"{}"}
@@ -86,9 +97,46 @@ def test_a_crash_while_it_is_replaced_leaves_the_one_before(tmp_path: Path, monk
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(Path, "rename", crash)
         keep_best(tmp_path, FILES, best(20, 0.75))
-    assert load_best(tmp_path) == best(10, 0.5)
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert FOLDER not in left and load_best(tmp_path) == best(10, 0.5)
+    assert (best_folder(tmp_path) / WHAT).is_file()
+    # Whoever looks changes nothing.
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
+    mend_best(tmp_path)
+    assert (tmp_path / FOLDER / WHAT).is_file() and load_best(tmp_path) == best(10, 0.5)
     keep_best(tmp_path, FILES, best(20, 0.75))
     assert load_best(tmp_path) == best(20, 0.75) and [path.name for path in tmp_path.iterdir()] == [FOLDER]
+
+
+def test_a_reader_between_the_two_steps_of_replacing_does_no_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep_best(tmp_path, FILES, best(10, 0.5))
+    rename, seen = Path.rename, list[Best | None]()
+
+    def look(path: Path, target: Path) -> Path:
+        if Path(target).name == FOLDER:
+            seen.append(load_best(tmp_path))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", look)
+    keep_best(tmp_path, FILES, best(20, 0.75))
+    assert seen == [best(10, 0.5)] and load_best(tmp_path) == best(20, 0.75)
+
+
+def test_one_that_can_not_be_put_there_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep_best(tmp_path, FILES, best(10, 0.5))
+    rename = Path.rename
+
+    def fail(path: Path, target: Path) -> Path:
+        if path.name.endswith("draft"):
+            raise OSError(39, "Directory not empty")
+        return rename(path, target)
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="not empty"):
+        patched.setattr(Path, "rename", fail)
+        keep_best(tmp_path, FILES, best(20, 0.75))
+    assert (tmp_path / FOLDER / WHAT).is_file() and load_best(tmp_path) == best(10, 0.5)
 
 
 def test_a_best_adapter_whose_description_was_spoilt_is_named(tmp_path: Path) -> None:

@@ -57,6 +57,10 @@ def test_a_run_that_was_given_a_reference_is_evaluated_by_its_last_m_step_and_go
     _finish(config, sampler, made)
     assert load_best(folder) == best, "the last E step's is the whole's"
     assert FinishedRun(folder).config.reference.adapter == made
+    further = save_adapter(digit_model, folder / "e2" / "adapter", seed=5)
+    _finish(config, further, made)
+    assert load_best(folder) is None, "the last E step was not measured while it trained"
+    assert load_best(folder / "e1") == best
     # By the settings of the first start, and by the run's own configuration.
     for reference in (given, made):
         changed = ["--run.resume", "true", "--em.iterations", "2", "--reference.adapter", str(reference)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError
 
+import deploy.run.evaluation
 from buffer.adapters import AdapterError, AdapterRegistry
 from buffer.connection import Keys
 from buffer.control import Control
@@ -165,11 +167,52 @@ def test_what_was_drawn_is_not_lost_with_redis(system: System, monkeypatch: pyte
         drawn = system.drawn(1, -1.0)
         system.evaluations.want(drawn.wanted)
         system.evaluations.take("a")
-        system.evaluations.finish("a", 1, drawn)
+        system.evaluations.finish("a", drawn)
         wait_for(lambda: not failures)
         wait_for(lambda: (row := system.evaluations.next_figures()) and row["adapter_version"] == 1)
     best = load_best(system.folder)
     assert best is not None and best.version == 1 and system.control.fault() is None
+
+
+WITHOUT_A_VALUE = "task.reward raised: ValueError: [/INST] busy"
+
+
+@pytest.mark.parametrize("task", [Spread(), Spread(wrong=True)])
+def test_a_version_without_a_single_sample_is_left_out_and_the_run_goes_on(system: System, task: Spread) -> None:
+    with system.evaluator(task):
+        drawn = replace(system.drawn(1, -1.0, total_variation=0.5), trajectories=(), missing=6, reason=WITHOUT_A_VALUE)
+        system.evaluations.want(drawn.wanted)
+        system.evaluations.take("a")
+        system.evaluations.finish("a", drawn)
+        found: list[dict[str, Any]] = []
+        wait_for(lambda: (row := system.evaluations.next_figures()) and not found.append(row))
+    assert system.control.fault() is None and load_best(system.folder) is None
+    (row,) = found
+    assert (row["adapter_version"], row["samples"], row["samples_missing"]) == (1, 0, 6)
+    assert row["left_out"] == WITHOUT_A_VALUE
+    # The learner's own figures need no samples.
+    assert {name: value for name, value in row.items() if name.startswith("eval/")} == {"eval/total_variation": 0.5}
+    assert system.evaluations.skipped() == 1
+    system.publish(2)
+    system.publish(3)
+    with pytest.raises(AdapterError):
+        system.registry.fetch(1)
+
+
+def test_figures_of_some_samples_say_how_many_are_missing_and_need_not_be_possible(system: System) -> None:
+    system.evaluator().take_in(replace(system.drawn(1, -1.0), missing=5, reason=WITHOUT_A_VALUE))
+    row = system.evaluations.next_figures()
+    assert row is not None and (row["samples"], row["samples_missing"], row["eval/score"]) == (1, 5, -1.0)
+    assert "left_out" not in row and system.evaluations.skipped() == 0
+    # A figure that can't be made of what there is, or a metric that isn't among those that can.
+    system.evaluator(Spread(wrong=True)).take_in(replace(system.drawn(2, -1.0), missing=5))
+    row = system.evaluations.next_figures()
+    assert row is not None and row["left_out"].startswith("ZeroDivisionError") and system.evaluations.skipped() == 1
+    system.evaluator(metric="pairs").take_in(replace(system.drawn(3, -1.0), missing=5))
+    row = system.evaluations.next_figures()
+    assert row is not None and row["eval/score"] == -1.0
+    best = load_best(system.folder)
+    assert best is not None and best.version == 1
 
 
 def test_an_adapter_that_was_lost_is_not_the_best_and_no_fault(system: System) -> None:
@@ -185,12 +228,34 @@ def test_an_adapter_that_was_lost_is_not_the_best_and_no_fault(system: System) -
     assert best is not None and best.version == 5
 
 
+def test_a_best_adapter_that_can_not_be_kept_ends_nothing_and_a_later_one_is_kept(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluator = system.evaluator()
+    evaluator.take_in(system.drawn(1, -3.0))
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(deploy.run.evaluation, "keep_best", full)
+        evaluator.take_in(system.drawn(2, -1.0))
+    for version in (1, 2):
+        row = system.evaluations.next_figures()
+        assert row is not None and row["adapter_version"] == version
+    # What is said of the best is what is there.
+    assert system.evaluations.state()["best"]["version"] == 1
+    evaluator.take_in(system.drawn(3, -2.0))
+    best = load_best(system.folder)
+    assert best is not None and best.version == 3
+
+
 def test_it_works_beside_the_launcher_until_it_is_closed(system: System) -> None:
     with system.evaluator() as evaluator:
         drawn = system.drawn(1, -1.0)
         system.evaluations.want(drawn.wanted)
         system.evaluations.take("a")
-        system.evaluations.finish("a", 1, drawn)
+        system.evaluations.finish("a", drawn)
         wait_for(lambda: system.evaluations.state())
         evaluator.close()
     assert system.control.fault() is None
@@ -210,7 +275,7 @@ def test_what_makes_every_evaluation_fail_stops_the_run_at_the_first(
         drawn = system.drawn(1, -1.0)
         system.evaluations.want(drawn.wanted)
         system.evaluations.take("a")
-        system.evaluations.finish("a", 1, drawn)
+        system.evaluations.finish("a", drawn)
         wait_for(lambda: system.control.fault())
     assert expected in str(system.control.fault())
 
