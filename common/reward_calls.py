@@ -277,6 +277,15 @@ def _request(batch: Sequence[_Ask]) -> Any:
     return [subjects, [(places[ask.subject.query_id], ask.text) for ask in batch]]
 
 
+def load_own_reward(section: OwnRewardSection) -> None:
+    """Raises UserError for a function that can't be loaded, before something slow starts that would need it."""
+    process = UserProcess(section.user_function)
+    try:
+        process.load()
+    finally:
+        process.close()
+
+
 def check_own_reward(section: OwnRewardSection, subject: Subject, texts: Sequence[str]) -> None:
     """Load the function and try it on some texts, one after another, until one gets a value; raises UserError."""
     process = UserProcess(section.user_function)
