@@ -95,6 +95,10 @@ class FinishedRun:
         self._check_length(query, setting, prompt)
         return query
 
+    def target_of(self, query: Query) -> str | None:
+        """The text whose likelihood is part of the query's reward; None where there is none, as for a prompt alone."""
+        return self.codec.decode(query.target_ids) if len(query.target_ids) else None
+
     def query_of_ids(self, ids: Sequence[int], setting: str) -> Query:
         """What to sample for, as the tokens that the model is to read. Raises UserError naming `setting`."""
         if not ids:

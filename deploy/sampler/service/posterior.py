@@ -55,6 +55,7 @@ async def answer(run: FinishedRun, request: PosteriorRequest, query: Query, mode
         run.codec.decode_prompt(query.prompt_ids) if request.prompt is None else request.prompt,
         # In an order that a seed decides, and not who finished first.
         [drawn[number] for number in sorted(drawn)],
+        target=run.target_of(query),
         targets=request.targets,
         resampled=request.n if request.resample else None,
         seed=None if request.seed is None else abs(request.seed),

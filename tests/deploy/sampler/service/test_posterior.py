@@ -55,3 +55,8 @@ def test_an_answer_of_no_valid_draw_is_an_error_that_says_why(run: FinishedRun) 
     with pytest.raises(ApiError, match=r"none of the 2 draws has a valid reward .*no threes") as found:
         answered(run, [False, False])
     assert found.value.status == 500
+
+
+def test_an_answer_says_whose_likelihood_its_rewards_hold(run: FinishedRun) -> None:
+    assert answered(run, [True])["target"] is None
+    assert answered(run, [True], target="7")["target"] == "7"
