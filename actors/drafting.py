@@ -70,6 +70,8 @@ class Draft:
     """0 where max_len forces the end, or cuts it off."""
     cut: bool = False
     """Whether it was cut off below the task's own max_len."""
+    aborted: bool = False
+    """Whether nobody waits for it any more."""
     done: bool = False
     trajectory: Trajectory | None = None
     """Of what is done, where it was to be scored."""

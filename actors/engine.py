@@ -15,7 +15,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -259,12 +259,14 @@ class Engine:
         )
         self._add(request_id, prompt_ids, params, adapter)
 
-    def abort(self, request_ids: Sequence[str]) -> None:
-        """Take sampling requests out of the batch; nothing more is heard of them."""
+    def abort(self, request_ids: Collection[str]) -> None:
+        """Take requests out of the batch, those that aren't in it passed over; nothing more is heard of them."""
         for request_id in request_ids:
             self._versions_in_flight.pop(request_id, None)
-        self._check_health()
-        self._engine.abort_request(list(request_ids))
+            self._scoring.pop(request_id, None)
+        # Of one that failed nothing is heard anyway, and what ended it is told already.
+        if self._failure is None:
+            self._engine.abort_request(list(request_ids))
 
     def submit_score(self, request_id: str, text: ScoreText, adapter: LoadedAdapter | None = None) -> None:
         """Score a text in one pass; without an adapter by the reference.

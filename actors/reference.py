@@ -6,7 +6,7 @@ It stands where the engine's own scoring would: texts go in by `submit_score`, a
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,11 @@ class ReferenceScorer:
     def submit_score(self, request_id: str, text: ScoreText) -> None:
         """Have a text scored with the next passes."""
         self._waiting[request_id] = text, time.monotonic()
+
+    def abort(self, request_ids: Collection[str]) -> None:
+        """Leave these unscored."""
+        for request_id in request_ids:
+            self._waiting.pop(request_id, None)
 
     def step(self) -> list[Scored]:
         """Score some of the waiting texts in one pass: the oldest, and those that are most like it in length."""

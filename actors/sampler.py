@@ -169,19 +169,52 @@ class TrajectorySampler:
             aside=aside,
         )
         drafts = [Draft(origin, number) for number in range(n)]
-        for draft in drafts:
-            self._sample_on(draft)
+        try:
+            for draft in drafts:
+                self._sample_on(draft)
+        except BaseException:
+            # Nobody has these drafts yet, who could abort them.
+            self.abort(drafts)
+            raise
         return drafts
 
     def abort(self, drafts: Collection[Draft]) -> None:
-        """Stop sampling these; nothing is told of them any more. What is being scored already is, for the cache."""
-        aborted = {id(draft) for draft in drafts}
-        ids = [request_id for request_id, draft in self._sampling.items() if id(draft) in aborted]
-        for request_id in ids:
-            del self._sampling[request_id]
+        """Stop sampling, scoring and valuing these; nothing is told of them any more. What others of the very same
+        wait for goes on."""
         for draft in drafts:
-            draft.origin = replace(draft.origin, tell=lambda _: None)
-        self.policy.abort(ids)
+            draft.aborted, draft.origin = True, replace(draft.origin, tell=lambda _: None)
+        for key, same in self._same.items():
+            self._same[key] = [pending for pending in same if not pending.draft.aborted]
+
+        def is_left(pending: _Pending) -> bool:
+            return pending.draft.aborted and not self._same.get(self._key(pending))
+
+        scoring = {name: pending for name, (pending, _) in self._scoring.items() if is_left(pending)}
+        valuing = {name: pending for name, pending in self._valuing.items() if is_left(pending)}
+        for pending in (*scoring.values(), *valuing.values()):
+            self._same.pop(self._key(pending), None)
+        self._drop([name for name, draft in self._sampling.items() if draft.aborted], scoring, valuing)
+
+    def abort_all(self) -> None:
+        """Stop all that there is, wherever an interruption came between."""
+        self._drop(list(self._sampling), list(self._scoring), list(self._valuing))
+        self._same.clear()
+        self._known_at_once.clear()
+
+    def _drop(self, sampling: Collection[str], scoring: Collection[str], valuing: Collection[str]) -> None:
+        """Take requests out of the engines, and tickets back; their results will never come."""
+        for request_id in sampling:
+            del self._sampling[request_id]
+        for request_id in scoring:
+            del self._scoring[request_id]
+        for ticket in valuing:
+            del self._valuing[ticket]
+        if sampling:
+            self.policy.abort(sampling)
+        if scoring:
+            self.reference.abort(scoring)
+        if valuing and self.own_reward is not None:
+            self.own_reward.withdraw(valuing)
 
     def submit_seed(self, query: Query, job: SeedJob, *, every_state: bool = True) -> None:
         """Score a given rationale, or draw some from the base model under the job's hint and score them."""
@@ -236,7 +269,7 @@ class TrajectorySampler:
     ) -> dict[str, list[Trajectory]]:
         """All samples of a request, by query id; nothing else may be in flight. Beam search is the model's alone.
 
-        Those that make no valid trajectory are missing.
+        Those that make no valid trajectory are missing. Where it is interrupted or fails, nothing is left in flight.
         """
         waiting = self._submissions(queries, request, adapter)
         found: dict[str, list[Trajectory]] = {query.id: [] for query in queries}
@@ -249,6 +282,10 @@ class TrajectorySampler:
                     found[trajectory.query_id].append(trajectory)
                     missing -= 1
                 self.check_own_reward()
+        except BaseException:
+            # The next call would take what is left for its own.
+            self.abort_all()
+            raise
         finally:
             self._collecting = False
         if missing:
@@ -292,6 +329,8 @@ class TrajectorySampler:
 
     def _sample_on(self, draft: Draft) -> None:
         request_id, origin = self._next_id("sample"), draft.origin
+        # Before it is in the engine, so that an interruption leaves nothing there that is unknown here.
+        self._sampling[request_id] = draft
         self.policy.submit_sample(
             request_id,
             [*origin.sampling_prompt, *draft.inputs],
@@ -304,7 +343,6 @@ class TrajectorySampler:
             seed=draft.seed(),
             follow=origin.follow,
         )
-        self._sampling[request_id] = draft
 
     def _use_tool(self, draft: Draft) -> None:
         use_tool(draft, self.task, self.metrics, self.max_model_len)

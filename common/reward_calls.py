@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -163,6 +163,19 @@ class OwnReward:
         done, self._done = self._done, []
         return done
 
+    def withdraw(self, tickets: Collection[str]) -> None:
+        """Nobody waits for these any more. What the processes have already is kept for whoever asks next; what no other
+        ticket waits for isn't asked about."""
+        gone, at_work = set(tickets), {ask.key for batch, _ in self._under_way.values() for ask in batch}
+        for key, waiting in list(self._open.items()):
+            self._open[key] = [ticket for ticket in waiting if ticket.name not in gone]
+            if not self._open[key] and key not in at_work:
+                del self._open[key]
+        self._waiting = deque(ask for ask in self._waiting if ask.key in self._open)
+        parts = ([ask for ask in batch if ask.key in self._open] for batch in self._again)
+        self._again = deque(batch for batch in parts if batch)
+        self._done = [valued for valued in self._done if valued.ticket not in gone]
+
     def close(self) -> None:
         """End the processes."""
         for process in self._processes:
@@ -226,8 +239,13 @@ class OwnReward:
             self._settle(batch[0], failure)
             return
         self._say("no values for %d texts, which are tried in parts: %s", len(batch), failure.message)
+        for ask in batch:
+            if not self._open[ask.key]:
+                # Withdrawn meanwhile.
+                del self._open[ask.key]
+        batch = [ask for ask in batch if ask.key in self._open]
         # Halves find one bad text among many with few calls. Each call that hangs costs its whole limit, though.
-        size = 1 if failure.kind == "timed_out" else math.ceil(len(batch) / 2)
+        size = 1 if failure.kind == "timed_out" else max(1, math.ceil(len(batch) / 2))
         self._again.extend(batch[start : start + size] for start in range(0, len(batch), size))
 
     def _settle(self, ask: _Ask, found: float | NoValue) -> None:
@@ -296,6 +314,15 @@ def _request(batch: Sequence[_Ask]) -> Any:
             places[ask.subject.query_id] = len(subjects)
             subjects.append((ask.subject.prompt, ask.subject.row))
     return [subjects, [(places[ask.subject.query_id], ask.text) for ask in batch]]
+
+
+def load_own_reward(section: OwnRewardSection) -> None:
+    """Raises UserError for a function that can't be loaded, before something slow starts that would need it."""
+    process = UserProcess(section.user_function)
+    try:
+        process.load()
+    finally:
+        process.close()
 
 
 def check_own_reward(section: OwnRewardSection, subject: Subject, rollouts: Sequence[Sequence[str]]) -> None:

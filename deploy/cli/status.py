@@ -172,6 +172,5 @@ def status_table(status: Status) -> Group:
     for actor in status.actors:
         heard = f"{actor.silent_s:.0f} s ago" if actor.alive else "NO"
         serves, rate = f"v{actor.adapter_version}", f"{actor.pushed_per_s:.1f}"
-        row = (actor.name, heard, actor.phase, actor.host, serves, actor.lag, actor.pushed, rate)
-        actors.add_row(*cells(*row))
+        actors.add_row(*cells(actor.name, heard, actor.phase, actor.host, serves, actor.lag, actor.pushed, rate))
     return Group(run, actors)

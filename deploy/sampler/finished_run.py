@@ -20,6 +20,7 @@ from common.devices import resolve_devices
 from common.errors import UserError
 from common.metrics import ActorMetrics
 from common.places import absolute
+from common.reward_calls import load_own_reward
 from common.row import BadRow, Row
 from common.tasks import Task, make_task
 from common.tasks.base import unreadable, with_samples
@@ -92,6 +93,10 @@ class FinishedRun:
             query = query.model_copy(update={"target_ids": own, "alternatives": tuple(others)})
         self._check_length(query, setting, prompt)
         return query
+
+    def target_of(self, query: Query) -> str | None:
+        """The text whose likelihood is part of the query's reward; None where there is none, as for a prompt alone."""
+        return self.codec.decode(query.target_ids) if len(query.target_ids) else None
 
     def query_of_ids(self, ids: Sequence[int], setting: str) -> Query:
         """What to sample for, as the tokens that the model is to read. Raises UserError naming `setting`."""
@@ -183,8 +188,10 @@ class FinishedRun:
 
         `policy` and what `start` gives are used where they are there already.
         """
-        found: dict[str, Any] = dict(self.task.evaluate_policy(policy or self.policy()))
         requests = wanted_requests(self.task, self.config)
+        if requests:
+            self.check_own_reward()
+        found: dict[str, Any] = dict(self.task.evaluate_policy(policy or self.policy()))
         if requests:
             sampler, adapter = start() if start is not None else self.sampler(self.config.run.seed)
             queries, limit = self.task.queries("test"), self.config.actor.max_in_flight
@@ -192,8 +199,15 @@ class FinishedRun:
             found.update(self.task.evaluate_samples(with_samples(samples), self.config.reward_weights))
         return found
 
+    def check_own_reward(self) -> None:
+        """Raises UserError if a reward function of the user's own can't be loaded here and now."""
+        if self.task.own_reward is not None:
+            load_own_reward(self.task.own_reward)
+
     def sampler(self, seed: int = 0, metrics: ActorMetrics | None = None) -> tuple[TrajectorySampler, LoadedAdapter]:
-        """A sampler with a vLLM engine of its own, and the trained adapter to give it."""
+        """A sampler with a vLLM engine of its own, and the trained adapter to give it; raises UserError, for what can
+        be known before an engine is started."""
+        self.check_own_reward()
         sampler = make_sampler(self.config, self.task, seed, metrics=metrics)
         files = {path.name: path.read_bytes() for path in self.adapter_folder.iterdir()}
         return sampler, sampler.policy.load_adapter(1, files_sha256(files), self.adapter_folder.resolve())

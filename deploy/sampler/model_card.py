@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import yaml
 
+from common.config import RunConfig
 from common.default_model import NAME as DEFAULT_MODEL
 from common.default_model import PACKAGE, default_model_path
 from common.json_text import dumps
@@ -24,6 +25,7 @@ from common.tasks.text import TextTask
 from deploy.run.identity import load_identity
 from deploy.run.summary import read_json
 from deploy.sampler.finished_run import FinishedRun
+from learner.objective import GFLOWNET
 
 FACTS, ALLOWED = "amortis.json", "allowed_ids.json"
 FORMAT = 1
@@ -43,7 +45,7 @@ def write_card(run: FinishedRun, folder: Path, *, kind: CardKind, merge: Mapping
     """README.md, amortis.json and, where the mask leaves tokens out, allowed_ids.json."""
     from huggingface_hub import ModelCard, ModelCardData
 
-    facts = sampler_facts(run, merge)
+    facts, posterior = sampler_facts(run, merge), is_proportional(run.config)
     (folder / FACTS).write_text(dumps(facts, indent=2), encoding="utf-8")
     space = run.task.action_space
     if space.allowed_ids is not None:
@@ -51,11 +53,25 @@ def write_card(run: FinishedRun, folder: Path, *, kind: CardKind, merge: Mapping
     data = ModelCardData(
         library_name="peft" if kind == "adapter" else "transformers",
         pipeline_tag="text-generation",
-        tags=["amortis", "gflownet", "posterior-sampling", *(["lora"] if kind == "adapter" else [])],
+        tags=[
+            "amortis",
+            *(["gflownet"] if run.config.learner.objective in GFLOWNET else []),
+            *(["posterior-sampling"] if posterior else []),
+            *(["lora"] if kind == "adapter" else []),
+        ],
         base_model=run.model if on_hub(Kind.MODEL, run.model) else None,
     )
     card = ModelCard.from_template(data, template_str=_TEMPLATE.read_text(encoding="utf-8"), **_shown(run, facts, kind))
     card.save(folder / "README.md")
+
+
+def is_proportional(config: RunConfig) -> bool:
+    """Whether the objective's optimum samples in proportion to R. That of rloo is p exp(r/β), where r is log R without
+    its prior; grpo standardises rewards, and sft knows none."""
+    section, weights = config.learner, config.reward_weights
+    if section.objective == "rloo":
+        return section.kl_coef == 1 and weights.prior == section.reward.temperature.at(section.steps)
+    return section.objective in GFLOWNET
 
 
 def sampler_facts(run: FinishedRun, merge: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -86,7 +102,9 @@ def sampler_facts(run: FinishedRun, merge: Mapping[str, Any] | None = None) -> d
         },
         "task": _plain(config.task),
         "lora": {key: value for key, value in _plain(config.model.lora).items() if key != "start_from"},
-        "learner": {key: _plain(config.learner)[key] for key in ("objective", "steps", "lr", "queries_per_step")}
+        "learner": {
+            key: _plain(config.learner)[key] for key in ("objective", "kl_coef", "steps", "lr", "queries_per_step")
+        }
         | {"trajectories_per_query": config.learner.trajectories_per_query, "em_iterations": config.em.iterations},
         "merge": None if merge is None else dict(merge),
         "figures": _figures(read_json(run.folder / "summary.json")),
@@ -144,6 +162,7 @@ def _shown(run: FinishedRun, facts: Mapping[str, Any], kind: CardKind) -> dict[s
         "base_model": code(public_name(run)),
         "base_note": _note_on_base(run),
         "em": bool(run.config.em.iterations),
+        "proportional": is_proportional(run.config),
         "terminator": code(json.dumps(mask["terminator"], ensure_ascii=False)),
         "mask": mask,
         "allowed": mask["vocabulary"]

@@ -92,7 +92,8 @@ class Sampler:
         """Draw `n` rationales of each prompt, with log q and log R of each; `base` draws from the base model under the
         same mask.
 
-        At another temperature, or of the base model, log q is that of what was drawn from.
+        At another temperature, or of the base model, log q is that of what was drawn from. A prompt alone has no
+        target, so that R has no likelihood in it: `row` has the task's, and `posterior` takes one.
         """
         queries = self._queries(prompt, row)
         groups = self._draw(queries, n, temperature, base=base)
@@ -147,7 +148,10 @@ class Sampler:
                 raise UserError("n", n, "samples were drawn, and none of them is valid", "draw more")
             self._draws += 1
             seed = self._seed + self._draws
-            found.append(self._maker.make(text, group, targets=targets, resampled=resample, seed=seed))
+            posterior = self._maker.make(
+                text, group, target=self.run.target_of(query), targets=targets, resampled=resample, seed=seed
+            )
+            found.append(posterior)
         return _like(prompt, found)
 
     @overload

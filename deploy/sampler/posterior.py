@@ -33,11 +33,12 @@ class Sample:
     log_q: float
     """log q(Z⊤|X) as it was drawn."""
     log_r: float
-    """log R of what the run was trained for, its temperature and weights included."""
+    """log R as the run's settings have it, with the temperature and weights at their end, and without the likelihood
+    where there is no target. GFlowNet objectives train q to be in proportion to it; others aim at something else."""
     log_prior: float
     """log p(Z⊤|X), unweighted and untempered as the next two."""
     log_likelihood: float
-    """log p(Y|XZ⊤); 0 where there is no target."""
+    """log p(Y|XZ⊤); 0 where there is no target, which R leaves out then."""
     log_constraint: float
     """Constraint terms, and the reward function of one's own."""
     weight: float
@@ -68,6 +69,8 @@ class Posterior:
     candidates: int
     """Draws that all of this was estimated from."""
     targets: list[TargetProbability]
+    target: str | None
+    """Y whose likelihood is part of R; None where R has none, as for a prompt alone and for `targets`."""
 
 
 class PosteriorMaker:
@@ -82,12 +85,13 @@ class PosteriorMaker:
         prompt: str,
         drawn: Sequence[Trajectory],
         *,
+        target: str | None = None,
         targets: Sequence[str] = (),
         resampled: int | None = None,
         seed: int | None = None,
     ) -> Posterior:
-        """`drawn` are of one query, sampled at temperature 1; with `targets` the first of these is that query's target
-        and the others its alternatives, in that order.
+        """`drawn` are of one query, sampled at temperature 1, and `target` is its target as text; with `targets` the
+        first of these is that query's target and the others its alternatives, in that order.
 
         With `resampled` so many are drawn from them again ∝ their weights (sampling-importance-resampling).
         """
@@ -106,10 +110,11 @@ class PosteriorMaker:
             effective_sample_size=effective_sample_size(log_weights),
             candidates=len(drawn),
             targets=_target_probabilities(drawn, targets, log_weights),
+            target=None if targets else target,
         )
 
     def log_r(self, trajectory: Trajectory) -> float:
-        """What the run was trained for, in nats."""
+        """log R as the run's settings have it, in nats."""
         return self._log_r(trajectory, with_target=True)
 
     def _log_r(self, item: Trajectory, *, with_target: bool) -> float:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from actors.drafting import Draft
 from actors.engine import Sampled
 from actors.sampler import TrajectorySampler
 from actors.scoring import Scored, ScoreText, TokenScores
@@ -46,6 +47,7 @@ class QuickEngine:
         self._actions = list(actions)
         self._results: list[Sampled | Scored] = []
         self.steps = 0
+        self.fault: BaseException | None = None
 
     @property
     def busy(self) -> bool:
@@ -59,8 +61,13 @@ class QuickEngine:
         values = np.full(len(text.ids) - text.first, -1.0)
         self._results.append(Scored(request_id, TokenScores(values, values)))
 
+    def abort(self, request_ids: Collection[str]) -> None:
+        self._results = [result for result in self._results if result.request_id not in request_ids]
+
     def step(self) -> list[Sampled | Scored]:
         self.steps += 1
+        if self.fault is not None and not self.steps % 3:
+            raise self.fault
         return [self._results.pop(0)] if self._results else []
 
 
@@ -208,3 +215,59 @@ def test_samples_without_a_value_are_missing_and_one_that_never_gives_any_is_tol
     sampler, _, _ = make(*ones_and_threes)
     with pytest.raises(RunFault, match=r"task\.reward = .*gave no value for any of its first 20 texts.*no threes"):
         sampler.collect([query], SampleRequest("drawn", False, 1.0, 25), None, 8)
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt(), RunFault("no more memory")])
+def test_a_call_that_is_interrupted_leaves_nothing_that_the_next_one_takes_for_its_own(
+    make: Make, fault: BaseException
+) -> None:
+    sampler, engine, _ = make(*[[ONE, TWO]] * 6, [TWO], [TWO, ONE])
+    (query,) = sampler.task.queries("train")
+    other = query.model_copy(update={"prompt_ids": query.prompt_ids[:1]})
+    engine.fault = fault
+    with pytest.raises(type(fault)):
+        sampler.collect([query], SampleRequest("hot", False, 2.0, 6), None, 8)
+    engine.fault = None
+    assert sampler.in_flight == 0 and not engine.busy
+    found = sampler.collect([other, query], SampleRequest("drawn", False, 1.0, 1), None, 8)
+    for each, actions in ((query, [TWO]), (other, [TWO, ONE])):
+        (item,) = found[each.id]
+        assert item.behaviour.temperature == 1.0 and item.action_ids.tolist() == actions
+
+
+def test_scores_and_values_that_nobody_waits_for_are_given_up_and_what_another_waits_for_is_not(
+    make: Make, tmp_path: Path
+) -> None:
+    sampler, engine, _ = make([ONE], [ONE, TWO], [TWO], [TWO], [TWO, ONE], [TWO, ONE], gate=False)
+    (query,) = sampler.task.queries("train")
+    heard: list[Draft] = []
+    left = sampler.submit(query, 3, 1.0, None, every_state=False, tell=heard.append)
+    kept = sampler.submit(query, 1, 1.0, None, every_state=False, tell=heard.append)
+    later = sampler.submit(query, 2, 1.0, None, every_state=False, tell=heard.append)
+    for _ in range(6):
+        sampler.step()
+    assert engine.busy and sampler.in_flight == 8
+    sampler.abort(left)
+    # Of the texts that are scored and valued two are left, each of which two samples waited for.
+    assert sampler.in_flight == 4
+    sampler.abort(later[:1])
+    assert sampler.in_flight == 4
+    sampler.abort(later[1:])
+    assert sampler.in_flight == 2
+    (tmp_path / "gate").touch()
+    assert run(sampler) == [] and len(heard) == 1 and heard[0] is kept[0]
+    assert heard[0].trajectory is not None and heard[0].trajectory.log_constraint[-1] == 102.0
+    assert sampler.own_reward is not None
+    # What the function had been given already, and what is still wanted.
+    assert sampler.own_reward.outcomes == {"valued": 2}
+
+
+def test_a_request_that_the_engine_refuses_leaves_none_of_its_samples_behind(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler, engine, _ = make([ONE], [TWO])
+    (query,) = sampler.task.queries("train")
+    # The third of them.
+    with pytest.raises(IndexError):
+        sampler.submit(query, 3, 1.0, None)
+    assert sampler.in_flight == 0 and not engine.busy

@@ -426,3 +426,20 @@ def test_what_names_no_function_is_refused_as_it_is_read(tmp_path: Path, given: 
     path.write_text(CONFIG.format(f", reward: {json.dumps(given)}"))
     with pytest.raises(UserError, match=r"task\.reward.* names no function: write my_file\.py:function"):
         load_config(path)
+
+
+def test_what_was_withdrawn_is_asked_about_no_more_unless_another_waits_for_it(
+    tmp_path: Path, rewards: Callable[..., OwnReward]
+) -> None:
+    reward = rewards("poisoned", batch_size=4)
+    reward.submit("a", subject(), ["raise", "1"])
+    reward.submit("b", subject(), ["1", "2"])
+    reward.poll()
+    # The batch is under way, so that only its parts can be left out.
+    reward.submit("c", subject(), ["3"])
+    reward.submit("d", subject(), ["4"])
+    reward.withdraw(["a", "c"])
+    found = settle(reward, 2)
+    assert sorted(found) == ["b", "d"]
+    asked = [text for _, texts, _ in calls(tmp_path)[1:] for text in texts]
+    assert sorted(asked) == ["1", "2", "4"]

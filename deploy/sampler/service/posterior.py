@@ -42,18 +42,22 @@ def draw_of(request: PosteriorRequest, query: Query, trained: bool, max_samples:
 
 
 async def answer(run: FinishedRun, request: PosteriorRequest, query: Query, model: str, job: Job) -> dict[str, Any]:
-    """The answer, when all is drawn and scored."""
-    drawn = dict[int, Trajectory]()
+    """The answer, when all is drawn and scored, of the draws that have a valid reward; raises ApiError if none has."""
+    drawn, rejected, reason = dict[int, Trajectory](), 0, None
     async for update in job.updates():
         if update.draft.trajectory is None:
-            raise ApiError(500, f"a sample has no valid reward ({update.draft.rejected}); see the run's task")
-        drawn[update.draft.number] = update.draft.trajectory
+            rejected, reason = rejected + 1, update.draft.rejected
+        else:
+            drawn[update.draft.number] = update.draft.trajectory
+    if not drawn:
+        raise ApiError(500, f"none of the {rejected} draws has a valid reward ({reason}); see the run's task")
     found = PosteriorMaker(run.config, run.task).make(
         run.codec.decode_prompt(query.prompt_ids) if request.prompt is None else request.prompt,
         # In an order that a seed decides, and not who finished first.
         [drawn[number] for number in sorted(drawn)],
+        target=run.target_of(query),
         targets=request.targets,
         resampled=request.n if request.resample else None,
         seed=None if request.seed is None else abs(request.seed),
     )
-    return {"object": "posterior", "model": model, **asdict(found)}
+    return {"object": "posterior", "model": model, **asdict(found), "rejected": rejected}

@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from common.errors import EXIT_FAULT, EXIT_USER, UserError
 from deploy.cli.main import main
 from deploy.sampler import hub
-from deploy.sampler.export import merge
+from deploy.sampler.export import merge, write_adapter
 from deploy.sampler.finished_run import FinishedRun
 from deploy.sampler.gguf_file import check_exportable
 from deploy.sampler.model_card import code, fenced
@@ -164,6 +164,35 @@ def test_the_example_in_the_card_samples_what_the_task_lets_through(run: Path, t
     assert main(["export", str(run), f"--{kind}", str(tmp_path / kind)]) == 0
     texts = run_example(tmp_path / kind, "texts.tolist()", run.parent.parent / "digits")
     assert len(texts) == 8 and all(13 in ids[2:] and set(ids[2:]) <= set(range(3, 14)) for ids in texts)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said", "unsaid"),
+    [
+        ({"objective": "vargrad"}, "in proportion to a reward R, and does not look for the best", "KL term"),
+        ({"objective": "rloo", "kl_coef": 1}, "in proportion to a reward R, and does not look for the best", "KL term"),
+        (
+            {"objective": "rloo", "kl_coef": 0.5},
+            "β = 0.5: it aims at .* p(Z⊤|X)·exp(r/β), where",
+            "posterior",
+        ),
+        ({"objective": "grpo", "kl_coef": 1}, "β = 1.0: it aims at .* roughly, as grpo standardises", "posterior"),
+        ({"objective": "rloo", "kl_coef": 0}, "β = 0.0: it looks for the best rationale", "proportion to p"),
+        ({"objective": "sft"}, "maximum likelihood on given rationales .* in proportion to no reward", "posterior"),
+    ],
+)
+def test_a_card_says_what_the_objective_aims_at(
+    run: Path, tmp_path: Path, settings: dict[str, Any], said: str, unsaid: str
+) -> None:
+    opened = FinishedRun(run)
+    given = opened.config.learner
+    reward = given.reward.model_copy(update={"prior_weight": 1.0})
+    learner = given.model_copy(update={"reward": reward, **settings})
+    opened.config = opened.config.model_copy(update={"learner": learner})
+    write_adapter(opened, tmp_path / "adapter")
+    card = " ".join((tmp_path / "adapter" / "README.md").read_text().split("## It is a sampler")[0].split())
+    assert re.search(re.sub(r"([()|])", r"\\\1", said), card), card
+    assert unsaid not in card
 
 
 CHAT = (

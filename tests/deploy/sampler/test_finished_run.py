@@ -146,3 +146,23 @@ def test_the_best_adapter_takes_the_last_one_s_place_where_that_is_asked_for(
     keep_best(moved, {"adapter_config.json": b"{}"}, best)
     assert FinishedRun(moved, best=True).adapter_folder == moved / "adapter-best"
     assert FinishedRun(moved).adapter_folder == moved / "adapter"
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate", "serve"])
+def test_a_reward_function_that_is_gone_is_one_line_before_an_engine_starts(
+    tmp_path: Path, digit_model: Path, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"x": f"number {i}"}) + "\n" for i in range(9)))
+    (tmp_path / "mine.py").write_text("def score(prompts, texts, rows):\n    return [0.0] * len(texts)\n")
+    task = {"name": "jsonl", "train_path": str(tmp_path / "rows.jsonl"), "prompt": "{x}", "max_len": 3}
+    task["reward"] = str(tmp_path / "mine.py:score")
+    folder = make_run(config_of(tmp_path, digit_model, "--run.name", "mine", task=f"task: {json.dumps(task)}"))
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "adapter_config.json").write_text("{}")
+    (tmp_path / "mine.py").unlink()
+    capsys.readouterr()
+    monkeypatch.setattr("deploy.sampler.finished_run.make_sampler", lambda *_, **__: pytest.fail("an engine started"))
+    monkeypatch.setattr(FinishedRun, "policy", lambda _: pytest.fail("the model was loaded"))
+    assert main([command, str(folder), *(["--port", "0"] if command == "serve" else [])]) == EXIT_USER
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "task.reward = " in line and "there is no such file" in line

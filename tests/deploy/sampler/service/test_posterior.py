@@ -1,0 +1,62 @@
+"""What is answered where draws have no valid reward, with drafts that are none of an engine's."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.drafting import Draft, Origin
+from deploy.sampler.finished_run import FinishedRun
+from deploy.sampler.service import posterior
+from deploy.sampler.service.errors import ApiError
+from deploy.sampler.service.loop import Job, Update
+from deploy.sampler.service.schemas import PosteriorRequest
+from tests.conftest import make_trajectory
+from tests.deploy.run.runs import config_of, make_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, digit_model: Path) -> FinishedRun:
+    folder = make_run(config_of(tmp_path_factory.mktemp("run"), digit_model, "--run.name", "mine"))
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "adapter_config.json").write_text("{}")
+    return FinishedRun(folder)
+
+
+def answered(run: FinishedRun, valid: list[bool], **options: Any) -> dict[str, Any]:
+    """The answer to a request whose draws are valid or not."""
+    request = PosteriorRequest(prompt="number :", n=len(valid), **options)
+    query = posterior.query_of(run, request)
+
+    async def play() -> dict[str, Any]:
+        job = Job([posterior.draw_of(request, query, True, 8)], len(valid))
+        for number, is_valid in enumerate(valid):
+            draft = Draft(Origin(query, None, 1.0, "policy"), number)
+            reason = None if is_valid else "task.reward raised: ValueError: no threes"
+            draft.finish(make_trajectory(query, [3 + number]) if is_valid else None, reason)
+            job.news.put_nowait(Update(0, draft, 1, done=True))
+        return await posterior.answer(run, request, query, "mine", job)
+
+    return asyncio.run(play())
+
+
+def test_draws_without_a_valid_reward_are_left_out_and_counted(run: FinishedRun) -> None:
+    found = answered(run, [True, False, True])
+    assert [sample["token_ids"] for sample in found["samples"]] == [[3], [5]]
+    assert sum(sample["weight"] for sample in found["samples"]) == pytest.approx(1)
+    assert (found["candidates"], found["rejected"]) == (2, 1)
+    assert answered(run, [True])["rejected"] == 0
+
+
+def test_an_answer_of_no_valid_draw_is_an_error_that_says_why(run: FinishedRun) -> None:
+    with pytest.raises(ApiError, match=r"none of the 2 draws has a valid reward .*no threes") as found:
+        answered(run, [False, False])
+    assert found.value.status == 500
+
+
+def test_an_answer_says_whose_likelihood_its_rewards_hold(run: FinishedRun) -> None:
+    assert answered(run, [True])["target"] is None
+    assert answered(run, [True], target="7")["target"] == "7"
