@@ -73,6 +73,9 @@ def open_run(run: str, url: str | None) -> Iterator[OpenRun]:
     own = load_run(folder, load_task=False) if is_folder else None
     server = running_server(folder / "redis") if is_folder else None
     address = url or server or os.environ.get(URL_VARIABLE)
+    if address is None and (folder / "summary.json").is_file():
+        remedy = "read its summary.json, or go on with --run.resume true"
+        raise UserError("RUN", run, "is over, and nothing of it is at work", remedy)
     if address is None and is_folder:
         raise UserError("RUN", run, "has no Redis that is up", f"start it again, or set {URL_VARIABLE}, or --redis-url")
     if address is None:

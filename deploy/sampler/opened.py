@@ -218,7 +218,9 @@ class Sampler:
     ) -> list[Query]:
         """Raises UserError, before an engine is started."""
         self._check_open()
-        prompts = [prompt] if prompt is None or isinstance(prompt, str) else list(prompt)
+        prompts: Sequence[Prompt] = [prompt] if prompt is None or isinstance(prompt, str) else prompt
+        if not isinstance(prompts, list | tuple) or not all(isinstance(text, str | None) for text in prompts):
+            raise UserError("prompt", prompt, "is neither a text nor a list of texts", "give a str or a list of them")
         return [self.run.query(text, row=row, target=target, targets=targets, setting="prompt") for text in prompts]
 
     def _draw(self, queries: Sequence[Query], n: int, temperature: float, *, base: bool) -> list[list[Trajectory]]:

@@ -96,7 +96,8 @@ class PosteriorMaker:
         With `resampled` so many are drawn from them again ∝ their weights (sampling-importance-resampling).
         """
         log_q = np.array([item.behaviour.log_prob for item in drawn], np.float64)
-        log_r = np.array([self._log_r(item, with_target=not targets) for item in drawn], np.float64)
+        parts = [self._parts(item, with_target=not targets) for item in drawn]
+        log_r = np.array([self._of_parts(*part) for part in parts], np.float64)
         log_weights = log_r - log_q
         if resampled is None:
             chosen, weights = np.arange(len(drawn)), normalized_weights(log_weights)
@@ -105,7 +106,7 @@ class PosteriorMaker:
             weights = np.full(len(drawn), 1.0 / resampled)
         return Posterior(
             prompt=prompt,
-            samples=[self._sample(drawn[i], log_q[i], log_r[i], weights[i]) for i in chosen.tolist()],
+            samples=[self._sample(drawn[i], log_q[i], log_r[i], parts[i], weights[i]) for i in chosen.tolist()],
             log_z=log_mean_weight(log_weights),
             effective_sample_size=effective_sample_size(log_weights),
             candidates=len(drawn),
@@ -115,26 +116,35 @@ class PosteriorMaker:
 
     def log_r(self, trajectory: Trajectory) -> float:
         """log R as the run's settings have it, in nats."""
-        return self._log_r(trajectory, with_target=True)
+        return self._of_parts(*self._parts(trajectory, with_target=True))
 
-    def _log_r(self, item: Trajectory, *, with_target: bool) -> float:
+    def _parts(self, item: Trajectory, *, with_target: bool) -> tuple[float, float, float]:
+        """log_prior, log_likelihood and log_constraint of the whole rationale, as they enter R."""
+        prior, likelihood, constraint = (
+            float(component[-1]) for component in (item.log_prior, item.log_likelihood, item.log_constraint)
+        )
         if with_target:
-            return float(item.log_reward(self._weights, self._temperature)[-1])
-        prior, constraint = float(item.log_prior[-1]), float(item.log_constraint[-1])
+            return prior, likelihood, constraint
         if (item.log_alternatives > item.log_likelihood[-1]).any():
             # Taken off for a target that is asked about here, and not given.
             constraint += self._task.misleading_penalty
-        return weighted_sum(prior, 0.0, constraint, self._weights) / self._temperature
+        return prior, 0.0, constraint
 
-    def _sample(self, item: Trajectory, log_q: float, log_r: float, weight: float) -> Sample:
+    def _of_parts(self, prior: float, likelihood: float, constraint: float) -> float:
+        return weighted_sum(prior, likelihood, constraint, self._weights) / self._temperature
+
+    def _sample(
+        self, item: Trajectory, log_q: float, log_r: float, parts: tuple[float, float, float], weight: float
+    ) -> Sample:
+        prior, likelihood, constraint = parts
         return Sample(
             text=self._task.codec.decode(item.input_ids),
             token_ids=item.action_ids.tolist(),
             log_q=float(log_q),
             log_r=float(log_r),
-            log_prior=float(item.log_prior[-1]),
-            log_likelihood=float(item.log_likelihood[-1]),
-            log_constraint=float(item.log_constraint[-1]),
+            log_prior=prior,
+            log_likelihood=likelihood,
+            log_constraint=constraint,
             weight=float(weight),
         )
 

@@ -76,6 +76,8 @@ def test_the_probability_of_a_target_is_averaged_over_rationales_that_know_none(
     # R without the likelihood, and without the penalty for misleading from the first target to the second.
     r = np.exp(0.5 * LOG_PRIOR / 0.5)
     assert [sample.log_r for sample in found.samples] == pytest.approx(np.log(r), abs=1e-5)
+    parts = [(sample.log_prior, sample.log_likelihood, sample.log_constraint) for sample in found.samples]
+    assert parts == [(pytest.approx(prior, abs=1e-5), 0.0, 0.0) for prior in LOG_PRIOR], "no target is part of R"
     expected = (r / r.sum()) @ np.exp(LOG_P_Y)
     assert [item.text for item in found.targets] == targets and found.target is None
     assert [item.probability for item in found.targets] == pytest.approx(expected, abs=1e-5)
