@@ -71,13 +71,34 @@ def parse(
     )
     settings = create_model("Settings", __base__=_Settings, task=(tasks, ...))
     try:
-        surroundings = EnvSettingsSource(settings)() if environment else {}
+        surroundings = _environment(settings, keys) if environment else {}
         command_line: CliSettingsSource[Any] = CliSettingsSource(
             settings, cli_parse_args=_as_settings(overrides, keys), root_parser=_Parser(keys), cli_hide_none_type=True
         )
         return surroundings, command_line()
     except SettingsError as error:
         raise _unreadable(error, keys) from error
+
+
+def _environment(settings: type[BaseSettings], keys: frozenset[str]) -> dict[str, Any]:
+    source = EnvSettingsSource(settings)
+    # A section that is written as one text goes by the setting that this is: its others can then come from elsewhere.
+    written = {variable_of(name).lower(): name for name in ONE_TEXT}
+    variables: dict[str, str | None] = {}
+    for variable, value in source.env_vars.items():
+        name = written.get(variable)
+        if name is None or value is None or not _is_one_text(name, value, keys):
+            variables[variable] = value
+        else:
+            variables.setdefault(variable_of(f"{name}.{ONE_TEXT[name]}").lower(), value)
+    source.env_vars = variables
+    return source()
+
+
+def _is_one_text(name: str, value: str, keys: frozenset[str]) -> bool:
+    """Whether this is a section's one text, and neither the whole section as JSON nor nothing."""
+    as_json = value.lstrip().startswith("{") or value in ("null", "None", "")
+    return f"{name}.{ONE_TEXT.get(name)}" in keys and not as_json
 
 
 class _Parser(argparse.ArgumentParser):
@@ -115,6 +136,14 @@ def variable_of(key: str) -> str:
     return ENV_PREFIX + key.upper().replace(".", "__")
 
 
+def variable_given(key: str) -> str:
+    """The variable that gave a setting: its own, or that of a section which holds it."""
+    given, name = {variable.upper() for variable in os.environ}, key
+    while variable_of(name) not in given and "." in name:
+        name = name.rpartition(".")[0]
+    return variable_of(name)
+
+
 def _unreadable(error: SettingsError, keys: frozenset[str]) -> UserError:
     """A value of several parts, on the command line or in the environment, that isn't whole."""
     known = sorted(keys, key=len, reverse=True)
@@ -140,7 +169,5 @@ def _as_settings(overrides: Sequence[str], keys: frozenset[str]) -> list[str]:
         option, equals, value = word.partition("=")
         name = option.removeprefix("--") if option.startswith("--") else ""
         given = value if equals else "".join(overrides[i + 1 : i + 2])
-        as_json = given.lstrip().startswith("{") or given in ("null", "None", "")
-        meant = f"{name}.{ONE_TEXT.get(name)}" in keys and not as_json
-        found.append(f"{option}.{ONE_TEXT[name]}{equals}{value}" if meant else word)
+        found.append(f"{option}.{ONE_TEXT[name]}{equals}{value}" if _is_one_text(name, given, keys) else word)
     return found

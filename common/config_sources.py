@@ -22,6 +22,7 @@ from common.config_options import (
     module_of,
     parse,
     unknown,
+    variable_given,
     variable_of,
 )
 from common.errors import UserError
@@ -41,7 +42,7 @@ class Given:
     n_files: int = 1
 
     def put(self, data: Mapping[str, Any], origin: str | None, keys: frozenset[str]) -> None:
-        """Put a source over what there is; without an `origin` each value's variable of the environment is it."""
+        """Put a source over what there is; without an `origin` it is the environment's variable that gave a value."""
         self._put(self.data, data, origin, keys, "")
 
     def _put(
@@ -59,7 +60,7 @@ class Given:
                 below[name] = value
                 for key in [key for key in self.origins if key.startswith(f"{dotted}.")]:
                     del self.origins[key]
-                self.origins[dotted] = origin or f"environment variable {variable_of(dotted)}"
+                self.origins[dotted] = origin or f"environment variable {variable_given(dotted)}"
 
     def origin(self, name: str) -> str | None:
         """Where a setting came from, or what in it comes first; None for what nobody gave."""
@@ -109,8 +110,8 @@ def gather(files: Sequence[tuple[str, Mapping[str, Any]]], overrides: Sequence[s
     if found.problem is None:
         try:
             surroundings, options = parse(found.own, overrides, keys, environment=environment)
-            found.put(surroundings, None, keys)
-            found.put(options, COMMAND_LINE, keys)
+            found.put(_as_sections(surroundings, keys), None, keys)
+            found.put(_as_sections(options, keys), COMMAND_LINE, keys)
         except UserError as error:
             found.problem = error
     found.problem = found.problem and found.located(found.problem)
@@ -158,7 +159,7 @@ def _section(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _as_sections(data: Mapping[str, Any], keys: frozenset[str]) -> dict[str, Any]:
-    """The values of a file, a text that stands for a section as that: its settings can then come from elsewhere."""
+    """The values of a source, a text that stands for a section as that: its settings can then come from elsewhere."""
     found = dict(data)
     for name, setting in ONE_TEXT.items():
         part, _, last = name.partition(".")

@@ -132,3 +132,46 @@ def test_each_value_is_known_by_where_it_came_from_last(here: Path, monkeypatch:
         "learner.steps": "a.yaml",
         "buffer.shards": "environment variable AMORTIS_BUFFER__SHARDS",
     }
+
+
+REWARDED = f"task: {{{ROWS}, reward: {{function: 'other.py:f', columns: [x], timeout_s: 3}}}}"
+
+
+@pytest.mark.parametrize("how", ["environment", "command line", "both"])
+def test_a_function_from_elsewhere_keeps_the_rest_of_its_section(
+    here: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    if how != "command line":
+        monkeypatch.setenv("AMORTIS_TASK__REWARD", "environment.py:score" if how == "both" else "mine.py:score")
+    given = read_given(write(REWARDED), ["--task.reward", "mine.py:score"] if how != "environment" else [])
+    reward = given.config().task.model_dump()["reward"]
+    assert (reward["function"], reward["columns"], reward["timeout_s"]) == ("mine.py:score", ["x"], 3.0)
+    assert given.origins["task.reward.timeout_s"] == "a.yaml"
+    variable = "environment variable AMORTIS_TASK__REWARD"
+    assert given.origins["task.reward.function"] == (variable if how == "environment" else "command line")
+
+
+def test_a_function_and_the_rest_of_its_section_may_both_come_from_the_environment(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for order in (1, -1):
+        for name, value in [("", "mine.py:score"), ("__TIMEOUT_S", "5")][::order]:
+            monkeypatch.delenv(f"AMORTIS_TASK__REWARD{name}", raising=False)
+            monkeypatch.setenv(f"AMORTIS_TASK__REWARD{name}", value)
+        given = read_given(write(REWARDED), [])
+        reward = given.config().task.model_dump()["reward"]
+        assert (reward["function"], reward["columns"], reward["timeout_s"]) == ("mine.py:score", ["x"], 5.0)
+        assert given.origins["task.reward.timeout_s"] == "environment variable AMORTIS_TASK__REWARD__TIMEOUT_S"
+    monkeypatch.setenv("AMORTIS_TASK__REWARD", '{"function": "mine.py:score", "timeout_s": 4}')
+    monkeypatch.delenv("AMORTIS_TASK__REWARD__TIMEOUT_S")
+    given = read_given(write(REWARDED), [])
+    assert given.config().task.model_dump()["reward"]["timeout_s"] == 4.0
+    assert given.origins["task.reward.timeout_s"] == "environment variable AMORTIS_TASK__REWARD"
+    monkeypatch.delenv("AMORTIS_TASK__REWARD")
+    monkeypatch.setenv("AMORTIS_TASK", '{"reward": "mine.py:score"}')
+    given = read_given(write(REWARDED), [])
+    assert given.config().task.model_dump()["reward"]["timeout_s"] == 3.0
+    assert given.origins["task.reward.function"] == "environment variable AMORTIS_TASK"
+    given = read_given(write(REWARDED), ["--task", '{"reward": "last.py:score"}'])
+    reward = given.config().task.model_dump()["reward"]
+    assert (reward["function"], reward["timeout_s"]) == ("last.py:score", 3.0)

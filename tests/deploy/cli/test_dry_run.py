@@ -90,13 +90,22 @@ def test_what_is_shown_is_yaml_that_gives_the_same_run(start: list[str], capsys:
     assert line.split("#")[1].strip() == "mine.yaml" and yaml.safe_load(line) == {"lr": 0.2}
 
 
-def test_what_checks_say_of_the_data_is_shown(start: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_checks_say_of_the_data_is_shown_and_a_function_with_the_variable_that_named_it(
+    start: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     Path("rows.jsonl").write_text("".join(json.dumps({"x": f"{i} {i}"}) + "\n" for i in (1, 2, 3, 3)))
     Path("rows.yaml").write_text(
-        "task: {name: jsonl, train_path: rows.jsonl, prompt: '{x}', max_len: 4, allowed_characters: '[0-9]'}"
+        "task: {name: jsonl, train_path: rows.jsonl, prompt: '{x}', max_len: 4, allowed_characters: '[0-9]', "
+        "reward: {function: 'other.py:f', timeout_s: 3}}"
     )
+    Path("mine.py").write_text("def score(prompts, texts, rows): return [0.0] * len(texts)\n")
+    monkeypatch.setenv("AMORTIS_TASK__REWARD", "mine.py:score")
     found, err = as_json([*start[:-1], "rows.yaml", "--dry-run"], capsys)
     assert any("1 repeated rows are used once" in note for note in found["checks"]["notes"]) and err == ""
+    assert found["sources"]["task.reward.function"] == "environment variable AMORTIS_TASK__REWARD"
+    assert (
+        found["sources"]["task.reward.timeout_s"] == "rows.yaml" and found["config"]["task"]["reward"]["timeout_s"] == 3
+    )
     assert main([*start[:-1], "rows.yaml", "--dry-run"]) == 0
     assert "# note: " in capsys.readouterr().out
 
