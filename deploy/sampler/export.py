@@ -161,7 +161,15 @@ def merge(run: FinishedRun, dtype: str = "auto", prompt: str | None = None) -> M
         top_p=1.0,
         **{key: getattr(given, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")},
     )
-    return Merged(merged, load_tokenizer(run.model), name, agreement)
+    return Merged(merged, _tokenizer(run), name, agreement)
+
+
+def _tokenizer(run: FinishedRun) -> Any:
+    """The base model's, with the chat template that was trained on."""
+    tokenizer, chat = load_tokenizer(run.model), run.task.chat
+    if chat is not None and chat.own_template is not None:
+        tokenizer.chat_template = chat.own_template
+    return tokenizer
 
 
 def write_merged(run: FinishedRun, merged: Merged, folder: Path) -> None:

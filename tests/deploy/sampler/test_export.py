@@ -217,6 +217,23 @@ def test_the_example_in_a_chat_s_card_reads_what_the_sampler_reads(tmp_path: Pat
     assert main(["export", str(folder), "--merged", str(tmp_path / "merged")]) == 0
     found = run_example(tmp_path / "merged", "prompt.tolist()[0]")
     assert found == FinishedRun(folder).query("number :").prompt_ids.tolist() and len(found) > 10
+    assert "the system message and variables in `amortis.json`" in (tmp_path / "merged" / "README.md").read_text()
+
+
+def test_a_chat_template_of_the_run_s_own_goes_with_the_merged_model(tmp_path: Path) -> None:
+    model = byte_level_model(tmp_path / "bytes", [BYTES], CHAT)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"x": f"The number {i}"}) + "\n" for i in range(9)))
+    own = "{% for m in messages %}{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|start|>{% endif %}"
+    task = {"name": "jsonl", "train_path": str(tmp_path / "rows.jsonl"), "prompt": "{x}", "max_len": 4, "chat": True}
+    task["chat_template_kwargs"] = {"chat_template": own}
+    folder = make_run(config_of(tmp_path, model, "--run.name", "mine", task=f"task: {json.dumps(task)}"))
+    put_adapter(folder, 0.3)
+    places = ["--merged", str(tmp_path / "merged"), "--gguf", str(tmp_path / "x.gguf")]
+    assert main(["export", str(folder), *places]) == 0
+    read = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    text = read.apply_chat_template([{"role": "user", "content": "number"}], tokenize=False, add_generation_prompt=True)
+    assert read(text)["input_ids"] == FinishedRun(folder).query("number").prompt_ids.tolist()
+    assert gguf.GGUFReader(tmp_path / "x.gguf").fields["tokenizer.chat_template"].contents() == own
 
 
 NASTY = "Rain | `x` " + TICKS + " {{ card_data }} <b>{word}</b> "
