@@ -11,12 +11,15 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import gguf
+import httpx
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import RepositoryNotFoundError
 from peft import PeftModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -337,9 +340,20 @@ class Recording:
     def __init__(self) -> None:
         self.made: dict[str, Any] = {}
         self.uploaded: list[str] = []
+        self.private: bool | None = None
+        """Of what is there; None: nothing is."""
+
+    def whoami(self) -> None:
+        """It knows everybody."""
 
     def create_repo(self, repo: str, **options: Any) -> None:
         self.made = {"repo": repo, **options}
+        self.private = options["private"] if self.private is None else self.private
+
+    def repo_info(self, repo: str) -> SimpleNamespace:
+        if self.private is None:
+            raise RepositoryNotFoundError("none", response=httpx.Response(404, request=httpx.Request("GET", "x:")))
+        return SimpleNamespace(private=self.private)
 
     def upload_folder(self, *, folder_path: Path, repo_id: str, commit_message: str) -> None:
         assert repo_id == self.made["repo"]
@@ -351,7 +365,7 @@ def test_the_hub_gets_the_adapter_with_its_card_in_a_private_repository_unless_a
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], public: bool
 ) -> None:
     client = Recording()
-    monkeypatch.setattr(hub, "hub_access", lambda repo: client)
+    monkeypatch.setattr(hub, "hub_access", lambda repo, public: client)
     assert main(["export", str(run), "--hub", "me/mine", "--json", *(["--public"] if public else [])]) == 0
     assert json.loads(capsys.readouterr().out)["hub"] == "https://hub/me/mine"
     assert client.made == {"repo": "me/mine", "private": not public, "exist_ok": True}
@@ -362,7 +376,27 @@ def test_the_hub_gets_the_adapter_with_its_card_in_a_private_repository_unless_a
 @pytest.mark.parametrize("name", ["mine", "a/b/c", "../x"])
 def test_a_name_that_the_hub_has_not_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=r"--hub = .*write it as OWNER/NAME"):
-        hub.hub_access(name)
+        hub.hub_access(name, public=False)
+
+
+def test_nothing_is_put_into_a_repository_that_is_public_unless_asked(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = Recording()
+    client.private = False
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda token: client)
+    monkeypatch.setattr("deploy.sampler.export.write_adapter", lambda *_: pytest.fail("something was made"))
+    assert main(["export", str(run), "--hub", "me/mine"]) == EXIT_USER
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--hub = 'me/mine': is there already, and anybody can read it; give --public" in line
+    # One that became so since.
+    with pytest.raises(UserError, match="anybody can read it"):
+        hub.publish(client, run, "me/mine", public=False)
+    assert client.uploaded == []
+    assert hub.hub_access("me/mine", public=True) is client
+    client.private = None
+    assert hub.hub_access("me/mine", public=False) is client
 
 
 def byte_level_model(folder: Path, splits: list[Any], chat: str = "{{ messages[0]['content'] }}") -> Path:
