@@ -93,7 +93,7 @@ def sampler_facts(run: FinishedRun, merge: Mapping[str, Any] | None = None) -> d
         },
         "prompt": _prompt(run),
         "terminator_in_text": task.terminator_in_reward,
-        "tool": None if task.tool is None else _plain(config.task)["tool"],
+        "tool": None if task.tool is None else _plain(task.tool.section),
         "reward": {
             "prior_weight": config.reward_weights.prior,
             "likelihood_weight": config.reward_weights.likelihood,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -127,6 +129,65 @@ def test_a_place_that_is_taken_is_refused_and_an_empty_folder_is_none(
     assert (taken / "mine.txt").read_text() == "kept"
     assert main(["export", str(run), "--adapter", str(empty)]) == 0
     assert (empty / "adapter_model.safetensors").is_file()
+
+
+def test_a_gguf_file_is_never_a_folder_s_name(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(run), "--gguf", str(tmp_path)]) == EXIT_USER
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"--gguf = '{tmp_path}': is a folder; give a file's name" in line
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError("no model is there"), OSError),
+        (FileNotFoundError(errno.ENOENT, "No such file", "/elsewhere/adapter"), FileNotFoundError),
+        (OSError(errno.ENOSPC, "No space left on device"), UserError),
+    ],
+)
+def test_what_goes_wrong_beside_the_place_is_not_blamed_on_it(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, expected: type[Exception]
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("deploy.sampler.export.write_card", fail)
+    with pytest.raises(expected, match=re.escape(error.strerror or str(error))) as found:
+        write_adapter(FinishedRun(run), tmp_path / "adapter")
+    assert expected is UserError or found.value is error
+    assert not any(tmp_path.iterdir())
+
+
+OWN = """
+from common.tasks.rng import RngTask
+from common.tools import ToolBox, ToolSection
+
+
+class Mine(RngTask):
+    name = "mine"
+
+    @property
+    def tool(self):
+        return ToolBox(ToolSection(limit_capability=3))
+
+    @property
+    def chat(self):
+        return self.codec.chat("Be brief.", {"who": "me"})
+"""
+
+
+def test_a_task_of_one_s_own_needs_no_settings_for_its_tool_and_its_chat(tmp_path: Path) -> None:
+    model = byte_level_model(tmp_path / "bytes", [BYTES], CHAT)
+    (tmp_path / "mine.py").write_text(OWN)
+    folder = make_run(config_of(tmp_path, model, "--run.name", "mine", "--task.prompt", "The number: "))
+    put_adapter(folder, 0.3)
+    run = FinishedRun(folder)
+    own = runpy.run_path(str(tmp_path / "mine.py"))["Mine"]
+    run.task = own(run.config.task, run.codec)
+    write_adapter(run, tmp_path / "adapter")
+    facts = json.loads((tmp_path / "adapter" / "amortis.json").read_text())
+    assert facts["prompt"]["chat"] == {"system": "Be brief.", "template_kwargs": {"who": "me"}}
+    assert (facts["tool"]["name"], facts["tool"]["limit_capability"]) == ("calculator", 3)
 
 
 def test_an_export_of_nothing_says_what_there_is(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
