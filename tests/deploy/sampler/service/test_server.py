@@ -298,6 +298,28 @@ def test_a_posterior_is_bounded_in_what_it_draws_scores_and_answers(folder: Path
     served(folder, play, max_samples=8)
 
 
+def test_data_that_a_row_needs_and_that_is_gone_is_told_without_its_place(
+    tmp_path: Path, digit_model: Path, engine: StandIn, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"x": f"number {i}", "r": "1", "y": "2"}) + "\n" for i in range(9)))
+    task = {"name": "jsonl", "train_path": str(rows), "prompt": "{x}", "target": "{y}", "rationale": "{r}"}
+    task |= {"max_len": 3, "policy_shots": 1}
+    shots = make_run(config_of(tmp_path, digit_model, "--run.name", "shots", task=f"task: {json.dumps(task)}"))
+    (shots / "adapter").mkdir()
+    (shots / "adapter" / "adapter_config.json").write_text("{}")
+    rows.unlink()
+
+    def play(ready: Ready) -> httpx.Response:
+        return httpx.post(
+            f"{ready.address}/v1/posterior", json={"row": {"x": "number 3", "r": "1", "y": "2"}}, timeout=20
+        )
+
+    (found,) = served(shots, play)
+    assert found.status_code == 500 and "something is wrong with its task.train_path" in found.text
+    assert str(tmp_path) not in found.text and str(rows) in caplog.text
+
+
 def test_a_person_is_shown_the_address_the_models_and_an_example(
     folder: Path, engine: StandIn, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
