@@ -100,6 +100,22 @@ class Chat:
         if system is not None:
             self._take_system(system)
 
+    @property
+    def system(self) -> str | None:
+        """What opens a conversation that has no system message of its own."""
+        return self._system[0]["content"] if self._system else None
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What the template is given besides the messages."""
+        return dict(self._variables)
+
+    @property
+    def own_template(self) -> str | None:
+        """The template that the task has in place of the tokenizer's; None where it is that."""
+        given = self._variables.get("chat_template")
+        return None if given is None else str(self._tokenizer.get_chat_template(given))
+
     def ids(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a conversation up to where the assistant's turn begins; raises BadRow.
 

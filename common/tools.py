@@ -71,6 +71,11 @@ class ToolBox:
                 raise UserError("task.tool.name", section.name, str(error), "or write calculator") from error
             self._call = ToolProcess(section.name, section.timeout_s, section.folder)
 
+    @property
+    def section(self) -> ToolSection:
+        """Its settings."""
+        return self._section
+
     def __call__(self, text: str) -> str | None:
         """What to insert; raises ToolError with what went wrong."""
         try:

@@ -62,7 +62,7 @@ def add_sampler_commands(add: AddCommand) -> None:
     sub.add_argument(
         "--hub", metavar="OWNER/NAME", help="upload the merged model, or the adapter without --merged; needs HF_TOKEN"
     )
-    sub.add_argument("--public", action="store_true", help="make a new repository on the hub public (default: private)")
+    sub.add_argument("--public", action="store_true", help="make the repository public, or write to one that is")
     sub.add_argument(
         "--dtype",
         choices=["auto", "float32", "bfloat16", "float16"],
@@ -191,7 +191,7 @@ def export(options: argparse.Namespace, overrides: list[str], console: Console) 
     if places == Places() and options.hub is None:
         raise UserError("export", None, "is told nothing to make", "give --merged, --adapter, --gguf or --hub")
     places.check()
-    access = None if options.hub is None else hub_access(options.hub)
+    access = None if options.hub is None else hub_access(options.hub, public=options.public)
     run = FinishedRun(options.run, overrides, best=options.best)
     with TemporaryDirectory() as scratch:
         uploaded = options.merged or options.adapter

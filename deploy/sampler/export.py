@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -76,7 +77,7 @@ class Places:
         """Raises UserError for a place that is taken or can't be written."""
         for name, path in (("merged", self.merged), ("adapter", self.adapter), ("gguf", self.gguf)):
             if path is not None:
-                check_new(f"--{name}", path)
+                check_new(f"--{name}", path, is_file=name == "gguf")
 
 
 def export(run: FinishedRun, places: Places, dtype: str = "auto", prompt: str | None = None) -> dict[str, Any]:
@@ -112,9 +113,11 @@ def export(run: FinishedRun, places: Places, dtype: str = "auto", prompt: str | 
     return found
 
 
-def check_new(setting: str, path: Path) -> None:
-    """Raises UserError unless a folder or file can be made there; an empty folder may stand in its place."""
+def check_new(setting: str, path: Path, *, is_file: bool = False) -> None:
+    """Raises UserError unless a folder or file can be made there; an empty folder may stand in a folder's place."""
     target = path.expanduser()
+    if is_file and target.is_dir() and not any(target.iterdir()):
+        raise UserError(setting, str(path), "is a folder", f"give a file's name, e.g. {path / 'model.gguf'}")
     if target.is_symlink() or (target.exists() and not (target.is_dir() and not any(target.iterdir()))):
         raise UserError(setting, str(path), "is there already", "give another place, or move it away")
     check_writable(setting, str(path), target.resolve().parent, "give a place that can be written")
@@ -161,7 +164,15 @@ def merge(run: FinishedRun, dtype: str = "auto", prompt: str | None = None) -> M
         top_p=1.0,
         **{key: getattr(given, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")},
     )
-    return Merged(merged, load_tokenizer(run.model), name, agreement)
+    return Merged(merged, _tokenizer(run), name, agreement)
+
+
+def _tokenizer(run: FinishedRun) -> Any:
+    """The base model's, with the chat template that was trained on."""
+    tokenizer, chat = load_tokenizer(run.model), run.task.chat
+    if chat is not None and chat.own_template is not None:
+        tokenizer.chat_template = chat.own_template
+    return tokenizer
 
 
 def write_merged(run: FinishedRun, merged: Merged, folder: Path) -> None:
@@ -210,7 +221,7 @@ def write_merged_gguf(run: FinishedRun, merged: Merged, file: Path) -> None:
         part = draft / "model.gguf"
         write_gguf(part, merged.model, merged.tokenizer, merged.dtype, public_name(run), opens_with_bos=opens_with_bos)
         part.chmod(0o644)
-        _move("--gguf", part, file)
+        _move("--gguf", part, file, is_file=True)
 
 
 def _own_dtype(run: FinishedRun) -> str:
@@ -291,10 +302,24 @@ def _draft_beside(setting: str, target: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=parent) as name:
             yield Path(name)
     except OSError as error:
+        if not _is_of(error, parent):
+            # Of what was to be read: the place is in order.
+            raise
         raise UserError(setting, str(target), f"can't be written ({error.strerror})", "give another place") from error
 
 
-def _move(setting: str, draft: Path, target: Path) -> None:
+def _is_of(error: OSError, folder: Path) -> bool:
+    """Whether the system raised it about something in a folder, or about no file in particular, such as a full disk."""
+    if error.errno is None:
+        return False
+    return error.filename is None or any(
+        Path(os.fsdecode(name)).is_relative_to(folder)
+        for name in (error.filename, error.filename2)
+        if isinstance(name, str | bytes | os.PathLike)
+    )
+
+
+def _move(setting: str, draft: Path, target: Path, *, is_file: bool = False) -> None:
     """Raises UserError for what has come there meanwhile."""
-    check_new(setting, target)
+    check_new(setting, target, is_file=is_file)
     draft.rename(target.expanduser())

@@ -67,8 +67,10 @@ class FinishedRun:
         targets: Sequence[str] = (),
         setting: str = "--prompt",
     ) -> Query:
-        """What to sample for: a prompt of one's own, or a row of data, for neither of which data is read; else the
-        task's first test query.
+        """What to sample for: a prompt of one's own, or a row of data; else the task's first test query.
+
+        For a prompt no data is read; for a row it is where training rows stand before it, with task.policy_shots or
+        task.reference_shots.
 
         `target` is the text Y behind the rationale, in place of the row's. With `targets` the first is the query's
         target and the others are its alternatives, whose p(Y|XZ⊤) is scored as well. Raises UserError naming `setting`.

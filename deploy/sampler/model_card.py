@@ -93,7 +93,7 @@ def sampler_facts(run: FinishedRun, merge: Mapping[str, Any] | None = None) -> d
         },
         "prompt": _prompt(run),
         "terminator_in_text": task.terminator_in_reward,
-        "tool": None if task.tool is None else _plain(config.task)["tool"],
+        "tool": None if task.tool is None else _plain(task.tool.section),
         "reward": {
             "prior_weight": config.reward_weights.prior,
             "likelihood_weight": config.reward_weights.likelihood,
@@ -116,9 +116,8 @@ def _prompt(run: FinishedRun) -> dict[str, Any]:
     config, chat = run.config, None
     opening, wants_bos = run.codec.opening_ids, config.model.add_bos_token
     if run.task.chat is not None:
-        given = _plain(config.task)
-        variables = given["chat_template_kwargs"] | ({"bos_token": ""} if wants_bos is False else {})
-        chat = {"system": None if given["chat"] is True else given["chat"], "template_kwargs": variables}
+        # Of the task itself: one of the user's own may have no such settings.
+        chat = {"system": run.task.chat.system, "template_kwargs": run.task.chat.variables}
         opening = opening if wants_bos else []
     return {"opening_ids": opening, "chat": chat}
 

@@ -272,6 +272,32 @@ def test_samples_that_are_aborted_leave_the_others_and_their_version_behind(
     assert all(draft.trajectory is not None for draft in kept) and not engine.busy and engine.can_load
 
 
+def test_a_call_that_is_interrupted_in_the_middle_of_a_step_leaves_the_engine_to_the_next(
+    engine: Engine, policy: LoraPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter, sampler = load(engine, policy, tmp_path), sampler_of(engine)
+    core = engine._engine.engine_core.engine_core
+    execute, calls = core.model_executor.execute_model, itertools.count(1)
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        # What vLLM has scheduled by then is never computed.
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return execute(*arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(core.model_executor, "execute_model", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            sampler.collect([QUERY], SampleRequest("hot", True, 2.0, 40), adapter, 32)
+    assert sampler.in_flight == 0 and not engine.busy and engine.can_load
+    other = QUERY.model_copy(update={"prompt_ids": QUERY.prompt_ids[:1]})
+    found = sampler.collect([other], SampleRequest("all", True, 1.0, 300), adapter, 32)[other.id]
+    assert len(found) == 300 and {item.behaviour.temperature for item in found} == {1.0}
+    for item in found[:40]:
+        (expected,) = policy.log_prob(other, [item.action_ids.tolist()])
+        assert item.behaviour.log_prob == pytest.approx(expected, abs=1e-3)
+
+
 def test_a_length_of_one_s_own_cuts_off_and_says_so(engine: Engine, policy: LoraPolicy, tmp_path: Path) -> None:
     adapter, sampler = load(engine, policy, tmp_path), sampler_of(engine)
     ends: dict[int, set[tuple[int, bool]]] = {2: set(), 3: set(), 9: set()}

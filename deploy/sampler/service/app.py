@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from common.errors import UserError
 from common.json_text import dumps
+from common.log import get_logger
 from common.metrics import ServiceMetrics
 from common.trajectory import Query
 from deploy.sampler.finished_run import FinishedRun
@@ -28,6 +29,8 @@ from deploy.sampler.service.loop import Draw, EngineLoop, Job
 from deploy.sampler.service.schemas import ChatRequest, CompletionRequest, PosteriorRequest, parse
 
 T = TypeVar("T")
+log = get_logger("service")
+_PARAMETERS = {name for kind in (CompletionRequest, ChatRequest, PosteriorRequest) for name in kind.model_fields}
 BASE = ":base"
 """Behind the run's name: its base model under the same mask."""
 
@@ -223,7 +226,12 @@ async def _as_answer(request: Request, error: Any) -> Response:
 
 
 async def _of_user_error(request: Request, error: Any) -> Response:
-    return await _as_answer(request, from_user_error(error))
+    if error.field in _PARAMETERS:
+        return await _as_answer(request, from_user_error(error))
+    # Of the run's own settings, as of data that the task reads for a row: it names places of this machine.
+    log.error("%s", error)
+    message = f"the service can't answer, as something is wrong with its {error.field}; its log says what"
+    return await _as_answer(request, ApiError(500, message))
 
 
 async def _of_route(request: Request, error: Any) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,11 @@ class ApiError(Exception):
         self.status, self.headers = status, dict(headers or {})
         kind = kind or ("invalid_request_error" if status < 500 else "server_error")
         self.body: dict[str, Any] = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def without_folders(text: str) -> str:
+    """A message about files of this machine, as a client may read it: their names alone."""
+    return re.sub(r"(?<![\w.])/(?:[^\s/:'\"]+/)+", "", text)
 
 
 def refused(param: str, value: object, problem: str, remedy: str) -> ApiError:

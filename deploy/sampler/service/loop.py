@@ -122,7 +122,8 @@ class EngineLoop:
     def trouble(self) -> str | None:
         """Why nothing can be drawn now; None if it can."""
         if self.failure is not None:
-            return f"the sampler failed ({self.failure}); the service ends, and whoever watches it starts it again"
+            # How is the last line of the service's log, and no client's business.
+            return "the sampler failed, and the service's log says how; it ends, and whoever watches it starts it again"
         if self._stopping:
             return "the service is stopping; ask again when it is back"
         if not self._ready:

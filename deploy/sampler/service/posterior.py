@@ -8,7 +8,7 @@ from typing import Any
 from common.trajectory import Query, Trajectory
 from deploy.sampler.finished_run import FinishedRun
 from deploy.sampler.posterior import PosteriorMaker
-from deploy.sampler.service.errors import ApiError, refused
+from deploy.sampler.service.errors import ApiError, refused, without_folders
 from deploy.sampler.service.loop import Draw, Job
 from deploy.sampler.service.schemas import PosteriorRequest
 
@@ -50,7 +50,8 @@ async def answer(run: FinishedRun, request: PosteriorRequest, query: Query, mode
         else:
             drawn[update.draft.number] = update.draft.trajectory
     if not drawn:
-        raise ApiError(500, f"none of the {rejected} draws has a valid reward ({reason}); see the run's task")
+        why = without_folders(reason or "")
+        raise ApiError(500, f"none of the {rejected} draws has a valid reward ({why}); see the run's task")
     found = PosteriorMaker(run.config, run.task).make(
         run.codec.decode_prompt(query.prompt_ids) if request.prompt is None else request.prompt,
         # In an order that a seed decides, and not who finished first.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -11,12 +13,15 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import gguf
+import httpx
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import RepositoryNotFoundError
 from peft import PeftModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -126,6 +131,65 @@ def test_a_place_that_is_taken_is_refused_and_an_empty_folder_is_none(
     assert (empty / "adapter_model.safetensors").is_file()
 
 
+def test_a_gguf_file_is_never_a_folder_s_name(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(run), "--gguf", str(tmp_path)]) == EXIT_USER
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"--gguf = '{tmp_path}': is a folder; give a file's name" in line
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError("no model is there"), OSError),
+        (FileNotFoundError(errno.ENOENT, "No such file", "/elsewhere/adapter"), FileNotFoundError),
+        (OSError(errno.ENOSPC, "No space left on device"), UserError),
+    ],
+)
+def test_what_goes_wrong_beside_the_place_is_not_blamed_on_it(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, expected: type[Exception]
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("deploy.sampler.export.write_card", fail)
+    with pytest.raises(expected, match=re.escape(error.strerror or str(error))) as found:
+        write_adapter(FinishedRun(run), tmp_path / "adapter")
+    assert expected is UserError or found.value is error
+    assert not any(tmp_path.iterdir())
+
+
+OWN = """
+from common.tasks.rng import RngTask
+from common.tools import ToolBox, ToolSection
+
+
+class Mine(RngTask):
+    name = "mine"
+
+    @property
+    def tool(self):
+        return ToolBox(ToolSection(limit_capability=3))
+
+    @property
+    def chat(self):
+        return self.codec.chat("Be brief.", {"who": "me"})
+"""
+
+
+def test_a_task_of_one_s_own_needs_no_settings_for_its_tool_and_its_chat(tmp_path: Path) -> None:
+    model = byte_level_model(tmp_path / "bytes", [BYTES], CHAT)
+    (tmp_path / "mine.py").write_text(OWN)
+    folder = make_run(config_of(tmp_path, model, "--run.name", "mine", "--task.prompt", "The number: "))
+    put_adapter(folder, 0.3)
+    run = FinishedRun(folder)
+    own = runpy.run_path(str(tmp_path / "mine.py"))["Mine"]
+    run.task = own(run.config.task, run.codec)
+    write_adapter(run, tmp_path / "adapter")
+    facts = json.loads((tmp_path / "adapter" / "amortis.json").read_text())
+    assert facts["prompt"]["chat"] == {"system": "Be brief.", "template_kwargs": {"who": "me"}}
+    assert (facts["tool"]["name"], facts["tool"]["limit_capability"]) == ("calculator", 3)
+
+
 def test_an_export_of_nothing_says_what_there_is(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(run)]) == EXIT_USER
     assert "--merged, --adapter, --gguf or --hub" in capsys.readouterr().err
@@ -217,6 +281,23 @@ def test_the_example_in_a_chat_s_card_reads_what_the_sampler_reads(tmp_path: Pat
     assert main(["export", str(folder), "--merged", str(tmp_path / "merged")]) == 0
     found = run_example(tmp_path / "merged", "prompt.tolist()[0]")
     assert found == FinishedRun(folder).query("number :").prompt_ids.tolist() and len(found) > 10
+    assert "the system message and variables in `amortis.json`" in (tmp_path / "merged" / "README.md").read_text()
+
+
+def test_a_chat_template_of_the_run_s_own_goes_with_the_merged_model(tmp_path: Path) -> None:
+    model = byte_level_model(tmp_path / "bytes", [BYTES], CHAT)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"x": f"The number {i}"}) + "\n" for i in range(9)))
+    own = "{% for m in messages %}{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|start|>{% endif %}"
+    task = {"name": "jsonl", "train_path": str(tmp_path / "rows.jsonl"), "prompt": "{x}", "max_len": 4, "chat": True}
+    task["chat_template_kwargs"] = {"chat_template": own}
+    folder = make_run(config_of(tmp_path, model, "--run.name", "mine", task=f"task: {json.dumps(task)}"))
+    put_adapter(folder, 0.3)
+    places = ["--merged", str(tmp_path / "merged"), "--gguf", str(tmp_path / "x.gguf")]
+    assert main(["export", str(folder), *places]) == 0
+    read = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    text = read.apply_chat_template([{"role": "user", "content": "number"}], tokenize=False, add_generation_prompt=True)
+    assert read(text)["input_ids"] == FinishedRun(folder).query("number").prompt_ids.tolist()
+    assert gguf.GGUFReader(tmp_path / "x.gguf").fields["tokenizer.chat_template"].contents() == own
 
 
 NASTY = "Rain | `x` " + TICKS + " {{ card_data }} <b>{word}</b> "
@@ -320,9 +401,20 @@ class Recording:
     def __init__(self) -> None:
         self.made: dict[str, Any] = {}
         self.uploaded: list[str] = []
+        self.private: bool | None = None
+        """Of what is there; None: nothing is."""
+
+    def whoami(self) -> None:
+        """It knows everybody."""
 
     def create_repo(self, repo: str, **options: Any) -> None:
         self.made = {"repo": repo, **options}
+        self.private = options["private"] if self.private is None else self.private
+
+    def repo_info(self, repo: str) -> SimpleNamespace:
+        if self.private is None:
+            raise RepositoryNotFoundError("none", response=httpx.Response(404, request=httpx.Request("GET", "x:")))
+        return SimpleNamespace(private=self.private)
 
     def upload_folder(self, *, folder_path: Path, repo_id: str, commit_message: str) -> None:
         assert repo_id == self.made["repo"]
@@ -334,7 +426,7 @@ def test_the_hub_gets_the_adapter_with_its_card_in_a_private_repository_unless_a
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], public: bool
 ) -> None:
     client = Recording()
-    monkeypatch.setattr(hub, "hub_access", lambda repo: client)
+    monkeypatch.setattr(hub, "hub_access", lambda repo, public: client)
     assert main(["export", str(run), "--hub", "me/mine", "--json", *(["--public"] if public else [])]) == 0
     assert json.loads(capsys.readouterr().out)["hub"] == "https://hub/me/mine"
     assert client.made == {"repo": "me/mine", "private": not public, "exist_ok": True}
@@ -345,7 +437,27 @@ def test_the_hub_gets_the_adapter_with_its_card_in_a_private_repository_unless_a
 @pytest.mark.parametrize("name", ["mine", "a/b/c", "../x"])
 def test_a_name_that_the_hub_has_not_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=r"--hub = .*write it as OWNER/NAME"):
-        hub.hub_access(name)
+        hub.hub_access(name, public=False)
+
+
+def test_nothing_is_put_into_a_repository_that_is_public_unless_asked(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = Recording()
+    client.private = False
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda token: client)
+    monkeypatch.setattr("deploy.sampler.export.write_adapter", lambda *_: pytest.fail("something was made"))
+    assert main(["export", str(run), "--hub", "me/mine"]) == EXIT_USER
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--hub = 'me/mine': is there already, and anybody can read it; give --public" in line
+    # One that became so since.
+    with pytest.raises(UserError, match="anybody can read it"):
+        hub.publish(client, run, "me/mine", public=False)
+    assert client.uploaded == []
+    assert hub.hub_access("me/mine", public=True) is client
+    client.private = None
+    assert hub.hub_access("me/mine", public=False) is client
 
 
 def byte_level_model(folder: Path, splits: list[Any], chat: str = "{{ messages[0]['content'] }}") -> Path:

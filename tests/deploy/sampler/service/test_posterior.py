@@ -35,7 +35,7 @@ def answered(run: FinishedRun, valid: list[bool], **options: Any) -> dict[str, A
         job = Job([posterior.draw_of(request, query, True, 8)], len(valid))
         for number, is_valid in enumerate(valid):
             draft = Draft(Origin(query, None, 1.0, "policy"), number)
-            reason = None if is_valid else "task.reward raised: ValueError: no threes"
+            reason = None if is_valid else "task.reward ended: no threes in '/home/me/mine.py'"
             draft.finish(make_trajectory(query, [3 + number]) if is_valid else None, reason)
             job.news.put_nowait(Update(0, draft, 1, done=True))
         return await posterior.answer(run, request, query, "mine", job)
@@ -55,6 +55,8 @@ def test_an_answer_of_no_valid_draw_is_an_error_that_says_why(run: FinishedRun) 
     with pytest.raises(ApiError, match=r"none of the 2 draws has a valid reward .*no threes") as found:
         answered(run, [False, False])
     assert found.value.status == 500
+    # Clients are told no places of the machine.
+    assert "in 'mine.py'" in str(found.value) and "/home" not in str(found.value)
 
 
 def test_an_answer_says_whose_likelihood_its_rewards_hold(run: FinishedRun) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -17,9 +18,12 @@ import openai
 import pytest
 
 from common.errors import EXIT_FAULT, EXIT_USER, EngineFault, UserError
+from common.metrics import ServiceMetrics, new_registry
 from deploy.cli.main import main
 from deploy.sampler.finished_run import FinishedRun
+from deploy.sampler.service.app import Service, make_app
 from deploy.sampler.service.guard import MAX_BODY_BYTES
+from deploy.sampler.service.loop import EngineLoop
 from deploy.sampler.service.server import Options, Ready, checked, serve
 from tests.deploy.run.runs import config_of, make_run
 from tests.deploy.sampler.service.test_loop import StandIn
@@ -190,7 +194,24 @@ def test_an_engine_that_fails_ends_the_service_with_one_line(
     told = capsys.readouterr()
     assert json.loads(told.out)["models"] == ["mine", "mine:base"]
     assert told.err == "amortis: vLLM failed in a step: no more memory\n"
-    assert found[0].status_code == 503 and "no more memory" in found[0].json()["error"]["message"]
+    assert found[0].status_code == 503 and "the sampler failed" in found[0].json()["error"]["message"]
+
+
+def test_who_asks_for_health_without_a_key_is_not_told_how_the_engine_failed(folder: Path, engine: StandIn) -> None:
+    registry = new_registry()
+    metrics = ServiceMetrics(registry)
+    loop = EngineLoop(lambda: (engine, None), metrics, 8, 60.0, on_ready=lambda: None, on_failure=lambda: None)  # type: ignore[arg-type,return-value]
+    loop.failure = RuntimeError("CUDA error at /home/me/secret")
+    service = Service(FinishedRun(folder), loop, registry, metrics, 5)
+
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(make_app(service, "key", None))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return await client.get("/health")
+
+    found = asyncio.run(ask())
+    assert found.status_code == 503 and "the sampler failed" in found.json()["error"]["message"]
+    assert "CUDA" not in found.text and "secret" not in found.text
 
 
 def test_an_engine_that_cannot_start_ends_it_as_any_mistake_does(
@@ -275,6 +296,28 @@ def test_a_posterior_is_bounded_in_what_it_draws_scores_and_answers(folder: Path
             assert answer.status_code == 400 and expected in answer.json()["error"]["message"], answer.text
 
     served(folder, play, max_samples=8)
+
+
+def test_data_that_a_row_needs_and_that_is_gone_is_told_without_its_place(
+    tmp_path: Path, digit_model: Path, engine: StandIn, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"x": f"number {i}", "r": "1", "y": "2"}) + "\n" for i in range(9)))
+    task = {"name": "jsonl", "train_path": str(rows), "prompt": "{x}", "target": "{y}", "rationale": "{r}"}
+    task |= {"max_len": 3, "policy_shots": 1}
+    shots = make_run(config_of(tmp_path, digit_model, "--run.name", "shots", task=f"task: {json.dumps(task)}"))
+    (shots / "adapter").mkdir()
+    (shots / "adapter" / "adapter_config.json").write_text("{}")
+    rows.unlink()
+
+    def play(ready: Ready) -> httpx.Response:
+        return httpx.post(
+            f"{ready.address}/v1/posterior", json={"row": {"x": "number 3", "r": "1", "y": "2"}}, timeout=20
+        )
+
+    (found,) = served(shots, play)
+    assert found.status_code == 500 and "something is wrong with its task.train_path" in found.text
+    assert str(tmp_path) not in found.text and str(rows) in caplog.text
 
 
 def test_a_person_is_shown_the_address_the_models_and_an_example(
