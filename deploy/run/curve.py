@@ -70,7 +70,10 @@ def draw_curve(run: Path, main: Sequence[str], best: Best | None) -> list[Path]:
     where = f"queries of which {trained_on} are trained on" if trained_on else "held-out queries"
     every[0].set_title(f"Samples on {where}, while it trained")
     path = run / FILE
-    figure.savefig(path, dpi=120)
+    draft = run / f".{FILE}"
+    figure.savefig(draft, dpi=120, format="png")
+    # Somebody may be looking at it.
+    draft.replace(path)
     return [path]
 
 

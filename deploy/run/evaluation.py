@@ -26,6 +26,7 @@ from common.tasks import Task
 from common.terminal import visible
 from common.trajectory import Trajectory
 from deploy.run.best import Best, keep_best, load_best, mend_best, metric_among, mode_of
+from deploy.run.curve import draw_curve, read_curve
 
 log = get_logger("evaluation")
 POLL_S = 0.25
@@ -52,6 +53,8 @@ class Evaluator:
         self._best = load_best(config.run_folder)
         self._metric: str | None = None
         self._done = self._trained_on = 0
+        self._shown = self._last_step = 0
+        """Evaluations that are in the picture, and the step of the last one that was made."""
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._work, name="amortis-evaluation", daemon=True)
 
@@ -83,6 +86,7 @@ class Evaluator:
                 if drawn is not None:
                     self.take_in(drawn)
                     drawn = None
+                self._draw()
             except RedisError as error:
                 # Redis may restart or be full; the next look goes on with what was drawn.
                 log.warning("Redis can't be used: %s", error)
@@ -95,6 +99,15 @@ class Evaluator:
                 reason = f"the task's figures can't be made while it trains: {type(error).__name__}: {error}"
                 self._control.report_fault("evaluation", f"{reason}; see logs/launcher.log, or set evaluation.every 0")
                 return
+
+    def _draw(self) -> None:
+        """The picture anew, once the learner has written down what was measured last."""
+        if self._shown == self._done:
+            return
+        run, rows = self._config.run_folder, read_curve(self._config.run_folder)
+        if any(int(row["step"]) == self._last_step for row in rows):
+            draw_curve(run, self._task.main_figures, self._best)
+            self._shown = self._done
 
     def take_in(self, drawn: Drawn) -> None:
         """Figures of one version, for all who show them; its adapter becomes the best one's if it is better.
@@ -120,7 +133,7 @@ class Evaluator:
         figures = {**sampled, **wanted.exact}
         self._keep_if_best(drawn, figures)
         self._registry.unpin_up_to(wanted.version)
-        self._done += 1
+        self._done, self._last_step = self._done + 1, wanted.step
         log.info("adapter version %d of step %d: %s", wanted.version, wanted.step, figures)
         best = None if self._best is None else asdict(self._best)
         last = {"step": wanted.step, "version": wanted.version, "metric": self._metric, "figures": figures}

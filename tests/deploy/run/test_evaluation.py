@@ -261,6 +261,29 @@ def test_it_works_beside_the_launcher_until_it_is_closed(system: System) -> None
     assert system.control.fault() is None
 
 
+def test_the_picture_of_the_curve_grows_while_the_run_trains(system: System) -> None:
+    picture, seen = system.folder / "curve.png", set[bytes]()
+
+    def written_down() -> bool:
+        """As the learner does it."""
+        row = system.evaluations.next_figures()
+        with (system.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n" if row else "")
+        return row is not None
+
+    with system.evaluator() as evaluator:
+        for version in (1, 2, 3):
+            system.evaluations.want((drawn := system.drawn(version, -float(version))).wanted)
+            system.evaluations.take("a")
+            system.evaluations.finish("a", drawn)
+            wait_for(written_down)
+            wait_for(lambda: picture.exists() and picture.read_bytes() not in seen)
+            seen.add(picture.read_bytes())
+        evaluator.close()
+    assert len(seen) == 3 and all(image.startswith(b"\x89PNG") for image in seen)
+    assert system.control.fault() is None
+
+
 @pytest.mark.parametrize(
     ("task", "section", "expected"),
     [
