@@ -105,10 +105,18 @@ def sampler_facts(run: FinishedRun, merge: Mapping[str, Any] | None = None) -> d
         "learner": {
             key: _plain(config.learner)[key] for key in ("objective", "kl_coef", "steps", "lr", "queries_per_step")
         }
+        | _steps(run)
         | {"trajectories_per_query": config.learner.trajectories_per_query, "em_iterations": config.em.iterations},
         "merge": None if merge is None else dict(merge),
         "figures": _figures(read_json(run.folder / "summary.json")),
     }
+
+
+def _steps(run: FinishedRun) -> dict[str, Any]:
+    """What was done of the configured steps: by the run, and up to this adapter. None where no summary says so, as of a
+    run that was killed, or of an expectation maximisation, each of whose E steps has its own."""
+    done = read_json(run.folder / "summary.json").get("steps")
+    return {"steps_done": done, "adapter_step": done if run.best is None else run.best.step}
 
 
 def _prompt(run: FinishedRun) -> dict[str, Any]:
@@ -176,6 +184,7 @@ def _shown(run: FinishedRun, facts: Mapping[str, Any], kind: CardKind) -> dict[s
         "reward": facts["reward"],
         "settings": fenced(yaml.safe_dump({"task": task}, sort_keys=False, allow_unicode=True), "yaml"),
         "learner": facts["learner"],
+        "best": None if run.best is None else {"step": run.best.step, "metric": code(run.best.metric)},
         "lora": facts["lora"],
         "figures": [(code(name), number(value)) for name, value in figures.items()],
         "sampler_names": [code(name) for name in names],

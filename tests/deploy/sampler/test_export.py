@@ -259,6 +259,42 @@ def test_a_card_says_what_the_objective_aims_at(
     assert unsaid not in card
 
 
+def put_best(run: Path, **changes: Any) -> None:
+    """A best adapter of step 15, which is another one than the last."""
+    shutil.copytree(run / "adapter", run / "adapter-best", dirs_exist_ok=True)
+    best = {"step": 15, "version": 4, "metric": "log_z_bound", "mode": "max", "value": -5.5, "sha256": "0" * 64}
+    (run / "adapter-best" / "evaluation.json").write_text(json.dumps(best | changes))
+
+
+def card_of(run: Path, folder: Path, *options: str) -> tuple[str, dict[str, Any]]:
+    """Text, its lines joined, and facts of the adapter's card."""
+    assert main(["export", str(run), "--adapter", str(folder), *options]) == 0
+    return " ".join((folder / "README.md").read_text().split()), json.loads((folder / "amortis.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        (22, "with subtb for 22 of its 60 steps, as the run was stopped before its end, at a learning rate"),
+        (60, "with subtb for 60 steps at a learning rate"),
+        (None, "with subtb, set to 60 steps at a learning rate"),
+    ],
+)
+def test_a_card_says_how_many_steps_were_done(tmp_path: Path, digit_model: Path, steps: int | None, said: str) -> None:
+    settings = ("--learner.steps", "60", "--learner.objective", "subtb")
+    folder = make_run(config_of(tmp_path, digit_model, "--run.name", "mine", *settings))
+    put_adapter(folder, 0.3)
+    put_best(folder)
+    (folder / "summary.json").write_text(json.dumps({} if steps is None else {"steps": steps}))
+    card, facts = card_of(folder, tmp_path / "last")
+    assert said in card and "This is the adapter of step" not in card
+    assert (facts["learner"]["steps"], facts["learner"]["steps_done"]) == (60, steps)
+    assert facts["learner"]["adapter_step"] == steps
+    card, facts = card_of(folder, tmp_path / "best", "--best")
+    assert said in card and "This is the adapter of step 15, the best one by `log_z_bound`" in card
+    assert facts["learner"]["adapter_step"] == 15
+
+
 CHAT = (
     "{% for message in messages %}<|start|>{{ message['role'] }}: {{ message['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|start|>{{ who }}: {% endif %}"
