@@ -17,12 +17,16 @@ import yaml
 
 from common.config import RunConfig
 from common.default_model import NAME as DEFAULT_MODEL
-from common.default_model import PACKAGE, default_model_path
+from common.default_model import PACKAGE, default_model_path, file_sha256
+from common.errors import UserError
 from common.json_text import dumps
 from common.places import Kind, moved, on_hub
+from common.tasks.base import Task
 from common.tasks.constrained import ConstrainedTask
+from common.tasks.template import TemplateTask
 from common.tasks.text import TextTask
-from deploy.run.identity import load_identity
+from common.user_code import is_file
+from deploy.run.identity import load_identity, source_of
 from deploy.run.summary import read_json
 from deploy.sampler.finished_run import FinishedRun
 from learner.objective import GFLOWNET
@@ -99,6 +103,8 @@ def sampler_facts(run: FinishedRun, merge: Mapping[str, Any] | None = None) -> d
             "likelihood_weight": config.reward_weights.likelihood,
             "temperature": reward.temperature.at(config.learner.steps),
             "misleading_penalty": task.misleading_penalty,
+            "has_target": _has_target(run),
+            "own_function": _own_function(run),
         },
         "task": _plain(config.task),
         "lora": {key: value for key, value in _plain(config.model.lora).items() if key != "start_from"},
@@ -128,6 +134,40 @@ def _prompt(run: FinishedRun) -> dict[str, Any]:
         chat = {"system": run.task.chat.system, "template_kwargs": run.task.chat.variables}
         opening = opening if wants_bos else []
     return {"opening_ids": opening, "chat": chat}
+
+
+def _has_target(run: FinishedRun) -> bool:
+    """Whether there is a Y whose likelihood R may hold."""
+    if isinstance(run.task, TemplateTask) and run.task.config.target is None:
+        return False
+    try:
+        return any(len(query.target_ids) > 0 for query in run.task.queries("test"))
+    except UserError:
+        # The rows are gone. Tasks on rows have a target then, but for those above.
+        return isinstance(run.task, TextTask)
+
+
+def _own_function(run: FinishedRun) -> dict[str, str | None] | None:
+    """A reward function of the user's own: its name without a path, and its file's digest where that is there still."""
+    section = run.task.own_reward
+    if section is None:
+        return None
+    where, _, name = section.function.rpartition(":")
+    file = source_of(section.function, section.folder)
+    # A file that is another than in training is refused when the run is opened.
+    digest = file_sha256(file) if file.is_file() else None
+    return {"function": f"{Path(where).name if is_file(where) else where}:{name}", "sha256": digest}
+
+
+def _terms(run: FinishedRun, reward: Mapping[str, Any]) -> list[str]:
+    """What R is made of, in the order of the formula; what has no weight is left out."""
+    own = type(run.task).log_constraint is not Task.log_constraint
+    found = []
+    if reward["prior_weight"]:
+        found.append(f"{reward['prior_weight']:g} · log p(Z⊤|X)")
+    if reward["likelihood_weight"] and reward["has_target"]:
+        found.append(f"{reward['likelihood_weight']:g} · log p(Y|XZ⊤)")
+    return [*found, *(["log C"] if own else []), *(["log F"] if reward["own_function"] else [])]
 
 
 def _grammar(run: FinishedRun) -> dict[str, Any] | None:
@@ -182,6 +222,10 @@ def _shown(run: FinishedRun, facts: Mapping[str, Any], kind: CardKind) -> dict[s
         "chat": facts["prompt"]["chat"],
         "tool": None if facts["tool"] is None else code(facts["tool"]["name"]),
         "reward": facts["reward"],
+        "terms": _terms(run, facts["reward"]),
+        "function": None
+        if facts["reward"]["own_function"] is None
+        else code(facts["reward"]["own_function"]["function"]),
         "settings": fenced(yaml.safe_dump({"task": task}, sort_keys=False, allow_unicode=True), "yaml"),
         "learner": facts["learner"],
         "best": None if run.best is None else {"step": run.best.step, "metric": code(run.best.metric)},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import re
 import runpy
@@ -293,6 +294,46 @@ def test_a_card_says_how_many_steps_were_done(tmp_path: Path, digit_model: Path,
     card, facts = card_of(folder, tmp_path / "best", "--best")
     assert said in card and "This is the adapter of step 15, the best one by `log_z_bound`" in card
     assert facts["learner"]["adapter_step"] == 15
+
+
+def rows_run(home: Path, model: Path, row: dict[str, str], *settings: str, **task: Any) -> Path:
+    """A run of the task `jsonl` on nine rows."""
+    rows = [{key: value.format(i) for key, value in row.items()} for i in range(9)]
+    (home / "rows.jsonl").write_text("".join(json.dumps(item) + "\n" for item in rows))
+    given = {"name": "jsonl", "train_path": str(home / "rows.jsonl"), "prompt": "{x}", "max_len": 4, **task}
+    folder = make_run(config_of(home, model, "--run.name", "mine", *settings, task=f"task: {json.dumps(given)}"))
+    put_adapter(folder, 0.3)
+    return folder
+
+
+def test_a_card_s_reward_holds_the_terms_that_there_are(tmp_path: Path, digit_model: Path) -> None:
+    function = tmp_path / "secret" / "my_reward.py"
+    function.parent.mkdir()
+    function.write_text("def score(prompts, texts, rows):\n    return [0.0] * len(texts)\n")
+    row = {"x": "number {}", "y": " number : {}"}
+    plain = rows_run(tmp_path, digit_model, row, reward=f"{function}:score")
+    card, facts = card_of(plain, tmp_path / "plain")
+    assert "log R = (1 · log p(Z⊤|X) + log F) / 1.0, where p is the base model, and log F the nats of" in card
+    digest = hashlib.sha256(function.read_bytes()).hexdigest()
+    said = f"a function of the run's own, `my_reward.py:score` (sha256 {digest}), which is not part of this folder."
+    assert said in card and "secret" not in card and "p(Y|" not in card
+    assert facts["reward"]["own_function"] == {"function": "my_reward.py:score", "sha256": digest}
+    assert facts["reward"]["has_target"] is False
+
+    home = tmp_path / "with-target"
+    home.mkdir()
+    settings = ("--learner.reward.prior_weight", "0")
+    aimed = rows_run(home, digit_model, row, *settings, target="{y}")
+    card, facts = card_of(aimed, tmp_path / "aimed")
+    assert "log R = (1 · log p(Y|XZ⊤)) / 1.0, where p is the base model. The task's settings" in card
+    assert facts["reward"]["has_target"] is True and facts["reward"]["own_function"] is None
+
+
+def test_the_reward_of_a_task_s_own_term_is_said_to_be_in_its_settings(run: Path, tmp_path: Path) -> None:
+    card, _ = card_of(run, tmp_path / "adapter")
+    weights = FinishedRun(run).config.reward_weights
+    prior = f"{weights.prior:g} · log p(Z⊤|X) + " if weights.prior else ""
+    assert f"log R = ({prior}log C) / 1.0, where p is the base model, and C is the task's own term" in card
 
 
 CHAT = (
