@@ -27,7 +27,7 @@ from peft import PeftModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from common.errors import EXIT_FAULT, EXIT_USER, UserError
+from common.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_USER, UserError
 from deploy.cli.main import main
 from deploy.sampler import hub
 from deploy.sampler.export import merge, write_adapter
@@ -156,6 +156,27 @@ def test_what_goes_wrong_beside_the_place_is_not_blamed_on_it(
     with pytest.raises(expected, match=re.escape(error.strerror or str(error))) as found:
         write_adapter(FinishedRun(run), tmp_path / "adapter")
     assert expected is UserError or found.value is error
+    assert not any(tmp_path.iterdir())
+
+
+TERMINATED = """
+import os, signal, sys
+from deploy.cli.main import main
+from deploy.sampler import export
+
+def told_to_terminate(*_, **__):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+export.write_card = told_to_terminate
+sys.exit(main(["export", sys.argv[1], "--adapter", sys.argv[2]]))
+"""
+
+
+def test_sigterm_ends_an_export_as_ctrl_c_does_and_nothing_is_left(run: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", TERMINATED, str(run), str(tmp_path / "adapter")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == EXIT_INTERRUPTED, done.stderr
+    assert done.stderr.splitlines()[-1] == "amortis: ended by SIGTERM" and "Traceback" not in done.stderr
     assert not any(tmp_path.iterdir())
 
 
