@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +28,7 @@ from common.tasks.text import TextTask
 from common.user_code import is_file
 from deploy.run.identity import load_identity, source_of
 from deploy.run.summary import read_json
+from deploy.sampler.card_figures import curve_figures, final_figures
 from deploy.sampler.finished_run import FinishedRun
 from learner.objective import GFLOWNET
 
@@ -35,8 +36,6 @@ FACTS, ALLOWED = "amortis.json", "allowed_ids.json"
 FORMAT = 1
 """Of amortis.json."""
 _TEMPLATE = Path(__file__).parent / "model_card.md"
-_UNTOLD = {"wall_s", "elapsed_s"}
-"""Figures that say something of the machine, and nothing of the sampler."""
 CardKind = Literal["merged", "adapter"]
 
 
@@ -114,7 +113,8 @@ def sampler_facts(run: FinishedRun, merge: Mapping[str, Any] | None = None) -> d
         | _steps(run)
         | {"trajectories_per_query": config.learner.trajectories_per_query, "em_iterations": config.em.iterations},
         "merge": None if merge is None else dict(merge),
-        "figures": _figures(read_json(run.folder / "summary.json")),
+        "figures": final_figures(run),
+        "curve": curve_figures(run),
     }
 
 
@@ -184,17 +184,6 @@ def _plain(section: Any) -> dict[str, Any]:
     return dict(moved(section, lambda kind, path: Path(path.name)).model_dump(mode="json"))
 
 
-def _figures(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Numbers of the summary, and of each sampler in it."""
-
-    def numbers(values: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in values.items() if isinstance(value, int | float) and name not in _UNTOLD}
-
-    samplers = summary.get("samplers")
-    of_each = {label: numbers(row) for label, row in samplers.items()} if isinstance(samplers, dict) else {}
-    return numbers(summary) | ({"samplers": of_each} if of_each else {})
-
-
 def _shown(run: FinishedRun, facts: Mapping[str, Any], kind: CardKind) -> dict[str, Any]:
     """What the template fills in, made safe to stand in Markdown."""
     mask, figures, task = facts["mask"], dict(facts["figures"]), facts["task"]
@@ -231,9 +220,25 @@ def _shown(run: FinishedRun, facts: Mapping[str, Any], kind: CardKind) -> dict[s
         "best": None if run.best is None else {"step": run.best.step, "metric": code(run.best.metric)},
         "lora": facts["lora"],
         "figures": [(code(name), number(value)) for name, value in figures.items()],
+        "curve": _curve_table(facts["curve"]),
         "sampler_names": [code(name) for name in names],
         "samplers": [(code(label), [number(row.get(name)) for name in names]) for label, row in samplers.items()],
         "merge": facts["merge"],
+    }
+
+
+def _curve_table(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The figures while it trained, a column for each step."""
+    if not measured:
+        return None
+    names = dict.fromkeys(name for item in measured for name in item["figures"])
+    return {
+        "heads": [
+            f"step {item['step']}, the " + (f"best by {code(item['best_by'])}" if item["best_by"] else "last measured")
+            for item in measured
+        ],
+        "rows": [(code(name), [number(item["figures"].get(name)) for item in measured]) for name in names],
+        "bound": "log_z_bound" in names,
     }
 
 

@@ -232,7 +232,7 @@ def test_another_program_can_rebuild_the_mask(run: Path, tmp_path: Path) -> None
     allowed = json.loads((tmp_path / "adapter" / mask["allowed_ids"]).read_text())
     assert set(allowed) == set(space.allowed_ids or ()) and mask["terminator_id"] == space.terminator_id == 13
     assert (mask["min_len"], mask["max_len"], mask["terminator"], mask["grammar"]) == (0, 2, ".", None)
-    assert facts["figures"] == {"total_variation": 0.0625, "steps": 200}
+    assert facts["figures"] == {"total_variation": 0.0625} and facts["curve"] == []
 
 
 def run_example(folder: Path, wanted: str, base: Path = Path()) -> Any:
@@ -355,6 +355,31 @@ def test_the_reward_of_a_task_s_own_term_is_said_to_be_in_its_settings(run: Path
     weights = FinishedRun(run).config.reward_weights
     prior = f"{weights.prior:g} · log p(Z⊤|X) + " if weights.prior else ""
     assert f"log R = ({prior}log C) / 1.0, where p is the base model, and C is the task's own term" in card
+
+
+def test_a_card_s_figures_are_of_its_adapter_and_of_the_task(tmp_path: Path, digit_model: Path) -> None:
+    folder = make_run(config_of(tmp_path, digit_model, "--run.name", "mine"))
+    put_adapter(folder, 0.3)
+    put_best(folder)
+    rows = [
+        {"step": 10, "adapter_sha256": "1" * 64, "eval/log_z_bound": -9.5, "eval/valid": 0.1},
+        {"step": 15, "adapter_sha256": "0" * 64, "eval/log_z_bound": -5.5, "eval/valid": 0.2, "samples": 24},
+        {"step": 20, "adapter_sha256": "2" * 64, "eval/log_z_bound": -6.25, "eval/valid": 0.75},
+        {"step": 21, "loss": 1.0},
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    summary = {"steps": 21, "interrupted": True, "sampler_gap_mean": 1e-6, "trajectories_pushed": 99, "accuracy": 0.875}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    card, facts = card_of(folder, tmp_path / "last")
+    assert "| figure | step 15, the best by `log_z_bound` | step 20, the last measured | |---|---|---|" in card
+    assert "| `log_z_bound` | -5.5 | -6.25 | | `valid` | 0.2 | 0.75 |" in card and "| `accuracy` | 0.875 |" in card
+    assert not re.search("sampler_gap|trajectories|interrupted|adapter_versions|`samples`|`steps`", card)
+    assert facts["figures"] == {"accuracy": 0.875} and [item["step"] for item in facts["curve"]] == [15, 20]
+    card, facts = card_of(folder, tmp_path / "best", "--best")
+    assert (
+        "| figure | step 15, the best by `log_z_bound` | |---|---| | `log_z_bound` | -5.5 | | `valid` | 0.2 |" in card
+    )
+    assert "0.75" not in card and "0.875" not in card and facts["figures"] == {}
 
 
 CHAT = (
