@@ -20,6 +20,7 @@ from common.json_text import dumps
 from common.terminal import cells, visible_lines
 from deploy.cli.arguments import Command, add_buffer_command, add_run_commands
 from deploy.cli.sampler import add_sampler_commands
+from deploy.cli.termination import Terminated, terminating
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(stderr=options.json)
     try:
         command: Command = options.command
-        return command(options, rest, console)
+        with terminating():
+            return command(options, rest, console)
     except UserError as error:
         print(f"amortis: {visible_lines(str(error))}", file=sys.stderr)
         return EXIT_USER
@@ -43,6 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stopped = "the run stopped itself: " if runs else ""
         print(f"amortis: {stopped}{visible_lines(str(fault))}", file=sys.stderr)
         return EXIT_FAULT
+    except Terminated:
+        print("amortis: ended by SIGTERM", file=sys.stderr)
+        return EXIT_INTERRUPTED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
 

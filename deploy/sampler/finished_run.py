@@ -28,7 +28,7 @@ from common.tasks.template import TemplateTask
 from common.tasks.text import TextTask
 from common.tokens import HuggingFaceCodec, codec_of
 from common.trajectory import Query
-from deploy.run.best import best_folder, load_best
+from deploy.run.best import Best, best_folder, load_best
 from deploy.run.find_model import find_model
 from deploy.run.identity import check_models
 from deploy.run.summary import wanted_requests
@@ -46,7 +46,9 @@ class FinishedRun:
         """
         config = absolute(load_run(folder, overrides))
         self.folder, self.adapter_folder = folder, best_folder(folder) if best else folder / "adapter"
-        if best and load_best(folder) is None:
+        self.best: Best | None = load_best(folder) if best else None
+        """What the adapter was best by; None where it is the last one."""
+        if best and self.best is None:
             problem = "holds no best adapter: none was measured while it trained"
             raise UserError("--best", str(folder), problem, "leave --best out, or train with evaluation.every")
         if not (self.adapter_folder / "adapter_config.json").is_file():

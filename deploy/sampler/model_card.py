@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -17,13 +17,18 @@ import yaml
 
 from common.config import RunConfig
 from common.default_model import NAME as DEFAULT_MODEL
-from common.default_model import PACKAGE, default_model_path
+from common.default_model import PACKAGE, default_model_path, file_sha256
+from common.errors import UserError
 from common.json_text import dumps
 from common.places import Kind, moved, on_hub
+from common.tasks.base import Task
 from common.tasks.constrained import ConstrainedTask
+from common.tasks.template import TemplateTask
 from common.tasks.text import TextTask
-from deploy.run.identity import load_identity
+from common.user_code import is_file
+from deploy.run.identity import load_identity, source_of
 from deploy.run.summary import read_json
+from deploy.sampler.card_figures import curve_figures, final_figures
 from deploy.sampler.finished_run import FinishedRun
 from learner.objective import GFLOWNET
 
@@ -31,8 +36,6 @@ FACTS, ALLOWED = "amortis.json", "allowed_ids.json"
 FORMAT = 1
 """Of amortis.json."""
 _TEMPLATE = Path(__file__).parent / "model_card.md"
-_UNTOLD = {"wall_s", "elapsed_s"}
-"""Figures that say something of the machine, and nothing of the sampler."""
 CardKind = Literal["merged", "adapter"]
 
 
@@ -99,16 +102,27 @@ def sampler_facts(run: FinishedRun, merge: Mapping[str, Any] | None = None) -> d
             "likelihood_weight": config.reward_weights.likelihood,
             "temperature": reward.temperature.at(config.learner.steps),
             "misleading_penalty": task.misleading_penalty,
+            "has_target": _has_target(run),
+            "own_function": _own_function(run),
         },
         "task": _plain(config.task),
         "lora": {key: value for key, value in _plain(config.model.lora).items() if key != "start_from"},
         "learner": {
             key: _plain(config.learner)[key] for key in ("objective", "kl_coef", "steps", "lr", "queries_per_step")
         }
+        | _steps(run)
         | {"trajectories_per_query": config.learner.trajectories_per_query, "em_iterations": config.em.iterations},
         "merge": None if merge is None else dict(merge),
-        "figures": _figures(read_json(run.folder / "summary.json")),
+        "figures": final_figures(run),
+        "curve": curve_figures(run),
     }
+
+
+def _steps(run: FinishedRun) -> dict[str, Any]:
+    """What was done of the configured steps: by the run, and up to this adapter. None where no summary says so, as of a
+    run that was killed, or of an expectation maximisation, each of whose E steps has its own."""
+    done = read_json(run.folder / "summary.json").get("steps")
+    return {"steps_done": done, "adapter_step": done if run.best is None else run.best.step}
 
 
 def _prompt(run: FinishedRun) -> dict[str, Any]:
@@ -120,6 +134,40 @@ def _prompt(run: FinishedRun) -> dict[str, Any]:
         chat = {"system": run.task.chat.system, "template_kwargs": run.task.chat.variables}
         opening = opening if wants_bos else []
     return {"opening_ids": opening, "chat": chat}
+
+
+def _has_target(run: FinishedRun) -> bool:
+    """Whether there is a Y whose likelihood R may hold."""
+    if isinstance(run.task, TemplateTask) and run.task.config.target is None:
+        return False
+    try:
+        return any(len(query.target_ids) > 0 for query in run.task.queries("test"))
+    except UserError:
+        # The rows are gone. Tasks on rows have a target then, but for those above.
+        return isinstance(run.task, TextTask)
+
+
+def _own_function(run: FinishedRun) -> dict[str, str | None] | None:
+    """A reward function of the user's own: its name without a path, and its file's digest where that is there still."""
+    section = run.task.own_reward
+    if section is None:
+        return None
+    where, _, name = section.function.rpartition(":")
+    file = source_of(section.function, section.folder)
+    # A file that is another than in training is refused when the run is opened.
+    digest = file_sha256(file) if file.is_file() else None
+    return {"function": f"{Path(where).name if is_file(where) else where}:{name}", "sha256": digest}
+
+
+def _terms(run: FinishedRun, reward: Mapping[str, Any]) -> list[str]:
+    """What R is made of, in the order of the formula; what has no weight is left out."""
+    own = type(run.task).log_constraint is not Task.log_constraint
+    found = []
+    if reward["prior_weight"]:
+        found.append(f"{reward['prior_weight']:g} · log p(Z⊤|X)")
+    if reward["likelihood_weight"] and reward["has_target"]:
+        found.append(f"{reward['likelihood_weight']:g} · log p(Y|XZ⊤)")
+    return [*found, *(["log C"] if own else []), *(["log F"] if reward["own_function"] else [])]
 
 
 def _grammar(run: FinishedRun) -> dict[str, Any] | None:
@@ -134,17 +182,6 @@ def _grammar(run: FinishedRun) -> dict[str, Any] | None:
 def _plain(section: Any) -> dict[str, Any]:
     """Settings as JSON values, their paths cut down to the last part."""
     return dict(moved(section, lambda kind, path: Path(path.name)).model_dump(mode="json"))
-
-
-def _figures(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Numbers of the summary, and of each sampler in it."""
-
-    def numbers(values: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in values.items() if isinstance(value, int | float) and name not in _UNTOLD}
-
-    samplers = summary.get("samplers")
-    of_each = {label: numbers(row) for label, row in samplers.items()} if isinstance(samplers, dict) else {}
-    return numbers(summary) | ({"samplers": of_each} if of_each else {})
 
 
 def _shown(run: FinishedRun, facts: Mapping[str, Any], kind: CardKind) -> dict[str, Any]:
@@ -174,13 +211,34 @@ def _shown(run: FinishedRun, facts: Mapping[str, Any], kind: CardKind) -> dict[s
         "chat": facts["prompt"]["chat"],
         "tool": None if facts["tool"] is None else code(facts["tool"]["name"]),
         "reward": facts["reward"],
+        "terms": _terms(run, facts["reward"]),
+        "function": None
+        if facts["reward"]["own_function"] is None
+        else code(facts["reward"]["own_function"]["function"]),
         "settings": fenced(yaml.safe_dump({"task": task}, sort_keys=False, allow_unicode=True), "yaml"),
         "learner": facts["learner"],
+        "best": None if run.best is None else {"step": run.best.step, "metric": code(run.best.metric)},
         "lora": facts["lora"],
         "figures": [(code(name), number(value)) for name, value in figures.items()],
+        "curve": _curve_table(facts["curve"]),
         "sampler_names": [code(name) for name in names],
         "samplers": [(code(label), [number(row.get(name)) for name in names]) for label, row in samplers.items()],
         "merge": facts["merge"],
+    }
+
+
+def _curve_table(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The figures while it trained, a column for each step."""
+    if not measured:
+        return None
+    names = dict.fromkeys(name for item in measured for name in item["figures"])
+    return {
+        "heads": [
+            f"step {item['step']}, the " + (f"best by {code(item['best_by'])}" if item["best_by"] else "last measured")
+            for item in measured
+        ],
+        "rows": [(code(name), [number(item["figures"].get(name)) for item in measured]) for name in names],
+        "bound": "log_z_bound" in names,
     }
 
 

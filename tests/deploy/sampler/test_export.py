@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import re
 import runpy
@@ -26,7 +27,7 @@ from peft import PeftModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from common.errors import EXIT_FAULT, EXIT_USER, UserError
+from common.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_USER, UserError
 from deploy.cli.main import main
 from deploy.sampler import hub
 from deploy.sampler.export import merge, write_adapter
@@ -158,6 +159,27 @@ def test_what_goes_wrong_beside_the_place_is_not_blamed_on_it(
     assert not any(tmp_path.iterdir())
 
 
+TERMINATED = """
+import os, signal, sys
+from deploy.cli.main import main
+from deploy.sampler import export
+
+def told_to_terminate(*_, **__):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+export.write_card = told_to_terminate
+sys.exit(main(["export", sys.argv[1], "--adapter", sys.argv[2]]))
+"""
+
+
+def test_sigterm_ends_an_export_as_ctrl_c_does_and_nothing_is_left(run: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", TERMINATED, str(run), str(tmp_path / "adapter")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == EXIT_INTERRUPTED, done.stderr
+    assert done.stderr.splitlines()[-1] == "amortis: ended by SIGTERM" and "Traceback" not in done.stderr
+    assert not any(tmp_path.iterdir())
+
+
 OWN = """
 from common.tasks.rng import RngTask
 from common.tools import ToolBox, ToolSection
@@ -210,7 +232,7 @@ def test_another_program_can_rebuild_the_mask(run: Path, tmp_path: Path) -> None
     allowed = json.loads((tmp_path / "adapter" / mask["allowed_ids"]).read_text())
     assert set(allowed) == set(space.allowed_ids or ()) and mask["terminator_id"] == space.terminator_id == 13
     assert (mask["min_len"], mask["max_len"], mask["terminator"], mask["grammar"]) == (0, 2, ".", None)
-    assert facts["figures"] == {"total_variation": 0.0625, "steps": 200}
+    assert facts["figures"] == {"total_variation": 0.0625} and facts["curve"] == []
 
 
 def run_example(folder: Path, wanted: str, base: Path = Path()) -> Any:
@@ -257,6 +279,107 @@ def test_a_card_says_what_the_objective_aims_at(
     card = " ".join((tmp_path / "adapter" / "README.md").read_text().split("## It is a sampler")[0].split())
     assert re.search(re.sub(r"([()|])", r"\\\1", said), card), card
     assert unsaid not in card
+
+
+def put_best(run: Path, **changes: Any) -> None:
+    """A best adapter of step 15, which is another one than the last."""
+    shutil.copytree(run / "adapter", run / "adapter-best", dirs_exist_ok=True)
+    best = {"step": 15, "version": 4, "metric": "log_z_bound", "mode": "max", "value": -5.5, "sha256": "0" * 64}
+    (run / "adapter-best" / "evaluation.json").write_text(json.dumps(best | changes))
+
+
+def card_of(run: Path, folder: Path, *options: str) -> tuple[str, dict[str, Any]]:
+    """Text, its lines joined, and facts of the adapter's card."""
+    assert main(["export", str(run), "--adapter", str(folder), *options]) == 0
+    return " ".join((folder / "README.md").read_text().split()), json.loads((folder / "amortis.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        (22, "with subtb for 22 of its 60 steps, as the run was stopped before its end, at a learning rate"),
+        (60, "with subtb for 60 steps at a learning rate"),
+        (None, "with subtb, set to 60 steps at a learning rate"),
+    ],
+)
+def test_a_card_says_how_many_steps_were_done(tmp_path: Path, digit_model: Path, steps: int | None, said: str) -> None:
+    settings = ("--learner.steps", "60", "--learner.objective", "subtb")
+    folder = make_run(config_of(tmp_path, digit_model, "--run.name", "mine", *settings))
+    put_adapter(folder, 0.3)
+    put_best(folder)
+    (folder / "summary.json").write_text(json.dumps({} if steps is None else {"steps": steps}))
+    card, facts = card_of(folder, tmp_path / "last")
+    assert said in card and "This is the adapter of step" not in card
+    assert (facts["learner"]["steps"], facts["learner"]["steps_done"]) == (60, steps)
+    assert facts["learner"]["adapter_step"] == steps
+    card, facts = card_of(folder, tmp_path / "best", "--best")
+    assert said in card and "This is the adapter of step 15, the best one by `log_z_bound`" in card
+    assert facts["learner"]["adapter_step"] == 15
+
+
+def rows_run(home: Path, model: Path, row: dict[str, str], *settings: str, **task: Any) -> Path:
+    """A run of the task `jsonl` on nine rows."""
+    rows = [{key: value.format(i) for key, value in row.items()} for i in range(9)]
+    (home / "rows.jsonl").write_text("".join(json.dumps(item) + "\n" for item in rows))
+    given = {"name": "jsonl", "train_path": str(home / "rows.jsonl"), "prompt": "{x}", "max_len": 4, **task}
+    folder = make_run(config_of(home, model, "--run.name", "mine", *settings, task=f"task: {json.dumps(given)}"))
+    put_adapter(folder, 0.3)
+    return folder
+
+
+def test_a_card_s_reward_holds_the_terms_that_there_are(tmp_path: Path, digit_model: Path) -> None:
+    function = tmp_path / "secret" / "my_reward.py"
+    function.parent.mkdir()
+    function.write_text("def score(prompts, texts, rows):\n    return [0.0] * len(texts)\n")
+    row = {"x": "number {}", "y": " number : {}"}
+    plain = rows_run(tmp_path, digit_model, row, reward=f"{function}:score")
+    card, facts = card_of(plain, tmp_path / "plain")
+    assert "log R = (1 · log p(Z⊤|X) + log F) / 1.0, where p is the base model, and log F the nats of" in card
+    digest = hashlib.sha256(function.read_bytes()).hexdigest()
+    said = f"a function of the run's own, `my_reward.py:score` (sha256 {digest}), which is not part of this folder."
+    assert said in card and "secret" not in card and "p(Y|" not in card
+    assert facts["reward"]["own_function"] == {"function": "my_reward.py:score", "sha256": digest}
+    assert facts["reward"]["has_target"] is False
+
+    home = tmp_path / "with-target"
+    home.mkdir()
+    settings = ("--learner.reward.prior_weight", "0")
+    aimed = rows_run(home, digit_model, row, *settings, target="{y}")
+    card, facts = card_of(aimed, tmp_path / "aimed")
+    assert "log R = (1 · log p(Y|XZ⊤)) / 1.0, where p is the base model. The task's settings" in card
+    assert facts["reward"]["has_target"] is True and facts["reward"]["own_function"] is None
+
+
+def test_the_reward_of_a_task_s_own_term_is_said_to_be_in_its_settings(run: Path, tmp_path: Path) -> None:
+    card, _ = card_of(run, tmp_path / "adapter")
+    weights = FinishedRun(run).config.reward_weights
+    prior = f"{weights.prior:g} · log p(Z⊤|X) + " if weights.prior else ""
+    assert f"log R = ({prior}log C) / 1.0, where p is the base model, and C is the task's own term" in card
+
+
+def test_a_card_s_figures_are_of_its_adapter_and_of_the_task(tmp_path: Path, digit_model: Path) -> None:
+    folder = make_run(config_of(tmp_path, digit_model, "--run.name", "mine"))
+    put_adapter(folder, 0.3)
+    put_best(folder)
+    rows = [
+        {"step": 10, "adapter_sha256": "1" * 64, "eval/log_z_bound": -9.5, "eval/valid": 0.1},
+        {"step": 15, "adapter_sha256": "0" * 64, "eval/log_z_bound": -5.5, "eval/valid": 0.2, "samples": 24},
+        {"step": 20, "adapter_sha256": "2" * 64, "eval/log_z_bound": -6.25, "eval/valid": 0.75},
+        {"step": 21, "loss": 1.0},
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    summary = {"steps": 21, "interrupted": True, "sampler_gap_mean": 1e-6, "trajectories_pushed": 99, "accuracy": 0.875}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    card, facts = card_of(folder, tmp_path / "last")
+    assert "| figure | step 15, the best by `log_z_bound` | step 20, the last measured | |---|---|---|" in card
+    assert "| `log_z_bound` | -5.5 | -6.25 | | `valid` | 0.2 | 0.75 |" in card and "| `accuracy` | 0.875 |" in card
+    assert not re.search("sampler_gap|trajectories|interrupted|adapter_versions|`samples`|`steps`", card)
+    assert facts["figures"] == {"accuracy": 0.875} and [item["step"] for item in facts["curve"]] == [15, 20]
+    card, facts = card_of(folder, tmp_path / "best", "--best")
+    assert (
+        "| figure | step 15, the best by `log_z_bound` | |---|---| | `log_z_bound` | -5.5 | | `valid` | 0.2 |" in card
+    )
+    assert "0.75" not in card and "0.875" not in card and facts["figures"] == {}
 
 
 CHAT = (
