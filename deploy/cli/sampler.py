@@ -191,6 +191,11 @@ def export(options: argparse.Namespace, overrides: list[str], console: Console) 
     if places == Places() and options.hub is None:
         raise UserError("export", None, "is told nothing to make", "give --merged, --adapter, --gguf or --hub")
     places.check()
+    progress = Console(stderr=True)
+
+    def say(text: str) -> None:
+        progress.print(f"{options.run}: {text}", markup=False, highlight=False, soft_wrap=True)
+
     access = None if options.hub is None else hub_access(options.hub, public=options.public)
     run = FinishedRun(options.run, overrides, best=options.best)
     with TemporaryDirectory() as scratch:
@@ -198,7 +203,7 @@ def export(options: argparse.Namespace, overrides: list[str], console: Console) 
         if access is not None and uploaded is None:
             uploaded = Path(scratch) / "adapter"
             places = Places(adapter=uploaded, gguf=options.gguf)
-        found = export_run(run, places, options.dtype, options.prompt)
+        found = export_run(run, places, options.dtype, options.prompt, say)
         if access is not None:
             found["hub"] = publish(access, uploaded, options.hub, public=options.public)
             if uploaded.is_relative_to(scratch):

@@ -30,7 +30,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from common.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_USER, UserError
 from deploy.cli.main import main
 from deploy.sampler import hub
-from deploy.sampler.export import merge, write_adapter
+from deploy.sampler.export import _compared_on, _continued, merge, write_adapter
 from deploy.sampler.finished_run import FinishedRun
 from deploy.sampler.gguf_file import check_exportable
 from deploy.sampler.model_card import code, fenced
@@ -178,6 +178,42 @@ def test_sigterm_ends_an_export_as_ctrl_c_does_and_nothing_is_left(run: Path, tm
     assert done.returncode == EXIT_INTERRUPTED, done.stderr
     assert done.stderr.splitlines()[-1] == "amortis: ended by SIGTERM" and "Traceback" not in done.stderr
     assert not any(tmp_path.iterdir())
+
+
+def test_an_export_says_what_it_is_at_on_standard_error(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter, merged = tmp_path / "adapter", tmp_path / "merged"
+    assert main(["export", str(run), "--adapter", str(adapter), "--merged", str(merged), "--json"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["merged"] == str(merged)
+    lines = [line.removeprefix(f"{run}: ") for line in told.err.splitlines() if line.startswith(f"{run}: ")]
+    *before, comparing, last = lines
+    loading = "loading digits and the adapter"
+    assert before == [f"writing {adapter}", loading, "sampling 16 texts to compare on", "merging"]
+    assert re.fullmatch(r"comparing 16 texts of \d+ tokens", comparing) and last == f"writing {merged}"
+
+
+@pytest.mark.parametrize(("longest", "texts"), [(2, 16), (31, 8), (200, 1), (1000, 1)])
+def test_texts_to_compare_on_have_at_most_256_tokens_in_all(
+    run: Path, monkeypatch: pytest.MonkeyPatch, longest: int, texts: int
+) -> None:
+    opened, asked = FinishedRun(run), []
+    space = opened.task.action_space.model_copy(update={"max_len": longest})
+    monkeypatch.setattr(opened.task, "action_space", space)
+
+    def generate(**given: Any) -> torch.Tensor:
+        asked.append(given["generation_config"])
+        return torch.tensor([[*given["input_ids"][0].tolist(), 3]] * asked[-1].num_return_sequences)
+
+    queries, n = _compared_on(opened, None)
+    found = [
+        text
+        for query in queries
+        for text in _continued(opened, SimpleNamespace(generate=generate, device="cpu"), query, n)
+    ]
+    assert len(found) == texts == sum(each.num_return_sequences for each in asked)
+    assert sum(each.num_return_sequences * each.max_new_tokens for each in asked) <= 256
 
 
 OWN = """
