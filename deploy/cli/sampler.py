@@ -69,7 +69,10 @@ def add_sampler_commands(add: AddCommand) -> None:
         default="auto",
         help="precision of merged weights (default: the base model's)",
     )
-    sub.add_argument("--prompt", help="X of the texts that merged weights are checked on (default: the test queries)")
+    sub.add_argument(
+        "--prompt",
+        help="X of the card's example and of the texts that merged weights are checked on (default: test queries)",
+    )
     sub.set_defaults(takes_settings=True)
 
 

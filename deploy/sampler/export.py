@@ -102,7 +102,7 @@ def export(
     found: dict[str, Any] = {}
     if places.adapter is not None:
         say(f"writing {places.adapter}")
-        write_adapter(run, places.adapter)
+        write_adapter(run, places.adapter, prompt)
         found["adapter"] = str(places.adapter)
     if places.merged is None and places.gguf is None:
         return found
@@ -117,7 +117,7 @@ def export(
     }
     if places.merged is not None:
         say(f"writing {places.merged}")
-        write_merged(run, merged, places.merged)
+        write_merged(run, merged, places.merged, prompt)
         found["merged"] = str(places.merged)
     if places.gguf is not None:
         say(f"writing {places.gguf}")
@@ -192,8 +192,8 @@ def _tokenizer(run: FinishedRun) -> Any:
     return tokenizer
 
 
-def write_merged(run: FinishedRun, merged: Merged, folder: Path) -> None:
-    """A Hugging Face model folder with tokenizer, card and mask."""
+def write_merged(run: FinishedRun, merged: Merged, folder: Path, prompt: str | None = None) -> None:
+    """A Hugging Face model folder with tokenizer, card and mask; `prompt` is the one of the card's example."""
 
     def fill(draft: Path) -> None:
         merged.model.save_pretrained(draft)
@@ -210,12 +210,13 @@ def write_merged(run: FinishedRun, merged: Merged, folder: Path) -> None:
                 "nats_a_token_that_the_adapter_changes": found.effect,
                 "compared_tokens": found.tokens,
             },
+            prompt=prompt,
         )
 
     _appear("--merged", folder, fill)
 
 
-def write_adapter(run: FinishedRun, folder: Path) -> None:
+def write_adapter(run: FinishedRun, folder: Path, prompt: str | None = None) -> None:
     """The run's PEFT adapter with card and mask; no path of this machine is left in it."""
 
     def fill(draft: Path) -> None:
@@ -226,7 +227,7 @@ def write_adapter(run: FinishedRun, folder: Path) -> None:
         found = json.loads(settings.read_text(encoding="utf-8"))
         found["base_model_name_or_path"] = public_name(run)
         settings.write_text(json.dumps(found, indent=2), encoding="utf-8")
-        write_card(run, draft, kind="adapter", merge=None)
+        write_card(run, draft, kind="adapter", merge=None, prompt=prompt)
 
     _appear("--adapter", folder, fill)
 
