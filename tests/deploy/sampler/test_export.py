@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import hashlib
 import json
@@ -27,10 +28,11 @@ from peft import PeftModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from common.default_model import PACKAGE
 from common.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_USER, UserError
 from deploy.cli.main import main
 from deploy.sampler import hub
-from deploy.sampler.export import merge, write_adapter
+from deploy.sampler.export import _compared_on, _continued, merge, write_adapter
 from deploy.sampler.finished_run import FinishedRun
 from deploy.sampler.gguf_file import check_exportable
 from deploy.sampler.model_card import code, fenced
@@ -180,6 +182,42 @@ def test_sigterm_ends_an_export_as_ctrl_c_does_and_nothing_is_left(run: Path, tm
     assert not any(tmp_path.iterdir())
 
 
+def test_an_export_says_what_it_is_at_on_standard_error(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter, merged = tmp_path / "adapter", tmp_path / "merged"
+    assert main(["export", str(run), "--adapter", str(adapter), "--merged", str(merged), "--json"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["merged"] == str(merged)
+    lines = [line.removeprefix(f"{run}: ") for line in told.err.splitlines() if line.startswith(f"{run}: ")]
+    *before, comparing, last = lines
+    loading = "loading digits and the adapter"
+    assert before == [f"writing {adapter}", loading, "sampling 16 texts to compare on", "merging"]
+    assert re.fullmatch(r"comparing 16 texts of \d+ tokens", comparing) and last == f"writing {merged}"
+
+
+@pytest.mark.parametrize(("longest", "texts"), [(2, 16), (31, 8), (200, 1), (1000, 1)])
+def test_texts_to_compare_on_have_at_most_256_tokens_in_all(
+    run: Path, monkeypatch: pytest.MonkeyPatch, longest: int, texts: int
+) -> None:
+    opened, asked = FinishedRun(run), []
+    space = opened.task.action_space.model_copy(update={"max_len": longest})
+    monkeypatch.setattr(opened.task, "action_space", space)
+
+    def generate(**given: Any) -> torch.Tensor:
+        asked.append(given["generation_config"])
+        return torch.tensor([[*given["input_ids"][0].tolist(), 3]] * asked[-1].num_return_sequences)
+
+    queries, n = _compared_on(opened, None)
+    found = [
+        text
+        for query in queries
+        for text in _continued(opened, SimpleNamespace(generate=generate, device="cpu"), query, n)
+    ]
+    assert len(found) == texts == sum(each.num_return_sequences for each in asked)
+    assert sum(each.num_return_sequences * each.max_new_tokens for each in asked) <= 256
+
+
 OWN = """
 from common.tasks.rng import RngTask
 from common.tools import ToolBox, ToolSection
@@ -238,9 +276,9 @@ def test_another_program_can_rebuild_the_mask(run: Path, tmp_path: Path) -> None
 def run_example(folder: Path, wanted: str, base: Path = Path()) -> Any:
     """What a card's example has found when it is through."""
     (example,) = re.findall(r"^```python\n(.*?)^```", (folder / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-    script = example.replace("FOLDER", str(folder)).replace("PROMPT", "number :").replace("BASE_MODEL", str(base))
+    script = example.replace("BASE_MODEL", str(base))
     script += f"\nprint(json.dumps({wanted}))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -248,8 +286,11 @@ def run_example(folder: Path, wanted: str, base: Path = Path()) -> Any:
 @pytest.mark.parametrize("kind", ["merged", "adapter"])
 def test_the_example_in_the_card_samples_what_the_task_lets_through(run: Path, tmp_path: Path, kind: str) -> None:
     assert main(["export", str(run), f"--{kind}", str(tmp_path / kind)]) == 0
-    texts = run_example(tmp_path / kind, "texts.tolist()", run.parent.parent / "digits")
-    assert len(texts) == 8 and all(13 in ids[2:] and set(ids[2:]) <= set(range(3, 14)) for ids in texts)
+    texts, prompt = run_example(tmp_path / kind, "[texts.tolist(), prompt.tolist()[0]]", run.parent.parent / "digits")
+    assert prompt == FinishedRun(run).query().prompt_ids.tolist()
+    assert len(texts) == 8 and all(
+        13 in ids[len(prompt) :] and set(ids[len(prompt) :]) <= set(range(3, 14)) for ids in texts
+    )
 
 
 @pytest.mark.parametrize(
@@ -382,6 +423,34 @@ def test_a_card_s_figures_are_of_its_adapter_and_of_the_task(tmp_path: Path, dig
     assert "0.75" not in card and "0.875" not in card and facts["figures"] == {}
 
 
+def example_prompt(run: Path, folder: Path, *options: str) -> str:
+    """The literal that stands in the card's example."""
+    card_of(run, folder, *options)
+    (found,) = re.findall(r"^text = (.*)$", (folder / "README.md").read_text(), re.MULTILINE)
+    return str(ast.literal_eval(found))
+
+
+def test_the_example_s_prompt_is_the_run_s_own_escaped_or_the_given_one_and_else_a_placeholder(tmp_path: Path) -> None:
+    model = byte_level_model(tmp_path / "bytes", [BYTES])
+    nasty = f'The "number" {{}}\\n\n{TICKS}\n{{{{{{{{ card_data }}}}}}}} naïve'
+    folder = rows_run(tmp_path, model, {"x": nasty})
+    own = FinishedRun(folder)
+    assert example_prompt(folder, tmp_path / "own") == own.codec.decode_prompt(own.query().prompt_ids)
+    assert TICKS in example_prompt(folder, tmp_path / "again")
+    assert example_prompt(folder, tmp_path / "given", "--prompt", "It's 7") == "It's 7"
+    (tmp_path / "rows.jsonl").unlink()
+    assert example_prompt(folder, tmp_path / "none") == "PROMPT"
+
+
+def test_a_card_says_how_to_get_the_default_model(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card, _ = card_of(run, tmp_path / "other")
+    assert 'base = "BASE_MODEL" # where `digits` is' in card and "make setup" not in card
+    monkeypatch.setattr("deploy.sampler.model_card.default_model_path", lambda: Path(FinishedRun(run).model))
+    card, _ = card_of(run, tmp_path / "default")
+    assert 'base = Path.home() / ".cache/amortis/SmolLM2-135M-Instruct"' in card and "BASE_MODEL" not in card
+    assert f"`make setup` makes of the package {PACKAGE} " in card and "`python -m common.default_model`" in card
+
+
 CHAT = (
     "{% for message in messages %}<|start|>{{ message['role'] }}: {{ message['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|start|>{{ who }}: {% endif %}"
@@ -401,7 +470,7 @@ def test_the_example_in_a_chat_s_card_reads_what_the_sampler_reads(tmp_path: Pat
     }
     folder = make_run(config_of(tmp_path, model, "--run.name", "mine", task=f"task: {json.dumps(task)}"))
     put_adapter(folder, 0.3)
-    assert main(["export", str(folder), "--merged", str(tmp_path / "merged")]) == 0
+    assert main(["export", str(folder), "--merged", str(tmp_path / "merged"), "--prompt", "number :"]) == 0
     found = run_example(tmp_path / "merged", "prompt.tolist()[0]")
     assert found == FinishedRun(folder).query("number :").prompt_ids.tolist() and len(found) > 10
     assert "the system message and variables in `amortis.json`" in (tmp_path / "merged" / "README.md").read_text()
