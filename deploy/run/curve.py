@@ -10,14 +10,14 @@ from typing import Any
 from common.evaluation import PREFIX
 from deploy.run.best import Best
 
-FILE = "curve.png"
+FILE, METRICS = "curve.png", "metrics.jsonl"
 _MOST = 5
 """Figures in the picture, one below the other."""
 
 
 def read_curve(run: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl that are of evaluations, by step."""
-    path = run / "metrics.jsonl"
+    path = run / METRICS
     found = []
     for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:

@@ -26,7 +26,7 @@ from common.tasks import Task
 from common.terminal import visible
 from common.trajectory import Trajectory
 from deploy.run.best import Best, keep_best, load_best, mend_best, metric_among, mode_of
-from deploy.run.curve import draw_curve, read_curve
+from deploy.run.curve import METRICS, draw_curve, read_curve
 
 log = get_logger("evaluation")
 POLL_S = 0.25
@@ -53,8 +53,8 @@ class Evaluator:
         self._best = load_best(config.run_folder)
         self._metric: str | None = None
         self._done = self._trained_on = 0
-        self._shown = self._last_step = 0
-        """Evaluations that are in the picture, and the step of the last one that was made."""
+        self._shown = self._last_step = self._looked_at = 0
+        """Evaluations that are in the picture, the step of the last one, and the bytes of metrics.jsonl seen then."""
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._work, name="amortis-evaluation", daemon=True)
 
@@ -104,9 +104,18 @@ class Evaluator:
         """The picture anew, once the learner has written down what was measured last."""
         if self._shown == self._done:
             return
-        run, rows = self._config.run_folder, read_curve(self._config.run_folder)
+        run = self._config.run_folder
+        written = (run / METRICS).stat().st_size if (run / METRICS).is_file() else 0
+        if written == self._looked_at:
+            # Looked through before: a long run's file is not read four times a second until the learner's next step.
+            return
+        self._looked_at, rows = written, read_curve(run)
         if any(int(row["step"]) == self._last_step for row in rows):
-            draw_curve(run, self._task.main_figures, self._best)
+            try:
+                draw_curve(run, self._task.main_figures, self._best)
+            except OSError as error:
+                # A picture is no reason to end a run; the last one is drawn at its end.
+                log.warning("the curve can't be drawn: %s", error)
             self._shown = self._done
 
     def take_in(self, drawn: Drawn) -> None:
