@@ -428,6 +428,27 @@ class EvaluationSection(Section):
     )
 
 
+class DiagnoseSection(Section):
+    """How far the sampler is from the posterior: draws of a few held-out queries, weighted by R/q, and a verdict."""
+
+    final: bool = Field(
+        True,
+        description="diagnose the trained sampler at the end of a run, with the engine of its evaluation; without "
+        "run.evaluate_samples there is none. Where reference.dtype is not float32 this also measures what that does to "
+        "log R",
+    )
+    every: int = Field(0, ge=0, description="learner steps between diagnoses while it trains; 0: none")
+    queries: int = Field(
+        4, ge=1, description="queries at most, spread evenly over the held-out ones; the worst of them is the verdict"
+    )
+    samples: int = Field(
+        128,
+        ge=16,
+        description="draws of each; Pareto k̂ is read from the largest fifth of their weights, which fewer make "
+        "unsteady",
+    )
+
+
 class MetricsSection(Section):
     """Prometheus."""
 
@@ -470,6 +491,7 @@ class RunConfig(Section):
     seeds: SeedSection = SeedSection.model_validate({})
     em: EMSection = EMSection.model_validate({})
     evaluation: EvaluationSection = EvaluationSection.model_validate({})
+    diagnose: DiagnoseSection = DiagnoseSection.model_validate({})
     redis: RedisSection = RedisSection.model_validate({})
     ray: RaySection = RaySection.model_validate({})
     metrics: MetricsSection = MetricsSection.model_validate({})
