@@ -92,7 +92,7 @@ class RunJudgement:
 
 
 def pareto_k_limit(n: int) -> float:
-    """The k̂ up to which `n` draws are enough: min(1 − 1/log10 n, 0.7) (arXiv 1507.02646v9, section 3.2.4)."""
+    """The k̂ up to which `n` draws are enough: min(1 − 1/log10 n, 0.7) (arXiv 1507.02646v9)."""
     return min(1 - 1 / math.log10(max(n, 2)), PARETO_K_LIMIT)
 
 
