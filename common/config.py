@@ -443,9 +443,8 @@ class DiagnoseSection(Section):
     )
     samples: int = Field(
         128,
-        ge=16,
-        description="draws of each; Pareto k̂ is read from the largest fifth of their weights, which fewer make "
-        "unsteady",
+        ge=25,
+        description="draws of each; of fewer than 25 weights Pareto k̂ can't be read, by which they are judged",
     )
 
 

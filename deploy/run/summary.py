@@ -16,6 +16,9 @@ from common.tokens import codec_of
 from deploy.run.best import in_summary, load_best
 from deploy.run.curve import draw_curve
 
+DIAGNOSIS = "diagnosis.json"
+"""In a run's folder: how far its sampler is from the posterior."""
+
 
 def wanted_requests(task: Task[Any], config: RunConfig) -> list[SampleRequest]:
     """The samples that a run's evaluation takes."""
@@ -38,9 +41,10 @@ def can_go_on(folder: Path) -> bool:
 
 
 def write_summary(
-    config: RunConfig, folder: Path, counts: Mapping[str, int], wall_s: float, fault: str | None, *, interrupted: bool
+    config: RunConfig, folder: Path, found: Mapping[str, Any], wall_s: float, fault: str | None, *, interrupted: bool
 ) -> dict[str, Any]:
-    """Bring the learner's summary and the evaluations together in summary.json, and draw the plots."""
+    """Bring the learner's summary, the evaluations and what else was found together in summary.json, and draw the
+    plots."""
     before, after = read_json(folder / "evaluation_before.json"), read_json(folder / "evaluation_after.json")
     samples = read_json(folder / "evaluation_samples.json")
     summary: dict[str, Any] = {
@@ -49,7 +53,7 @@ def write_summary(
         "model": config.model.name,
         "objective": config.learner.objective,
         **read_json(folder / "learner_summary.json"),
-        **counts,
+        **found,
         "wall_s": wall_s,
         **{f"{name}_before": value for name, value in before.get("metrics", {}).items()},
         **after.get("metrics", {}),
