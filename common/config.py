@@ -428,6 +428,31 @@ class EvaluationSection(Section):
     )
 
 
+class InferenceSection(Section):
+    """Draws of the posterior without training: the objectives rejection, mcmc and smc, and what a diagnosis is held
+    against."""
+
+    enumerate_limit: int = Field(
+        10_000, ge=1, description="rationales up to which a posterior is enumerated; each is scored once a query"
+    )
+    max_proposals: int = Field(
+        4_096, ge=1, description="rejection: draws of the base model for a query, at most, wherever they lead"
+    )
+    constraint_bound: float | None = Field(
+        None,
+        description="rejection: what the constraint and a reward of your own add to log R at most, in nats; without it "
+        "what the task itself knows, which of your own reward is nothing",
+    )
+    chains: int = Field(4, ge=2, description="mcmc: chains of a query; R̂ is of several, four are the usual number")
+    mcmc_steps: int = Field(
+        400, ge=8, description="mcmc: steps of each chain, the first half of which is warm-up and is left out"
+    )
+    particles: int = Field(64, ge=2, description="smc: rationales of a query that grow side by side")
+    smc_block: int = Field(
+        4, ge=1, description="smc: tokens that they grow by before they are weighed, which reads each text anew"
+    )
+
+
 class MetricsSection(Section):
     """Prometheus."""
 
@@ -470,6 +495,7 @@ class RunConfig(Section):
     seeds: SeedSection = SeedSection.model_validate({})
     em: EMSection = EMSection.model_validate({})
     evaluation: EvaluationSection = EvaluationSection.model_validate({})
+    inference: InferenceSection = InferenceSection.model_validate({})
     redis: RedisSection = RedisSection.model_validate({})
     ray: RaySection = RaySection.model_validate({})
     metrics: MetricsSection = MetricsSection.model_validate({})
