@@ -18,9 +18,11 @@ from common.tasks.base import SamplingTemperature
 from common.templates import places
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Objective = Literal["subtb", "tb", "vargrad", "db", "sft", "rloo", "grpo", "prompting"]
+Objective = Literal["subtb", "tb", "vargrad", "db", "sft", "rloo", "grpo", "prompting", "rejection", "mcmc", "smc"]
 FORWARD_LOOKING: tuple[Objective, ...] = ("subtb", "db")
 """Objectives that need log R at every decision state, and not at the last alone."""
+WITHOUT_TRAINING: tuple[Objective, ...] = ("prompting", "rejection", "mcmc", "smc")
+"""What a run can do in place of training: the last three draw from the posterior itself."""
 Share = Annotated[float, Field(ge=0, le=1)]
 LONG_RUN_STEPS = 500
 """Steps from which on a GPU's engine earns its compilation back: 50 s the first time, to sample 2.3 times as fast."""
@@ -304,7 +306,8 @@ class LearnerSection(Section):
         "subtb",
         description="subtb is the paper's; tb, vargrad and db are the other GFlowNet objectives. For comparison: sft "
         "(maximum likelihood on the seeds), rloo and grpo (reward maximisation with a KL term), prompting (nothing is "
-        "trained, the base model is evaluated)",
+        "trained, the base model is evaluated), and rejection, mcmc and smc (nothing is trained, the evaluation's "
+        "samples are drawn from the posterior itself, as the section inference says)",
     )
     subtb_lambda: float = Field(1.0, ge=0, le=1, description="weight of a sub-trajectory falls as this per action")
     kl_coef: float = Field(
@@ -453,6 +456,27 @@ class InferenceSection(Section):
     )
 
 
+class DiagnoseSection(Section):
+    """How far the sampler is from the posterior: draws of a few held-out queries, weighted by R/q, and a verdict."""
+
+    final: bool = Field(
+        True,
+        description="diagnose the trained sampler at the end of a run, with the engine of its evaluation; without "
+        "run.evaluate_samples there is none. Where reference.dtype is not float32 this also measures what that does to "
+        "log R",
+    )
+    every: int = Field(0, ge=0, description="learner steps between diagnoses while it trains; 0: none")
+    queries: int = Field(
+        4, ge=1, description="queries at most, spread evenly over the held-out ones; the worst of them is the verdict"
+    )
+    samples: int = Field(
+        128,
+        ge=16,
+        description="draws of each; Pareto k̂ is read from the largest fifth of their weights, which fewer make "
+        "unsteady",
+    )
+
+
 class MetricsSection(Section):
     """Prometheus."""
 
@@ -496,6 +520,7 @@ class RunConfig(Section):
     em: EMSection = EMSection.model_validate({})
     evaluation: EvaluationSection = EvaluationSection.model_validate({})
     inference: InferenceSection = InferenceSection.model_validate({})
+    diagnose: DiagnoseSection = DiagnoseSection.model_validate({})
     redis: RedisSection = RedisSection.model_validate({})
     ray: RaySection = RaySection.model_validate({})
     metrics: MetricsSection = MetricsSection.model_validate({})
@@ -503,7 +528,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _em_has_an_e_step(self) -> Self:
-        if self.em.iterations and self.learner.objective in ("sft", "prompting"):
+        if self.em.iterations and self.learner.objective in ("sft", *WITHOUT_TRAINING):
             raise ValueError(f"em.iterations needs a sampler to train: learner.objective is {self.learner.objective}")
         return self
 

@@ -23,7 +23,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
 
-from common.config import RunConfig
+from common.config import WITHOUT_TRAINING, RunConfig
 from common.config_loading import load_config, read_yaml
 from common.devices import available_cores
 from common.errors import EXIT_INTERRUPTED, UserError
@@ -274,7 +274,7 @@ def _begin(comparison: Comparison, folder: Path, cell: Cell, config: RunConfig, 
     resume = (
         earlier.get("fingerprint") == fingerprint
         and can_go_on(folder / "cells" / cell.name)
-        and config.learner.objective != "prompting"
+        and config.learner.objective not in WITHOUT_TRAINING
     )
     if resume:
         earlier_s = earlier.get("seconds", 0.0)

@@ -49,7 +49,7 @@ from deploy.run.cluster import own_gpus
 from deploy.run.evaluation import Evaluator
 from deploy.run.identity import keep_identity
 from deploy.run.put_aside import begun
-from deploy.run.summary import wanted_requests, write_summary
+from deploy.run.summary import tokens_per_sample, wanted_requests, write_summary
 
 log = get_logger("launcher")
 POLL_S = 0.5
@@ -77,6 +77,8 @@ class RunState:
     buffer_size: int = 0
     pushed: int = 0
     quarantined: int = 0
+    tokens: int = 0
+    """That actors sampled, or read to score."""
 
 
 Watcher = Callable[[RunState], None]
@@ -114,7 +116,11 @@ class Launcher:
                 fault = str(error)
         wall_s = time.monotonic() - self.state.started
         interrupted = self._interrupts > 0 or self._stopped is not None
-        counts = {"trajectories_pushed": self.state.pushed, "trajectories_set_aside": self.state.quarantined}
+        counts = {
+            "trajectories_pushed": self.state.pushed,
+            "trajectories_set_aside": self.state.quarantined,
+            "tokens_of_actors": self.state.tokens,
+        }
         summary = write_summary(self.config, folder, counts, wall_s, fault, interrupted=interrupted)
         if fault is not None:
             raise RunFault(fault)
@@ -154,6 +160,7 @@ class Launcher:
             self._stopped = self.control.stop_reason() if fault is None else None
             if evaluator is not None:
                 evaluator.close()
+            self.state.tokens = self.control.tokens()
             if fault is None and self._stopped is None:
                 self._evaluate(task, actors, folder)
         finally:
@@ -305,6 +312,7 @@ class Launcher:
             for label, groups in encoded.items()
         }
         found = task.evaluate_samples(with_samples(samples), self.config.reward_weights)
+        found |= tokens_per_sample(samples)
         write_whole(folder / "evaluation_samples.json", dumps(found, indent=2))
 
     def _keep_samples(self, actors: ActorPool, folder: Path) -> None:
