@@ -21,8 +21,9 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Objective = Literal["subtb", "tb", "vargrad", "db", "sft", "rloo", "grpo", "prompting", "rejection", "mcmc", "smc"]
 FORWARD_LOOKING: tuple[Objective, ...] = ("subtb", "db")
 """Objectives that need log R at every decision state, and not at the last alone."""
-WITHOUT_TRAINING: tuple[Objective, ...] = ("prompting", "rejection", "mcmc", "smc")
-"""What a run can do in place of training: the last three draw from the posterior itself."""
+POSTERIOR_DRAWS: tuple[Objective, ...] = ("rejection", "mcmc", "smc")
+"""What draws from the posterior itself in place of training a sampler of it."""
+WITHOUT_TRAINING: tuple[Objective, ...] = ("prompting", *POSTERIOR_DRAWS)
 Share = Annotated[float, Field(ge=0, le=1)]
 LONG_RUN_STEPS = 500
 """Steps from which on a GPU's engine earns its compilation back: 50 s the first time, to sample 2.3 times as fast."""

@@ -25,7 +25,7 @@ from common.tasks import Task, make_task
 from common.tasks.base import unreadable
 from common.tokens import codec_of
 from deploy.run.find_model import find_model
-from deploy.run.inference import check_inference
+from deploy.run.inference_checks import check_inference
 from deploy.run.model_check import ModelCheck
 from deploy.run.own_task_check import check_log_constraint, check_own_task, own_errors
 from deploy.run.ray_needs import check_ray

@@ -1,4 +1,4 @@
-"""Runs that draw from the posterior itself in place of training: rejection, Metropolis-Hastings, sequential Monte Carlo.
+"""Runs that draw from the posterior itself in place of training: by rejection, MCMC or sequential Monte Carlo.
 
 Measured as a trained run is, with what a sample costs: what one would do without training, on the same axis.
 """
@@ -18,14 +18,15 @@ from actors.make_sampler import make_sampler
 from common.config import RunConfig
 from common.config_loading import save_resolved
 from common.diagnostics.importance import effective_sample_size
-from common.errors import RunFault, UserError
+from common.errors import RunFault
 from common.files import write_whole
 from common.json_text import dumps
 from common.log import get_logger
-from common.tasks import SampleRequest, Task, make_task
+from common.tasks import make_task
 from common.tasks.base import with_samples
 from common.tokens import codec_of
 from common.trajectory import Query, Trajectory
+from deploy.run.inference_checks import final_temperature, log_bound, replaced_requests
 from deploy.run.summary import write_summary
 
 log = get_logger("inference")
@@ -35,57 +36,19 @@ Drawn = tuple[dict[str, list[Draft]], dict[str, float], float]
 """Samples by query id, figures of how they were drawn, and of how many independent ones all of them are worth."""
 
 
-def check_inference(config: RunConfig, task: Task[Any]) -> None:
-    """Raises UserError where the objective is one of these and can't be used for the task."""
-    objective = config.learner.objective
-    if objective not in _METHODS:
-        return
-    if not _requests(task):
-        problem = f"draws the samples of an evaluation, and that of the task {task.name} wants none"
-        raise UserError("learner.objective", objective, problem, "ask for some, see task.evaluation_samples")
-    if objective == "rejection":
-        log_bound(config, task)
-
-
-def log_bound(config: RunConfig, task: Task[Any]) -> float:
-    """What log R − log g is nowhere above, in nats, where g is the base model under the mask.
-
-    The mask only takes from a token's rivals, so p(Z⊤|X) ≤ g(Z⊤|X), and a likelihood is 1 at most. Raises UserError
-    naming what keeps it from being known.
-    """
-    remedy = "use the objective smc or mcmc, which need no bound"
-    weights, tau = config.reward_weights, _temperature(config)
-    if weights.prior < tau:
-        problem = f"is below the temperature {tau:g} of log R, so that log R − log q has no known bound for rejection"
-        raise UserError("learner.reward.prior_weight", weights.prior, problem, remedy)
-    if not task.terminator_in_reward:
-        problem = "leaves the terminator out of log R, so that log R − log q has no known bound for rejection"
-        raise UserError("task.terminator_in_text", False, problem, remedy)
-    if config.reference.adapter is not None:
-        problem = "is what log R is made of, and rejection proposes from the model without it"
-        raise UserError("reference.adapter", str(config.reference.adapter), problem, remedy)
-    bound = config.inference.constraint_bound
-    if bound is None and task.own_reward is None:
-        bound = task.constraint_bound
-    if bound is None:
-        problem = "isn't set, and what the constraint or task.reward adds to log R at most is not known for rejection"
-        raise UserError("inference.constraint_bound", None, problem, f"set it, or {remedy}")
-    return bound / tau
-
-
 def run_inference(config: RunConfig) -> dict[str, Any]:
     """Samples of the posterior for each test query, and their figures; the run's summary."""
     started, folder = time.monotonic(), config.run_folder
     save_resolved(config, folder / "config.yaml")
     task = make_task(config.task, codec_of(config.model), config.actor.max_model_len)
-    queries, requests = task.queries("test"), _requests(task)
+    queries, requests = task.queries("test"), replaced_requests(task)
     n = max(request.n for request in requests)
     sampler = make_sampler(config, task, config.run.seed)
     try:
         inference = Inference(
             sampler,
             config.reward_weights,
-            _temperature(config),
+            final_temperature(config),
             config.inference,
             config.actor.max_in_flight,
             np.random.default_rng(config.run.seed),
@@ -110,22 +73,12 @@ def run_inference(config: RunConfig) -> dict[str, Any]:
     return write_summary(config, folder, counts, time.monotonic() - started, None, interrupted=False)
 
 
-def _temperature(config: RunConfig) -> float:
-    """That which training would end with."""
-    return config.learner.reward.temperature.at(config.learner.steps)
-
-
-def _requests(task: Task[Any]) -> list[SampleRequest]:
-    """The samples of the trained sampler that the evaluation asks for, which these stand in for."""
-    return [request for request in task.sample_requests() if request.adapter and not request.beams]
-
-
 def _keep(drawn: Mapping[str, Sequence[Trajectory]], config: RunConfig) -> None:
     rows = [
         {
             "query_id": key,
             "rationale_ids": item.action_ids.tolist(),
-            "log_r": float(item.log_reward(config.reward_weights, _temperature(config))[-1]),
+            "log_r": float(item.log_reward(config.reward_weights, final_temperature(config))[-1]),
         }
         for key, group in drawn.items()
         for item in group

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from common.config import RunConfig
-from common.evaluation import TRAINED
 from common.errors import UserError
+from common.evaluation import TRAINED
 from common.files import write_whole
 from common.json_text import dumps
 from common.tasks import SampleRequest, Task, make_task, task_class
