@@ -449,7 +449,7 @@ class InferenceSection(Section):
     )
     chains: int = Field(4, ge=2, description="mcmc: chains of a query; R̂ is of several, four are the usual number")
     mcmc_steps: int = Field(
-        400, ge=8, description="mcmc: steps of each chain, the first half of which is warm-up and is left out"
+        1_000, ge=8, description="mcmc: steps of each chain, the first half of which is warm-up and is left out"
     )
     particles: int = Field(64, ge=2, description="smc: rationales of a query that grow side by side")
     smc_block: int = Field(
