@@ -83,7 +83,7 @@ class Actor:
         registry_of_adapters = AdapterRegistry(client, keys)
         self.adapters = AdapterFollower(self.engine, registry_of_adapters, probe, self.metrics, self.section.dtype)
         self._held_out: HeldOutSampler | None = None
-        if config.evaluation.every:
+        if config.looks:
             self._held_out = HeldOutSampler(config, Evaluations(client, keys), self.adapters, self.sampler)
         self._limiter = RateLimiter.of(config)
         self._ready: list[Trajectory] = []

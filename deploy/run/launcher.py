@@ -75,7 +75,7 @@ class RunState:
     actors: dict[str, dict[str, Any]] = field(default_factory=dict)
     actors_wanted: int = 1
     evaluation: dict[str, Any] = field(default_factory=dict)
-    """The last one while it trains, and the best."""
+    """The last evaluation and diagnosis while it trains, and the best adapter."""
     buffer_size: int = 0
     pushed: int = 0
     quarantined: int = 0
@@ -183,7 +183,7 @@ class Launcher:
     def _evaluator(self, stack: ExitStack, task: Task[Any], client: Client, keys: Keys) -> Evaluator | None:
         """What makes figures while it trains, where that is asked for."""
         self.evaluations = Evaluations(client, keys)
-        if not self.config.evaluation.every:
+        if not self.config.looks:
             return None
         registry = AdapterRegistry(client, keys)
         return stack.enter_context(
@@ -269,7 +269,7 @@ class Launcher:
             stats, memory = self.buffer.stats(), memory_of(self._client)
             self.state.learner, self.state.actors = self.control.learner(), self.control.actors()
             actors.follow(self.control.wanted_actors())
-            if self.config.evaluation.every:
+            if self.config.looks:
                 self.state.evaluation = self.evaluations.state()
         except RedisError as error:
             # Redis may restart; the next look finds it again.
