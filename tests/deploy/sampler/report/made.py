@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+
+from common.diagnostics.diagnosis import QueryDiagnosis, diagnose
+from common.diagnostics.draws import Draws
+from common.diagnostics.importance import normalized_weights
+from common.diagnostics.verdict import judge, judge_run
+from common.json_text import dumps
 
 NASTY = "</script><img src=x onerror=alert(1)>]]>&amp;\"'`${7*7}{{7*7}}<!--\x00\x1b[31m\ud800\u202etxt.exe"
 """What a model or a data set may hold: markup, templates, orders to a terminal, half a character."""
@@ -45,64 +53,56 @@ def made_run(folder: Path, *, text: str = "a cat", steps: int = 40, **summary: A
 
 
 def diagnosed(run: Path, *, queries: int = 3, n: int = 64, text: str = "a cat", base: bool = True) -> Path:
-    """Put a diagnosis into a run's folder, of `queries` queries with `n` draws each."""
+    """Put a diagnosis into a run's folder, of `queries` queries with `n` draws each, the first of them the worst."""
     generator = np.random.default_rng(0)
-    verdicts = ["not to be trusted", "usable with correction", "good"]
-    made = [_query(i, n, text, verdicts[min(i, 2)], generator, base=base) for i in range(queries)]
+    made = [_query(i, n, text, generator, base=base) for i in range(queries)]
+    judged = judge_run({query["query_id"]: figures for query, figures in made})
     whole = {
         "made": 1.8e9,
         "adapter_sha256": None,
         "samples": n,
-        "verdict": {
-            "verdict": verdicts[0],
-            "worst": made[0]["query_id"] if made else "",
-            "counts": {"good": max(0, queries - 2), "usable with correction": 1, "not to be trusted": 1},
-            "remedy": f"train for longer; {text}",
-        },
-        "reward_precision": {"dtype": "bfloat16", "mean_nats": 0.21, "max_nats": 0.75},
-        "queries": made,
+        "trained_for": f"the posterior; {text}",
+        "verdict": asdict(replace(judged, remedy=f"train for longer; {text}")),
+        "reward_precision": {"dtype": "bfloat16", "sequences": 32, "mean_nats": 0.21, "max_nats": 0.75},
+        "known": f"12, for 2 of 3 queries; {text}",
+        "queries": [query for query, _ in made],
+        "left_out": [],
     }
-    (run / "diagnosis.json").write_text(json.dumps(whole), encoding="utf-8")
+    (run / "diagnosis.json").write_text(dumps(whole), encoding="utf-8")
     return run
 
 
-def _query(i: int, n: int, text: str, verdict: str, generator: np.random.Generator, *, base: bool) -> dict[str, Any]:
+def _query(
+    i: int, n: int, text: str, generator: np.random.Generator, *, base: bool
+) -> tuple[dict[str, Any], QueryDiagnosis]:
+    figures, samples = _drawn(n, text, generator, spread=(3.0, 0.9, 0.1)[min(i, 2)])
+    judgement = judge(figures)
+    judgement = replace(judgement, reasons=[*judgement.reasons, text], remedy=f"resample; {text}")
+    base_figures, base_samples = _drawn(max(8, n // 4), text, generator, spread=3.5)
     return {
-        "query_id": f"query-{i}",
-        "prompt": f"{text} {i}:",
-        "target": text,
-        "judgement": {"verdict": verdict, "reasons": [f"ESS 0.04 is below 0.1; {text}"], "remedy": f"resample; {text}"},
-        **_drawn(n, text, generator, spread=0.4 * (3 - min(i, 2))),
-        "base": _drawn(n, text, generator, spread=3.0) if base else None,
-    }
+        **{"query_id": f"query-{i}", "prompt": f"{text} {i}:", "target": text},
+        **{"figures": asdict(figures), "judgement": asdict(judgement), "samples": samples},
+        "base": {"figures": asdict(base_figures), "samples": base_samples} if base else None,
+    }, figures
 
 
-def _drawn(n: int, text: str, generator: np.random.Generator, *, spread: float) -> dict[str, Any]:
-    lengths = generator.integers(1, 9, n)
-    log_q = -1.1 * lengths + generator.normal(0, 0.3, n)
-    log_r = log_q + 4.6 + generator.normal(0, spread, n)
-    weights = np.exp(log_r - log_q - np.max(log_r - log_q))
-    weights /= weights.sum()
-
-    def about(value: float, se: float) -> dict[str, float]:
-        return {"value": value, "se": se}
-
+def _drawn(
+    n: int, text: str, generator: np.random.Generator, *, spread: float
+) -> tuple[QueryDiagnosis, list[dict[str, Any]]]:
+    """Draws whose log weights have that standard deviation about log 101."""
+    kinds = generator.integers(0, 23, n)
+    lengths = 1 + kinds % 8
+    log_q = -1.1 * lengths - 0.01 * kinds
+    log_r = log_q + math.log(101) + generator.normal(0, spread, 23)[kinds]
+    actions = tuple((int(kind),) * int(length) for kind, length in zip(kinds, lengths, strict=True))
+    draws = Draws(log_q, log_r, actions)
+    known = Draws(log_q[: n // 8], log_r[: n // 8], actions[: n // 8])
     samples = [
         {
-            **{"text": f"{text} {k % 23}", "token_ids": [k % 23] * int(lengths[k % 23])},
-            **{"log_q": float(log_q[k]), "log_r": float(log_r[k]), "weight": float(weights[k])},
+            **{"text": f"{text} {kinds[k]}", "token_ids": list(actions[k])},
+            **{"log_q": log_q[k], "log_r": log_r[k], "weight": weight},
             **{"log_prior": -3.0, "log_likelihood": -2.0, "log_constraint": 0.0},
         }
-        for k in range(n)
+        for k, weight in enumerate(normalized_weights(draws.log_weights).tolist())
     ]
-    figures = {
-        **{"n": n, "log_z": about(4.61, 0.05), "elbo": about(4.2, 0.06), "iwae": about(4.5, 0.04), "iwae_k": 8},
-        **{"log_z_upper": about(4.8, 0.07), "log_z_exact": 4.615, "kl_q_p": [0.3, 0.6], "kl_p_q": None},
-        **{"ess": 0.4, "pareto_k": 0.55, "max_weight_share": 0.06, "distinct": min(n, 23), "unique_mass": 0.8},
-        **{"first_token_entropy": 2.1, "distinct_prefixes": [5, 12, 20, 23], "mean_length": 4.4},
-        **{"mean_length_weighted": 5.0, "length_bias": -0.6},
-        "modes": {
-            **{"known": 12, "log_known_mass": 3.9, "mass_under_q": 0.5, "mass_under_posterior": 0.6, "missed": 2}
-        },
-    }
-    return {"figures": figures, "samples": samples}
+    return diagnose(draws, log_z_exact=math.log(101), modes=known), samples
