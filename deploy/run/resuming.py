@@ -31,7 +31,6 @@ FREE: dict[str, str] = {
     "actor": "actors are started anew; each trajectory carries how it was sampled",
     "learner": "steps, rates, weights of the reward and schedules are applied to each step; components are stored",
     "buffer": "capacities, priorities and limits are applied to each call",
-    "diagnose": "it changes nothing that is stored",
     "evaluation": "it changes nothing that is stored; a best adapter by another metric is looked for anew",
     "diagnose": "it changes nothing that is stored",
     "em": "steps that are still to come follow it; whether a run has any is looked at on its own",

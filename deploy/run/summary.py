@@ -20,6 +20,21 @@ from deploy.run.curve import draw_curve
 
 DIAGNOSIS = "diagnosis.json"
 """In a run's folder: how far its sampler is from the posterior."""
+BOOKKEEPING = {
+    "wall_s",
+    "elapsed_s",
+    "training_s",
+    "steps",
+    "iterations",
+    "trajectories_trained",
+    "trajectories_pushed",
+    "trajectories_set_aside",
+    "adapter_versions_published",
+    "adapter_versions_trained_on",
+    "sampler_gap_mean",
+    "sampler_gap_max",
+}
+"""Numbers of summary.json that say something of the run or the machine, and nothing of the sampler."""
 
 
 def wanted_requests(task: Task[Any], config: RunConfig) -> list[SampleRequest]:
