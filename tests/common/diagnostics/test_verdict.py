@@ -66,10 +66,15 @@ def test_a_collapsed_sampler_has_perfect_weights_and_is_found_by_what_is_known_b
 def test_draws_of_one_rationale_speak_for_nothing_unless_something_else_does() -> None:
     judgement = judge(found(collapsed()))
     assert judgement.verdict is Verdict.REFUSE and judgement.reasons[0].startswith("100% of the draws, above 90%")
-    # The posterior may be as narrow; rationales known from elsewhere tell.
-    log_r = collapsed().log_q - 30.0
-    narrow = sampler(log_r, 0.0)
-    known = narrow.of(narrow.log_r.argsort()[-10:])
+
+
+@pytest.mark.parametrize("sharpness", [5.0, 20.0])
+def test_a_posterior_that_is_itself_narrow_is_no_collapse_once_other_rationales_are_known(sharpness: float) -> None:
+    log_r = posterior()
+    narrow = sampler(log_r + sharpness * (np.arange(40) == log_r.argmax()), 0.0)
+    alone = found(narrow)
+    assert alone.largest_share > 0.9 and judge(alone).verdict is Verdict.REFUSE
+    known = narrow.of(narrow.log_r.argsort()[-3:])
     assert judge(found(narrow, modes=known)).verdict is Verdict.GOOD
 
 
