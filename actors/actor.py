@@ -83,11 +83,11 @@ class Actor:
         registry_of_adapters = AdapterRegistry(client, keys)
         self.adapters = AdapterFollower(self.engine, registry_of_adapters, probe, self.metrics, self.section.dtype)
         self._held_out: HeldOutSampler | None = None
-        if config.evaluation.every:
+        if config.looks:
             self._held_out = HeldOutSampler(config, Evaluations(client, keys), self.adapters, self.sampler)
         self._limiter = RateLimiter.of(config)
         self._ready: list[Trajectory] = []
-        self._pushed = 0
+        self._pushed = self._tokens_told = 0
         self._next_housekeeping = self._last_push = 0.0
         self._blocked_since: float | None = None
         self._order: list[Query] = []
@@ -106,6 +106,7 @@ class Actor:
             self._push()
             if self._held_out is not None:
                 self._held_out.give_back()
+            self._count_tokens()
             self._beat(STOPPED)
         except EngineFault:
             log.exception("the engine failed")
@@ -151,7 +152,12 @@ class Actor:
         if self._held_out is not None:
             self._held_out.housekeep()
         self._follow_back_pressure()
+        self._count_tokens()
         self._beat("waiting for the learner" if self._blocked_since is not None else "sampling")
+
+    def _count_tokens(self) -> None:
+        told, self._tokens_told = self._tokens_told, self.sampler.tokens
+        self.control.count_tokens(self._tokens_told - told)
 
     def _load(self, version: int) -> None:
         next_word = time.monotonic() + HOUSEKEEPING_S

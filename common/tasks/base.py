@@ -197,6 +197,12 @@ class Task(ABC, Generic[ConfigT]):
         """The constraint term at every decision state, shape (K+1,), in nats; zero unless a task has one."""
         return np.zeros(len(action_ids) + 1, np.float32)
 
+    @property
+    def constraint_bound(self) -> float | None:
+        """What `log_constraint` is nowhere above, a reward of the user's own left out, in nats; None if it isn't
+        known."""
+        return 0.0 if type(self).log_constraint is Task.log_constraint else None
+
     def data_notes(self) -> list[str]:
         """What a user should know of the data before training: bad rows, repeated ones, train/test overlap."""
         return []

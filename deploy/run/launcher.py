@@ -51,7 +51,7 @@ from deploy.run.diagnosis import Diagnose, Subject, diagnosed, of_adapter
 from deploy.run.evaluation import Evaluator
 from deploy.run.identity import keep_identity
 from deploy.run.put_aside import begun
-from deploy.run.summary import wanted_requests, write_summary
+from deploy.run.summary import tokens_per_sample, wanted_requests, write_summary
 
 log = get_logger("launcher")
 POLL_S = 0.5
@@ -75,10 +75,12 @@ class RunState:
     actors: dict[str, dict[str, Any]] = field(default_factory=dict)
     actors_wanted: int = 1
     evaluation: dict[str, Any] = field(default_factory=dict)
-    """The last one while it trains, and the best."""
+    """The last evaluation and diagnosis while it trains, and the best adapter."""
     buffer_size: int = 0
     pushed: int = 0
     quarantined: int = 0
+    tokens: int = 0
+    """That actors sampled, or read to score."""
 
 
 Watcher = Callable[[RunState], None]
@@ -124,8 +126,12 @@ class Launcher:
                 fault = str(error)
         wall_s = time.monotonic() - self.state.started
         interrupted = self._interrupts > 0 or self._stopped is not None
-        counts = {"trajectories_pushed": self.state.pushed, "trajectories_set_aside": self.state.quarantined}
-        found = {**counts, **self._diagnosis}
+        found = {
+            "trajectories_pushed": self.state.pushed,
+            "trajectories_set_aside": self.state.quarantined,
+            "tokens_of_actors": self.state.tokens,
+            **self._diagnosis,
+        }
         summary = write_summary(self.config, folder, found, wall_s, fault, interrupted=interrupted)
         if fault is not None:
             raise RunFault(fault)
@@ -165,6 +171,7 @@ class Launcher:
             self._stopped = self.control.stop_reason() if fault is None else None
             if evaluator is not None:
                 evaluator.close()
+            self.state.tokens = self.control.tokens()
             if fault is None and self._stopped is None:
                 self._evaluate(task, actors, folder)
         finally:
@@ -176,7 +183,7 @@ class Launcher:
     def _evaluator(self, stack: ExitStack, task: Task[Any], client: Client, keys: Keys) -> Evaluator | None:
         """What makes figures while it trains, where that is asked for."""
         self.evaluations = Evaluations(client, keys)
-        if not self.config.evaluation.every:
+        if not self.config.looks:
             return None
         registry = AdapterRegistry(client, keys)
         return stack.enter_context(
@@ -262,7 +269,7 @@ class Launcher:
             stats, memory = self.buffer.stats(), memory_of(self._client)
             self.state.learner, self.state.actors = self.control.learner(), self.control.actors()
             actors.follow(self.control.wanted_actors())
-            if self.config.evaluation.every:
+            if self.config.looks:
                 self.state.evaluation = self.evaluations.state()
         except RedisError as error:
             # Redis may restart; the next look finds it again.
@@ -308,6 +315,7 @@ class Launcher:
                 self._show("evaluating samples")
                 samples = _decoded(actors.evaluate(requests, should_stop=self._is_interrupted))
                 found = task.evaluate_samples(with_samples(samples), self.config.reward_weights)
+                found |= tokens_per_sample(samples)
                 write_whole(folder / "evaluation_samples.json", dumps(found, indent=2))
             self._diagnosis = diagnosed(self.config, self._diagnose, lambda: self._subject(task, actors, folder))
         except EvaluationStopped:

@@ -63,9 +63,8 @@ def _end(folder: Path) -> None:
 
 
 def _learner_is_done(folder: Path) -> bool:
-    """Whether it trained to its last step; one that is asked to stop writes its summary too."""
-    summary = read_json(folder / LEARNER_SUMMARY)
-    return bool(summary) and summary.get("stopped_because") is None
+    """Whether it trained to its end; one that is asked to stop writes its summary too."""
+    return bool(read_json(folder / LEARNER_SUMMARY).get("trained_to_its_end"))
 
 
 def _newest(folder: Path) -> str:

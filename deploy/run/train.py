@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.config import RunConfig
+from common.config import WITHOUT_TRAINING, RunConfig
 from common.errors import UserError
 from deploy.run.checks import prepare
 from deploy.run.diagnosis import Diagnose
@@ -64,6 +64,10 @@ def _run(
         from deploy.run.prompting import run_prompting
 
         return run_prompting(config, diagnose)
+    if config.learner.objective in WITHOUT_TRAINING:
+        from deploy.run.inference import run_inference
+
+        return run_inference(config)
     from deploy.run.launcher import Launcher
 
     return Launcher(config, watch, diagnose=diagnose).run()
