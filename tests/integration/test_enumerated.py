@@ -33,6 +33,7 @@ from common.tasks import SampleRequest
 from common.trajectory import Query
 from deploy.sampler.finished_run import FinishedRun
 from learner.policy import Actions, LoraPolicy, load_base_model
+from tests import chance
 from tests.conftest import Tell
 from tests.integration.conftest import amortis
 from tests.tiny import VOCABULARY
@@ -82,14 +83,19 @@ def posterior(model: Any, query: Query, sequences: Sequence[Z] = (), *, tool: bo
     return np.exp(found - np.logaddexp.reduce(found))
 
 
-def q_of(policy: LoraPolicy, query: Query, *, tool: bool) -> NDArray[np.float64]:
+def every_action(query: Query, *, tool: bool) -> list[Actions]:
+    """`every_sequence()` as the learner takes it."""
     batch = []
     for z in every_sequence():
         inputs, positions = context_of(z, query.prompt_ids.tolist(), tool=tool)
         states = np.append(np.asarray(positions) - 1, len(inputs) - 1)
         batch.append(Actions(query, np.asarray(z, np.int32), np.asarray(inputs, np.int32), states))
+    return batch
+
+
+def q_of(policy: LoraPolicy, query: Query, *, tool: bool) -> NDArray[np.float64]:
     with torch.no_grad():
-        return np.exp(policy.log_probs(batch).total().double().numpy())
+        return np.exp(policy.log_probs(every_action(query, tool=tool)).total().double().numpy())
 
 
 def total_variation(p: NDArray[np.float64], q: NDArray[np.float64]) -> float:
@@ -333,8 +339,7 @@ def test_under_a_grammar_the_sampler_keeps_the_conditional_distribution_where_ma
         drawn = sampler.collect([query], request, adapter, 16)[query.id]
         counts = Counter(tuple(item.action_ids.tolist()) for item in drawn)
         assert set(counts) <= set(language)
-        found = np.array([counts[z] / 400 for z in language])
-        assert total_variation(found, learned) < 0.12
+        assert chance.follow(np.array([counts[z] for z in language], np.float64), learned)
         log_q = dict(zip(language, np.log(learned), strict=True))
         assert all(
             item.behaviour.log_prob == pytest.approx(log_q[tuple(item.action_ids.tolist())], abs=1e-3) for item in drawn

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from learner.policy import load_base_model
+from tests import chance
 from tests.integration.conftest import ROOT, TIMEOUT_S
 from tests.integration.test_enumerated import every_sequence, log_rewards, total_variation, write
 from tests.tiny import VOCABULARY
@@ -109,19 +110,25 @@ def test_weighted_draws_are_the_enumerated_posterior(used: dict[str, Any], digit
         query = sampler.run.query("number :", target="4")
         log_q = sampler.log_prob("number :", every_sequence())
     log_r, found = log_rewards(base, query, tool=False), used["posterior"]
-    exact = np.exp(log_r - np.logaddexp.reduce(log_r))
-    weights = dict.fromkeys(every_sequence(), 0.0)
-    for item in found["samples"]:
-        weights[key(item)] += item["weight"]
-    assert sum(weights.values()) == pytest.approx(1)
-    estimated, plain = np.array(list(weights.values())), np.exp(log_q)
+    exact, q = np.exp(log_r - np.logaddexp.reduce(log_r)), np.exp(log_q)
     # It was trained for "7": weights have to make good that the target is another.
-    assert total_variation(plain, exact) > 0.2
-    assert total_variation(estimated, exact) < 0.5 * total_variation(plain, exact)
-    of_z = dict(zip(every_sequence(), log_r, strict=True))
-    assert all(item["log_r"] == pytest.approx(of_z[key(item)], abs=1e-3) for item in found["samples"])
-    assert found["log_z"] == pytest.approx(np.logaddexp.reduce(log_r), abs=0.15) and found["prompt"] == "number:"
-    assert found["candidates"] == N and 50 < found["effective_sample_size"] < N
+    assert total_variation(q, exact) > 0.2
+    places = {z: i for i, z in enumerate(every_sequence())}
+    at = np.array([places[key(item)] for item in found["samples"]])
+    counts = np.bincount(at, minlength=len(places)).astype(np.float64)
+    assert chance.follow(counts, q)
+    of_draws = (log_r - log_q)[at]
+    expected = np.exp(of_draws - np.logaddexp.reduce(of_draws))
+    np.testing.assert_allclose([item["weight"] for item in found["samples"]], expected, rtol=0.01)
+    np.testing.assert_allclose([item["log_r"] for item in found["samples"]], log_r[at], atol=1e-3)
+    assert found["effective_sample_size"] == pytest.approx(1 / np.square(expected).sum(), rel=0.01)
+    assert found["candidates"] == N and found["prompt"] == "number:"
+    # What all of it is for.
+    simulated, weights = chance.draws(q, N), np.exp(log_r - log_q)
+    distances = chance.total_variation(chance.weighted(simulated, weights), exact)
+    estimated = chance.weighted(counts, weights)
+    assert chance.Limits.of(distances).hold(total_variation(estimated, exact))
+    assert chance.Limits.of(np.log(simulated @ weights / N)).hold(found["log_z"])
 
 
 def test_probabilities_of_targets_are_the_enumerated_ones(used: dict[str, Any], digit_model: Path) -> None:
@@ -131,11 +138,14 @@ def test_probabilities_of_targets_are_the_enumerated_ones(used: dict[str, Any], 
     found = used["targets"]
     assert len(found["samples"]) == 100 and {item["weight"] for item in found["samples"]} == {0.01}
     with amortis.load(used["folder"]) as sampler:
+        q = np.exp(sampler.log_prob("number :", every_sequence()))
+        log_prior = log_rewards(base, sampler.run.query("number :"), tool=False)
+        simulated = chance.weighted(chance.draws(q, N), np.exp(log_prior) / q)
         for text, item in zip(["7", "4"], found["targets"], strict=True):
-            queries = (sampler.run.query("number :", target=text), sampler.run.query("number :"))
-            both, alone = (np.logaddexp.reduce(log_rewards(base, query, tool=False)) for query in queries)
-            exact = float(np.exp(both - alone))
-            assert item["text"] == text and item["probability"] == pytest.approx(exact, rel=0.25)
+            log_joint = log_rewards(base, sampler.run.query("number :", target=text), tool=False)
+            limits, exact = chance.Limits.of(simulated @ np.exp(log_joint - log_prior)), np.exp(log_joint).sum()
+            assert limits.hold(exact / np.exp(log_prior).sum())
+            assert item["text"] == text and limits.hold(item["probability"])
 
 
 def test_the_page_s_examples_run(used: dict[str, Any]) -> None:
