@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
+from functools import cache
 
 from rich import box
 from rich.console import Console
@@ -42,7 +43,8 @@ def diagnose(options: argparse.Namespace, overrides: list[str], console: Console
     seed = run.config.run.seed if options.seed is None else options.seed
     sampler, adapter = run.sampler(seed)
     try:
-        found = diagnosis_of(subject_of(run, queries, lambda: (sampler, adapter)), options.samples)
+        subject = subject_of(run, queries, lambda: (sampler, adapter), cache(run.policy))
+        found = diagnosis_of(subject, options.samples)
     finally:
         sampler.close()
         sampler.policy.close()
@@ -71,6 +73,8 @@ def show(console: Console, run: str, found: Diagnosis, name: str = DIAGNOSIS) ->
     for finding in told:
         text = finding.prompt if finding.target is None else f"{finding.prompt} → {finding.target}"
         say(_cut(f"{finding.query_id[:SHOWN_ID]}  {text}", console.width))
+        if finding.truth is not None:
+            say(f"  {finding.truth}")
         for reason in finding.judgement.reasons:
             say(f"  {reason}")
         if finding.judgement.remedy:

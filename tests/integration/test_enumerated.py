@@ -210,6 +210,45 @@ def test_a_sampler_with_a_tool_and_seeds_reaches_the_enumerated_posterior(
         assert total_variation(target, q_of(policy, query, tool=True)) < 0.05
 
 
+def test_training_ends_with_a_verdict_and_what_the_reward_s_precision_is(with_subtb: Path) -> None:
+    summary = json.loads((with_subtb / "summary.json").read_text())
+    assert summary["verdict"] == "good" and summary["diagnosis"].startswith("good (2 queries: 2 good)")
+    assert "posterior" in summary["trained_for"] and summary["reward_precision"].startswith("exact")
+    kept = json.loads((with_subtb / "diagnosis.json").read_text())
+    files = {path.name: path.read_bytes() for path in (with_subtb / "adapter").iterdir()}
+    assert kept["adapter_sha256"] == files_sha256(files) and kept["samples"] == 128
+    assert all(len(query["samples"]) == 128 and len(query["base"]["samples"]) == 8 for query in kept["queries"])
+
+
+def test_a_diagnosis_holds_the_enumerated_posterior(with_subtb: Path, digit_model: Path, tell: Tell) -> None:
+    found = json.loads(amortis("diagnose", str(with_subtb), "--samples", "256", "--seed", "3", "--json"))
+    assert found == json.loads((with_subtb / "diagnosis.json").read_text())
+    assert found["verdict"]["verdict"] == "good" and found["known"] == "64, for 2 of 2 queries"
+    run, base = FinishedRun(with_subtb), load_base_model(str(digit_model), "float32")
+    policy = run.policy()
+    for query, finding in zip(run.task.queries("test"), found["queries"], strict=True):
+        log_r = log_rewards(base, query, tool=True)
+        q, log_z, figures = q_of(policy, query, tool=True), float(np.logaddexp.reduce(log_r)), finding["figures"]
+        value, se = figures["log_z"]["value"], figures["log_z"]["se"]
+        tell(f"log Z {value:.4f} ± {se:.4f}, enumerated {log_z:.4f}; effective sample size {figures['ess']:.3f}")
+        assert abs(value - log_z) < 4 * se + 1e-3, "the interval of four standard errors must hold it"
+        elbo = float(q @ (log_r - np.log(q)))
+        assert figures["elbo"]["value"] == pytest.approx(elbo, abs=4 * figures["elbo"]["se"] + 1e-3)
+        # The buffer's best are known by their exact probabilities.
+        best = np.argsort(-log_r)[:32]
+        modes = figures["modes"]
+        assert modes["log_known_mass"] == pytest.approx(float(np.logaddexp.reduce(log_r[best])), abs=1e-3)
+        assert modes["mass_under_q"] == pytest.approx(float(q[best].sum()), abs=1e-3)
+
+
+def test_a_sampler_that_was_trained_to_collapse_is_not_to_be_trusted(tmp_path: Path, digit_model: Path) -> None:
+    learner = {"objective": "rloo", "kl_coef": 0.0, "steps": 120}
+    path = write(tmp_path, digit_model, tool=True, learner=learner, diagnose={"queries": 1})
+    summary = json.loads(amortis("train", str(path), "--json"))
+    assert summary["verdict"] == "not to be trusted", summary["diagnosis"]
+    assert summary["trained_for"] == "a high reward, with a KL term of 0 (rloo), and not for the posterior"
+
+
 def test_a_run_is_evaluated_on_held_out_questions_while_it_trains(with_vargrad: Watched, tell: Tell) -> None:
     run = with_vargrad.folder
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -287,6 +326,9 @@ def test_the_e_step_after_an_m_step_reaches_the_posterior_of_the_fine_tuned_mode
     path = write(tmp_path, digit_model, tool=False, em=em, learner=learner)
     summary = json.loads(amortis("train", str(path), "--json"))
     assert summary["iterations"] == 2 and summary["interrupted"] is False
+    # Of the last sampler, for the last M step's model; the buffers are the steps' own.
+    diagnosis = json.loads((tmp_path / "runs" / "tiny" / "diagnosis.json").read_text())
+    assert diagnosis["verdict"]["verdict"] == summary["verdict"] and "has no Redis of its own" in diagnosis["known"]
     folder = tmp_path / "runs" / "tiny"
     assert all((folder / step / "adapter" / "adapter_config.json").is_file() for step in ("e1", "m1", "e2", "m2"))
     fine_tuned = PeftModel.from_pretrained(load_base_model(str(digit_model), "float32"), str(folder / "m1" / "adapter"))
