@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import RunFault, UserError
 from deploy.sampler.opened import Sampler
-from deploy.sampler.posterior import Posterior, Sample, TargetProbability
+from deploy.sampler.posterior import Posterior, Sample, TargetProbability, UnreliableEstimate
 
 if TYPE_CHECKING:
     from deploy.run.launcher import RunState
@@ -36,6 +36,7 @@ __all__ = [
     "Sampler",
     "TargetProbability",
     "TrainResult",
+    "UnreliableEstimate",
     "UserError",
     "load",
     "train",
