@@ -150,7 +150,8 @@ class Launcher:
         self.control.reset()
         self.control.put_config(self.config)
         self.buffer.open()
-        task = make_task(self.config.task, codec_of(self.config.model), self.config.actor.max_model_len)
+        codec, limit = codec_of(self.config.model), self.config.actor.max_model_len
+        task = make_task(self.config.task, codec, limit, self.config.final_temperature)
         keep_identity(self.config, task)
         self.buffer.put_queries([*task.queries("train")])
         if not self.config.run.resume:
