@@ -21,9 +21,12 @@ from common.tasks.base import SamplingTemperature
 from common.templates import places
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Objective = Literal["subtb", "tb", "vargrad", "db", "sft", "rloo", "grpo", "prompting"]
+Objective = Literal["subtb", "tb", "vargrad", "db", "sft", "rloo", "grpo", "prompting", "rejection", "mcmc", "smc"]
 FORWARD_LOOKING: tuple[Objective, ...] = ("subtb", "db")
 """Objectives that need log R at every decision state, and not at the last alone."""
+POSTERIOR_DRAWS: tuple[Objective, ...] = ("rejection", "mcmc", "smc")
+"""What draws from the posterior itself in place of training a sampler of it."""
+WITHOUT_TRAINING: tuple[Objective, ...] = ("prompting", *POSTERIOR_DRAWS)
 Share = Annotated[float, Field(ge=0, le=1)]
 LONG_RUN_STEPS = 500
 """Steps from which on a GPU's engine earns its compilation back: 50 s the first time, to sample 2.3 times as fast."""
@@ -307,7 +310,8 @@ class LearnerSection(Section):
         "subtb",
         description="subtb is the paper's; tb, vargrad and db are the other GFlowNet objectives. For comparison: sft "
         "(maximum likelihood on the seeds), rloo and grpo (reward maximisation with a KL term), prompting (nothing is "
-        "trained, the base model is evaluated)",
+        "trained, the base model is evaluated), and rejection, mcmc and smc (nothing is trained, the evaluation's "
+        "samples are drawn from the posterior itself, as the section inference says)",
     )
     subtb_lambda: float = Field(1.0, ge=0, le=1, description="weight of a sub-trajectory falls as this per action")
     kl_coef: float = Field(
@@ -451,6 +455,31 @@ class EvaluationSection(Section):
     )
 
 
+class InferenceSection(Section):
+    """Draws of the posterior without training: the objectives rejection, mcmc and smc, and what a diagnosis is held
+    against."""
+
+    enumerate_limit: int = Field(
+        10_000, ge=1, description="rationales up to which a posterior is enumerated; each is scored once a query"
+    )
+    max_proposals: int = Field(
+        4_096, ge=1, description="rejection: draws of the base model for a query, at most, wherever they lead"
+    )
+    constraint_bound: float | None = Field(
+        None,
+        description="rejection: what the constraint and a reward of your own add to log R at most, in nats; without it "
+        "what the task itself knows, which of your own reward is nothing",
+    )
+    chains: int = Field(4, ge=2, description="mcmc: chains of a query; R̂ is of several, four are the usual number")
+    mcmc_steps: int = Field(
+        1_000, ge=8, description="mcmc: steps of each chain, the first half of which is warm-up and is left out"
+    )
+    particles: int = Field(64, ge=2, description="smc: rationales of a query that grow side by side")
+    smc_block: int = Field(
+        4, ge=1, description="smc: tokens that they grow by before they are weighed, which reads each text anew"
+    )
+
+
 class DiagnoseSection(Section):
     """How far the sampler is from the posterior: draws of a few held-out queries, weighted by R/q, and a verdict."""
 
@@ -466,9 +495,8 @@ class DiagnoseSection(Section):
     )
     samples: int = Field(
         128,
-        ge=16,
-        description="draws of each; Pareto k̂ is read from the largest fifth of their weights, which fewer make "
-        "unsteady",
+        ge=25,
+        description="draws of each; of fewer than 25 weights Pareto k̂ can't be read, by which they are judged",
     )
 
 
@@ -514,6 +542,7 @@ class RunConfig(Section):
     seeds: SeedSection = SeedSection.model_validate({})
     em: EMSection = EMSection.model_validate({})
     evaluation: EvaluationSection = EvaluationSection.model_validate({})
+    inference: InferenceSection = InferenceSection.model_validate({})
     diagnose: DiagnoseSection = DiagnoseSection.model_validate({})
     redis: RedisSection = RedisSection.model_validate({})
     ray: RaySection = RaySection.model_validate({})
@@ -522,7 +551,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _em_has_an_e_step(self) -> Self:
-        if self.em.iterations and self.learner.objective in ("sft", "prompting"):
+        if self.em.iterations and self.learner.objective in ("sft", *WITHOUT_TRAINING):
             raise ValueError(f"em.iterations needs a sampler to train: learner.objective is {self.learner.objective}")
         return self
 

@@ -59,6 +59,8 @@ class Progress:
     step: int = 0
     version: int = 0
     trained: int = 0
+    tokens: int = 0
+    """That the policy read in training, each prompt once a step."""
     versions_trained_on: set[int] = field(default_factory=set)
     gaps: list[float] = field(default_factory=list)
     """Before this process: those that it finds are its monitor's."""
@@ -191,6 +193,7 @@ class Trainer:
         progress = self.progress
         progress.step += 1
         progress.trained += len(batch)
+        progress.tokens += self._tokens(batch)
         progress.versions_trained_on |= {item.behaviour.adapter_version for item in batch}
         if progress.step % self.section.sync_every == 0:
             self.publish()
@@ -200,6 +203,10 @@ class Trainer:
         self._report(row)
         if progress.step % self.section.checkpoint_every == 0:
             self._checkpoint()
+
+    def _tokens(self, batch: Sequence[Trajectory]) -> int:
+        prompts = {item.query_id: len(self.queries[item.query_id].prompt_ids) for item in batch}
+        return sum(prompts.values()) + sum(len(item.input_ids) for item in batch)
 
     def _wait_for_trajectories(self) -> float:
         """Wait until the buffer holds enough that is new; seconds waited. Raises StallError with the cause."""
@@ -432,6 +439,7 @@ class Trainer:
         state = {
             "version": progress.version,
             "trained": progress.trained,
+            "tokens": progress.tokens,
             "versions_trained_on": sorted(progress.versions_trained_on),
             "gaps": [*progress.gaps, *self.gaps.means],
             "elapsed_s": progress.elapsed_s,
@@ -473,6 +481,7 @@ class Trainer:
         summary = {
             "steps": progress.step,
             "trajectories_trained": progress.trained,
+            "tokens_trained": progress.tokens,
             "adapter_versions_published": progress.version,
             "adapter_versions_trained_on": len(progress.versions_trained_on),
             "training_s": progress.elapsed_s,

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from common.config import RunConfig
 from common.config_loading import save_resolved
-from deploy.run.summary import read_json
+from deploy.run.summary import DIAGNOSIS, read_json
 from learner.checkpoint import checkpoints, place_of
 
 ASIDE = ".before-resume"
 CONFIG, SUMMARY, LEARNER_SUMMARY = "config.yaml", "summary.json", "learner_summary.json"
-OF_THE_END = (LEARNER_SUMMARY, "evaluation_after.json", "evaluation_samples.json")
+OF_THE_END = (LEARNER_SUMMARY, "evaluation_after.json", "evaluation_samples.json", DIAGNOSIS)
 """What an earlier part of a resumed run left is not this part's."""
 _NEWEST = "newest"
 
