@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+from tests.forked import commands
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 400
@@ -50,11 +53,15 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "deploy.cli.main", *arguments]
 
 
-def amortis(*arguments: str, status: int = 0) -> str:
-    """Standard output of a command; fails the test with everything it said if it ends otherwise."""
-    result = subprocess.run(
-        command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-    )
+def result_of(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """A command to its end, whose process is forked from one that has imported what it needs."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return commands().run(*arguments, cwd=cwd, environment=environment, timeout_s=TIMEOUT_S)
+
+
+def amortis(*arguments: str, status: int = 0, cwd: Path = ROOT) -> str:
+    """Its standard output; fails the test with everything it said if it ends otherwise."""
+    result = result_of(*arguments, cwd=cwd)
     assert result.returncode == status, result.stdout[-3000:] + result.stderr[-3000:]
     return result.stdout
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from common.tasks import SampleRequest
 from deploy.sampler.finished_run import FinishedRun
 from learner.policy import LoraPolicy, load_base_model
-from tests.integration.conftest import amortis, command
+from tests.integration.conftest import amortis, result_of
 from tests.integration.test_enumerated import every_sequence, posterior, q_of, total_variation, write
 from tests.tiny import VOCABULARY
 
@@ -126,7 +125,7 @@ def test_a_reward_that_never_works_ends_the_run_at_once_or_is_refused_before_it(
     tmp_path: Path, digit_model: Path
 ) -> None:
     path = prepare(tmp_path, digit_model, "def score(prompts, texts, rows): raise ValueError('not yet written')\n")
-    found = subprocess.run(command("train", str(path)), capture_output=True, text=True, timeout=120, check=False)
+    found = result_of("train", str(path))
     assert found.returncode == 2 and "ValueError: not yet written (mine.py, line 1)" in found.stderr
     assert not (tmp_path / "runs").exists()
 
@@ -145,7 +144,7 @@ def score(prompts, texts, rows):
     return [0.0] * len(texts)
 """
     path = prepare(tmp_path, digit_model, source)
-    found = subprocess.run(command("train", str(path)), capture_output=True, text=True, timeout=300, check=False)
+    found = result_of("train", str(path))
     assert found.returncode == 1, found.stderr[-2000:]
     assert "task.reward" in found.stderr and "gave no value for any of its first 20 texts" in found.stderr
     assert "ConnectionError: the judge is away (mine.py, line 8)" in found.stderr and "Traceback" not in found.stderr
