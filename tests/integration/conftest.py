@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,39 @@ def amortis(*arguments: str, status: int = 0, cwd: Path = ROOT) -> str:
     result = result_of(*arguments, cwd=cwd)
     assert result.returncode == status, result.stdout[-3000:] + result.stderr[-3000:]
     return result.stdout
+
+
+HEAD = """
+import sys
+from deploy.run.local_ray import start_local_ray
+start_local_ray(num_cpus=2, include_dashboard=False, object_store_memory=100_000_000)
+import ray
+print(ray.get_runtime_context().gcs_address, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="session")
+def shared_ray() -> Iterator[list[str]]:
+    """Options of a run that joins a Ray which is there already.
+
+    For what is told of runs whatever Ray they have: to start one and end it takes a quarter of a short run's time.
+    """
+    niceness = {"RAY_worker_niceness": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    environment = {**os.environ, **niceness, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, "-c", HEAD],
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as head:
+        assert head.stdout is not None
+        address = head.stdout.readline().strip()
+        assert address, "Ray could not be started"
+        # As many threads as beside a Ray of its own, whose actors take a core of this machine.
+        yield ["--ray.address", address, "--learner.threads", "1"]
 
 
 @pytest.fixture(scope="module")

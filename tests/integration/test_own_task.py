@@ -41,12 +41,13 @@ CONFIG = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, digit_model: Path) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, digit_model: Path, shared_ray: list[str]) -> Path:
     """A user's folder with the file, a configuration, and the run that was trained with them."""
     folder = tmp_path_factory.mktemp("own")
     shutil.copy(EXAMPLE, folder / "mine.py")
     (folder / "mine.yaml").write_text(yaml.safe_dump(CONFIG))
-    amortis("train", "mine.yaml", "--model.name", str(digit_model), "--task.penalty", "5", cwd=folder)
+    options = ["--model.name", str(digit_model), "--task.penalty", "5", *shared_ray]
+    amortis("train", "mine.yaml", *options, cwd=folder)
     return folder
 
 
