@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from buffer.embedded import EmbeddedRedis
 from tests.forked import commands
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 400
+Join = Callable[[], list[str]]
 
 
 def write_config(folder: Path, model: Path, **learner: Any) -> Path:
@@ -98,6 +101,20 @@ def shared_ray() -> Iterator[list[str]]:
         assert address, "Ray could not be started"
         # As many threads as beside a Ray of its own, whose actors take a core of this machine.
         yield ["--ray.address", address, "--learner.threads", "1"]
+
+
+@pytest.fixture(scope="session")
+def joined(shared_ray: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    """Options of a run that joins that Ray, and a Redis, as it must then; its name must be no other's."""
+    with EmbeddedRedis(tmp_path_factory.mktemp("joined")) as server:
+        yield [*shared_ray, "--redis.url", server.url]
+
+
+@pytest.fixture(scope="session")
+def join(joined: list[str]) -> Join:
+    """Gives such options, whatever the run's name is."""
+    numbers = itertools.count()
+    return lambda: [*joined, "--run.redis_name", f"joined-{next(numbers)}"]
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from redis import Redis
 from buffer.connection import Keys
 from buffer.control import Control
 from buffer.embedded import EmbeddedRedis
-from tests.integration.conftest import ROOT, TIMEOUT_S, amortis, command, write_config
+from tests.integration.conftest import ROOT, TIMEOUT_S, Join, amortis, command, write_config
 
 pytestmark = pytest.mark.integration
 
@@ -61,13 +61,13 @@ def wait_for(process: subprocess.Popen[str], condition: Any, otherwise: str) -> 
     ],
 )
 def test_a_run_goes_on_where_the_buffer_takes_most_trajectories_out(
-    tmp_path: Path, digit_model: Path, shared_ray: list[str], buffer: dict[str, Any]
+    tmp_path: Path, digit_model: Path, join: Join, buffer: dict[str, Any]
 ) -> None:
     path = write_config(tmp_path, digit_model, steps=40, evaluate_every=0)
     config = yaml.safe_load(path.read_text())
     config["buffer"].update(buffer)
     path.write_text(yaml.safe_dump(config))
-    summary = json.loads(amortis("train", str(path), "--run.name", "tiny", "--json", *shared_ray))
+    summary = json.loads(amortis("train", str(path), "--run.name", "tiny", "--json", *join()))
     assert summary["steps"] == 40 and summary["fault"] is None
     last = json.loads((tmp_path / "runs" / "tiny" / "metrics.jsonl").read_text().splitlines()[-1])
     if "near_duplicate_tolerance" in buffer:

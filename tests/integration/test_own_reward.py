@@ -14,7 +14,7 @@ import torch
 from common.tasks import SampleRequest
 from deploy.sampler.finished_run import FinishedRun
 from learner.policy import LoraPolicy, load_base_model
-from tests.integration.conftest import amortis, result_of
+from tests.integration.conftest import Join, amortis, result_of
 from tests.integration.test_enumerated import every_sequence, posterior, q_of, total_variation, write
 from tests.tiny import VOCABULARY
 
@@ -73,10 +73,10 @@ def prepare(folder: Path, model: Path, source: str, **sections: Any) -> Path:
 
 
 def test_the_sampler_reaches_the_posterior_with_the_user_s_own_reward(
-    tmp_path: Path, digit_model: Path, shared_ray: list[str]
+    tmp_path: Path, digit_model: Path, join: Join
 ) -> None:
     path = prepare(tmp_path, digit_model, REWARD)
-    amortis("train", str(path), *shared_ray)
+    amortis("train", str(path), *join())
     run = FinishedRun(tmp_path / "runs" / "tiny")
     base, policy = load_base_model(str(digit_model), "float32"), run.policy()
     untrained = LoraPolicy.load(
@@ -104,11 +104,11 @@ def test_the_sampler_reaches_the_posterior_with_the_user_s_own_reward(
 
 
 def test_a_run_goes_on_beside_texts_on_which_the_reward_raises_hangs_dies_or_is_nan(
-    tmp_path: Path, digit_model: Path, shared_ray: list[str]
+    tmp_path: Path, digit_model: Path
 ) -> None:
     learner = {"objective": "vargrad", "steps": 40}
     path = prepare(tmp_path, digit_model, HOSTILE, learner=learner, task={"rationale": None}, seeds={"data": False})
-    summary = json.loads(amortis("train", str(path), "--json", *shared_ray))
+    summary = json.loads(amortis("train", str(path), "--json"))
     assert summary["steps"] == 40 and summary["fault"] is None and summary["interrupted"] is False
     folder = tmp_path / "runs" / "tiny"
     set_aside = json.loads(amortis("buffer", "quarantine", str(folder), "-n", "1000", "--json"))
@@ -133,7 +133,7 @@ def test_a_reward_that_never_works_ends_the_run_at_once_or_is_refused_before_it(
 
 
 def test_a_run_whose_reward_stops_working_before_its_first_value_ends_with_its_message(
-    tmp_path: Path, digit_model: Path, shared_ray: list[str]
+    tmp_path: Path, digit_model: Path, join: Join
 ) -> None:
     source = """
 import pathlib
@@ -146,7 +146,7 @@ def score(prompts, texts, rows):
     return [0.0] * len(texts)
 """
     path = prepare(tmp_path, digit_model, source)
-    found = result_of("train", str(path), *shared_ray)
+    found = result_of("train", str(path), *join())
     assert found.returncode == 1, found.stderr[-2000:]
     assert "task.reward" in found.stderr and "gave no value for any of its first 20 texts" in found.stderr
     assert "ConnectionError: the judge is away (mine.py, line 8)" in found.stderr and "Traceback" not in found.stderr

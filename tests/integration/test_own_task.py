@@ -13,7 +13,7 @@ import yaml
 
 from deploy.sampler.finished_run import FinishedRun
 from learner.policy import LoraPolicy, load_base_model
-from tests.integration.conftest import ROOT, amortis
+from tests.integration.conftest import ROOT, Join, amortis
 from tests.tiny import VOCABULARY
 
 pytestmark = pytest.mark.integration
@@ -41,12 +41,12 @@ CONFIG = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, digit_model: Path, shared_ray: list[str]) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, digit_model: Path, join: Join) -> Path:
     """A user's folder with the file, a configuration, and the run that was trained with them."""
     folder = tmp_path_factory.mktemp("own")
     shutil.copy(EXAMPLE, folder / "mine.py")
     (folder / "mine.yaml").write_text(yaml.safe_dump(CONFIG))
-    options = ["--model.name", str(digit_model), "--task.penalty", "5", *shared_ray]
+    options = ["--model.name", str(digit_model), "--task.penalty", "5", *join()]
     amortis("train", "mine.yaml", *options, cwd=folder)
     return folder
 
