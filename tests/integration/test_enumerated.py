@@ -35,7 +35,7 @@ from deploy.sampler.finished_run import FinishedRun
 from learner.policy import Actions, LoraPolicy, load_base_model
 from tests import chance
 from tests.conftest import Tell
-from tests.integration.conftest import amortis
+from tests.integration.conftest import Join, amortis
 from tests.tiny import VOCABULARY
 
 pytestmark = pytest.mark.integration
@@ -145,10 +145,11 @@ def write(folder: Path, model: Path, *, tool: bool, **sections: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
-def with_subtb(tmp_path_factory: pytest.TempPathFactory, digit_model: Path) -> Path:
+def with_subtb(tmp_path_factory: pytest.TempPathFactory, digit_model: Path, join: Join) -> Path:
     """The folder of a finished run."""
     folder = tmp_path_factory.mktemp("subtb")
-    amortis("train", str(write(folder, digit_model, tool=True, learner={"objective": "subtb"})))
+    path = write(folder, digit_model, tool=True, learner={"objective": "subtb"})
+    amortis("train", str(path), *join())
     return folder / "runs" / "tiny"
 
 
@@ -318,13 +319,13 @@ def test_a_run_s_evaluations_and_trajectories_can_be_watched(with_vargrad: Watch
 
 
 def test_the_e_step_after_an_m_step_reaches_the_posterior_of_the_fine_tuned_model(
-    tmp_path: Path, digit_model: Path
+    tmp_path: Path, digit_model: Path, join: Join
 ) -> None:
     em = {"iterations": 2, "m_steps": 40, "m_lr": 0.003, "samples_per_query": 32}
     # The fine-tuned model is sharper than the base model, which takes more steps to match as closely.
     learner = {"steps": 500, "trajectories_per_query": 20}
     path = write(tmp_path, digit_model, tool=False, em=em, learner=learner)
-    summary = json.loads(amortis("train", str(path), "--json"))
+    summary = json.loads(amortis("train", str(path), "--json", *join()))
     assert summary["iterations"] == 2 and summary["interrupted"] is False
     # Of the last sampler, for the last M step's model; the buffers are the steps' own.
     diagnosis = json.loads((tmp_path / "runs" / "tiny" / "diagnosis.json").read_text())
@@ -346,7 +347,7 @@ PATTERN = "1(2|3)*4|[1-3]5|5"
 
 
 def test_under_a_grammar_the_sampler_keeps_the_conditional_distribution_where_masking_alone_distorts_it(
-    tmp_path: Path, digit_model: Path
+    tmp_path: Path, digit_model: Path, join: Join
 ) -> None:
     path = write(
         tmp_path,
@@ -355,7 +356,7 @@ def test_under_a_grammar_the_sampler_keeps_the_conditional_distribution_where_ma
         task={"name": "constrained", "regex": PATTERN, "min_len": 0, "max_len": 4, "rationale": None},
         seeds={"data": False},
     )
-    summary = json.loads(amortis("train", str(path), "--json"))
+    summary = json.loads(amortis("train", str(path), "--json", *join()))
     assert summary["samplers"]["trained"]["satisfied"] == 1.0
     language = [
         z

@@ -224,13 +224,13 @@ def test_two_actors_share_a_given_redis_whose_password_is_written_nowhere(
 
 
 def test_training_goes_on_when_a_node_of_a_redis_cluster_is_lost(
-    tmp_path: Path, digit_model: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, digit_model: Path, shared_ray: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = write_config(tmp_path, digit_model, steps=120)
     run = tmp_path / "runs" / "spread"
     with redis_cluster(tmp_path / "cluster", replicas=1) as cluster:
         monkeypatch.setenv("AMORTIS_REDIS__URL", cluster.url)
-        arguments = command("train", str(config), "--run.name", "spread", "--buffer.shards", "5")
+        arguments = command("train", str(config), "--run.name", "spread", "--buffer.shards", "5", *shared_ray)
         process = subprocess.Popen(
             arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
         )
