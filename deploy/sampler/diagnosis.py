@@ -104,7 +104,7 @@ class Diagnosis:
 
     @property
     def worst(self) -> Finding:
-        """The query by which the run is judged."""
+        """The query that fares worst."""
         return next(finding for finding in self.queries if finding.query_id == self.verdict.worst)
 
     def words(self) -> str:
@@ -114,7 +114,7 @@ class Diagnosis:
         parts = [f"{self.verdict.verdict.value} ({len(self.queries)} queries: {of})"]
         if len(self.queries) == 1:
             parts = [self.verdict.verdict.value]
-        if self.verdict.verdict is not Verdict.GOOD:
+        if self.worst.judgement.verdict is not Verdict.GOOD:
             reason = self.worst.judgement.reasons[0]
             parts.append(f"worst is query {self.verdict.worst[:SHOWN_ID]}: {reason}")
         if self.verdict.remedy:
