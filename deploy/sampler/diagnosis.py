@@ -158,7 +158,7 @@ def diagnose(subject: Subject, samples: int, truth: Truth | None = None) -> Diag
     valid trajectory.
     """
     config, task = subject.config, subject.task
-    tau = config.learner.reward.temperature.at(config.learner.steps)
+    tau = config.final_temperature
     # Before anything is drawn: a server that has to read a long log back takes its time.
     stored, why_none = _stored(subject)
     found = subject.collect(requests_of(samples, base=subject.adapter_sha256 is not None))
