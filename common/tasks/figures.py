@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -12,7 +11,7 @@ import numpy as np
 from common.diagnostics.correction import of_targets
 from common.diagnostics.verdict import REFUSED_SHARE
 from common.reward import RewardWeights
-from common.trajectory import Trajectory
+from common.trajectory import SAMPLED, Trajectory
 
 
 def summarise(groups: Sequence[Sequence[Trajectory]], weights: RewardWeights) -> dict[str, float]:
@@ -56,10 +55,10 @@ def corrected_accuracy(
 
     `corrected_accuracy` is None where the estimates mean nothing for more than a tenth of the queries, which
     `corrected_refused` then explains. `corrected_ess` is the mean over queries of the effective share of the draws, and
-    `corrected_pareto_k` the k̂ that nine of ten queries stay within. Nothing at all for what was not sampled, as the
-    likeliest rationales of a beam search.
+    `corrected_pareto_k` the k̂ that nine of ten queries stay within. Nothing at all for what no policy sampled, as the
+    likeliest rationales of a beam search, or the posterior's own draws.
     """
-    if not all(math.isfinite(item.behaviour.log_prob) for group in groups.values() for item in group):
+    if not all(item.source in SAMPLED for group in groups.values() for item in group):
         return {}
     shares, pareto_k, wins, refused = [], [], [], []
     for group in groups.values():

@@ -159,8 +159,7 @@ def test_what_was_not_sampled_has_no_corrected_label(codec: HuggingFaceCodec, tm
     beams = {}
     for query in task.queries("test"):
         item = sample(codec, query, " fun", others=[-9.0])
-        nothing = Behaviour(sampler_log_prob=np.full(len(item.action_ids), np.nan), stop_log_prob=np.nan)
-        beams[query.id] = [item.model_copy(update={"behaviour": nothing, "source": "seed"})] * 4
+        beams[query.id] = [item.model_copy(update={"source": "seed"})] * 4
     found = task.evaluate_samples({"beam search": beams}, WEIGHTS)["samplers"]["beam search"]
     assert found["accuracy"] == 1.0 and not {name for name in found if name.startswith("corrected")}
 

@@ -110,6 +110,14 @@ def test_sampling_from_a_run_that_was_moved_shows_log_q_and_log_r_of_each_sample
         assert row["log_q"] <= 0 and row["log_r"] == (0.0 if row["text"].strip().isdecimal() else -10.0)
 
 
+def test_samples_are_drawn_from_many_candidates_by_their_weights(trained: Path) -> None:
+    found = json.loads(amortis("sample", str(trained), "--resample", "-n", "4", "--allow-unreliable", "--json"))
+    assert len(found["samples"]) == 4 and {row["weight"] for row in found["samples"]} == {0.25}
+    assert found["candidates"] == 256 and 1 <= found["effective_sample_size"] <= 256 and found["pareto_k"] is not None
+    # What is no integer has at most a two-thousandth of the posterior.
+    assert sum(row["log_r"] == 0.0 for row in found["samples"]) >= 3
+
+
 def test_evaluating_anew_finds_what_the_run_reported(trained: Path) -> None:
     summary = json.loads((trained / "summary.json").read_text())
     figures = json.loads(amortis("evaluate", str(trained), "--json"))
