@@ -155,7 +155,7 @@ def with_subtb(tmp_path_factory: pytest.TempPathFactory, digit_model: Path, join
 
 @dataclass
 class Watched:
-    """A run that was evaluated on two held-out questions while it trained."""
+    """A run that was evaluated, and now and then diagnosed, on two held-out questions while it trained."""
 
     folder: Path
     exported: str
@@ -164,6 +164,7 @@ class Watched:
 
 HELD_OUT = [{"a": "9", "b": "5"}, {"a": "number 9", "b": "2"}]
 EVALUATION = {"every": 50, "share": 0.2, "samples": 8, "metric": "log_z_bound"}
+DIAGNOSE = {"every": 100, "samples": 64}
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +172,7 @@ def with_vargrad(tmp_path_factory: pytest.TempPathFactory, digit_model: Path) ->
     folder = tmp_path_factory.mktemp("vargrad")
     test = folder / "held_out.jsonl"
     test.write_text("".join(json.dumps(row) + "\n" for row in HELD_OUT))
-    settings: dict[str, Any] = {"task": {"test_path": str(test)}, "evaluation": EVALUATION}
+    settings: dict[str, Any] = {"task": {"test_path": str(test)}, "evaluation": EVALUATION, "diagnose": DIAGNOSE}
     path = write(folder, digit_model, tool=True, learner={"objective": "vargrad"}, **settings)
     run, seen, over = folder / "runs" / "tiny", [""], threading.Event()
     scraper = threading.Thread(target=_scrape, args=(run / "logs" / "launcher.log", seen, over))
@@ -270,6 +271,24 @@ def test_a_run_is_evaluated_on_held_out_questions_while_it_trains(with_vargrad: 
     tell(f"evaluation took {shares} of the actor's time up to each, {EVALUATION['share']} may be")
 
 
+def test_a_run_is_diagnosed_on_held_out_questions_while_it_trains(with_vargrad: Watched, digit_model: Path) -> None:
+    run = FinishedRun(with_vargrad.folder)
+    lines = (with_vargrad.folder / "metrics.jsonl").read_text().splitlines()
+    found = [row for row in map(json.loads, lines) if "diagnose/ess" in row]
+    # The last adapter's is the diagnosis at the end of the run.
+    assert found[0]["step"] == 0 and {row["step"] for row in found[1:]} & {100, 150, 200, 250}
+    assert all(row["diagnosis_samples"] == 2 * DIAGNOSE["samples"] for row in found)
+    base = load_base_model(str(digit_model), "float32")
+    log_z = [np.logaddexp.reduce(log_rewards(base, query, tool=True)) for query in run.task.queries("test")]
+    for row in found:
+        # Of a sampler that is not the posterior yet; four standard errors, and what they leave out of its tail.
+        assert row["diagnose/log_z"] == pytest.approx(np.mean(log_z), abs=4 * row["diagnose/log_z_se"] + 0.2)
+        assert row["diagnose/elbo"] < row["diagnose/log_z"] and 0 < row["diagnose/ess"] <= row["diagnose/ess_mean"] < 1
+    # Training on other questions helps on these.
+    assert found[-1]["diagnose/ess_mean"] > found[0]["diagnose/ess_mean"]
+    assert found[-1]["diagnose/elbo"] > found[0]["diagnose/elbo"]
+
+
 def test_the_best_adapter_is_that_of_the_best_point_of_the_curve(with_vargrad: Watched) -> None:
     run = with_vargrad.folder
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -305,6 +324,8 @@ def test_a_run_s_evaluations_and_trajectories_can_be_watched(with_vargrad: Watch
     found = dict(re.findall(r"^(amortis_evaluation\S+) (\S+)$", with_vargrad.exported, re.MULTILINE))
     assert float(found["amortis_evaluation_step"]) >= 50
     assert float(found['amortis_evaluation_figure{figure="log_z_bound"}']) < 0
+    diagnosed = dict(re.findall(r"^(amortis_diagnos\S+) (\S+)$", with_vargrad.exported, re.MULTILINE))
+    assert 0 < float(diagnosed['amortis_diagnosis_figure{figure="ess"}']) < 1
     assert float(found["amortis_evaluation_best"]) >= float(found['amortis_evaluation_figure{figure="log_z_bound"}'])
     shown = json.loads(amortis("status", str(with_vargrad.folder), "--samples", "3", "--json"))
     assert [len(shown[order]) for order in ("newest", "best")] == [3, 3]
