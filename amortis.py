@@ -90,7 +90,12 @@ def train(
     def say(text: str) -> None:
         print(text, file=sys.stderr)
 
-    trained = run_to_the_end(found, _evaluate, watch or in_lines(say), say)
+    def report(folder: Path) -> None:
+        from deploy.sampler.report.page import report_at_the_end
+
+        say(report_at_the_end(folder))
+
+    trained = run_to_the_end(found, _evaluate, watch or in_lines(say), say, report=report)
     return TrainResult(trained.config.run_folder, trained.summary)
 
 

@@ -87,11 +87,10 @@ def section(values: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def _config(folder: Path, notes: list[str]) -> dict[str, Any]:
     try:
-        found = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        return dict(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) or {})
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         notes.append(f"config.yaml can't be read ({type(error).__name__}): the settings are left out")
         return {}
-    return dict(found) if isinstance(found, Mapping) else {}
 
 
 def _series(folder: Path, notes: list[str]) -> list[Series]:
