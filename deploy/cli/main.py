@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
 
@@ -22,6 +22,9 @@ from deploy.cli.arguments import Command, add_buffer_command, add_run_commands
 from deploy.cli.report import add_report_command
 from deploy.cli.sampler import add_sampler_commands
 from deploy.cli.termination import Terminated, terminating
+
+if TYPE_CHECKING:
+    from deploy.run.diagnosis import Subject
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -120,9 +123,14 @@ def train(options: argparse.Namespace, overrides: list[str], console: Console) -
         from deploy.run.train import train as run_to_the_end
 
     def evaluate(folder: Path) -> dict[str, Any]:
-        from deploy.sampler.finished_run import FinishedRun
+        from deploy.sampler.diagnosed_run import evaluated_and_diagnosed
 
-        return FinishedRun(folder).figures()
+        return evaluated_and_diagnosed(folder)
+
+    def diagnose(subject: Subject) -> dict[str, Any]:
+        from deploy.sampler.diagnosis import at_the_end
+
+        return at_the_end(subject)
 
     def report(folder: Path) -> None:
         from deploy.sampler.report.page import report_at_the_end
@@ -135,7 +143,7 @@ def train(options: argparse.Namespace, overrides: list[str], console: Console) -
     closing: list[str] = []
     try:
         with LiveDisplay(console) as display:
-            trained = run_to_the_end(config, evaluate, display.watch, say, report=report)
+            trained = run_to_the_end(config, evaluate, display.watch, say, diagnose, report)
         summary = trained.summary
         if options.json:
             print(dumps(summary))
