@@ -279,7 +279,8 @@ class TrajectorySampler:
     def collect(
         self, queries: Sequence[Query], request: SampleRequest, adapter: LoadedAdapter | None, max_in_flight: int
     ) -> dict[str, list[Trajectory]]:
-        """All samples of a request, by query id; nothing else may be in flight. Beam search is the model's alone.
+        """All samples of a request, by query id; nothing else may be in flight. Beam search is the model's alone, and
+        given rationales are nobody's: they have no log q.
 
         Those that make no valid trajectory are missing. Where it is interrupted or fails, nothing is left in flight.
         """
@@ -314,6 +315,13 @@ class TrajectorySampler:
                 partial(self.submit_given, query, ids, every_state=request.every_state)
                 for query in queries
                 for ids in search.search(query, request.beams, request.diversity_penalty)[: request.n]
+            ]
+        if request.given:
+            rationales = self.task.rationales()
+            return [
+                partial(self.submit_given, query, ids, every_state=request.every_state)
+                for query in queries
+                for ids in rationales.get(query.id, [])[: request.n]
             ]
         source: Source = "policy" if request.temperature == 1.0 else "tempered"
         return [

@@ -9,10 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_serializer, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_serializer, field_validator, model_validator
 
+from common.errors import UserError
+from common.held_out import Part
 from common.places import Kind, Place
 from common.reward import RewardWeights, TemperatureSchedule
+from common.stop_rule import StopRule
 from common.tasks import AnyTaskConfig, task_class
 from common.tasks.base import SamplingTemperature
 from common.templates import places
@@ -325,6 +328,12 @@ class LearnerSection(Section):
         "pairs", description="subtb's mean is over all pairs of states (the paper's), or over trajectories"
     )
     steps: int = Field(200, ge=1, description="optimiser steps")
+    stop_when: str | None = Field(
+        None,
+        description="end before the last step when this holds, e.g. ess >= 0.5 for 3 diagnoses: FIGURE (>=, <=, > or "
+        "<) NUMBER [for N diagnoses]. Figures are a diagnosis' (ess, pareto_k, log_z_se, …; needs diagnose.every) or "
+        "eval/NAME (needs evaluation.every)",
+    )
     queries_per_step: int = Field(4, ge=1, description="queries in a batch, at most those that the buffer holds")
     trajectories_per_query: int = Field(8, ge=1, description="trajectories of each; vargrad needs 2 or more")
     lr: float = Field(1e-3, gt=0, description="AdamW's learning rate after warm-up")
@@ -369,6 +378,16 @@ class LearnerSection(Section):
     )
     reward: RewardSection = RewardSection()
 
+    @property
+    def stop_rule(self) -> StopRule | None:
+        """`stop_when`, read."""
+        return None if self.stop_when is None else StopRule.parse(self.stop_when)
+
+    @field_validator("stop_when")
+    @classmethod
+    def _is_a_rule(cls, text: str | None) -> str | None:
+        return None if text is None else StopRule.parse(text).text
+
     @model_validator(mode="after")
     def _enough_to_compare(self) -> Self:
         if self.objective in ("vargrad", "rloo", "grpo") and self.trajectories_per_query < 2:
@@ -409,7 +428,11 @@ class EvaluationSection(Section):
         "the learner computes where a task has them)",
     )
     share: float = Field(
-        0.1, gt=0, le=1, description="bound of an actor's time, and of its requests at once, that evaluation may take"
+        0.1,
+        gt=0,
+        le=1,
+        description="bound of an actor's time, and of its requests at once, that evaluation may take, and diagnosis "
+        "with diagnose.every: both together",
     )
     queries: int = Field(
         32, ge=1, description="held-out queries at most, spread evenly over the task's; a small set that stays the same"
@@ -472,9 +495,8 @@ class DiagnoseSection(Section):
     )
     samples: int = Field(
         128,
-        ge=16,
-        description="draws of each; Pareto k̂ is read from the largest fifth of their weights, which fewer make "
-        "unsteady",
+        ge=25,
+        description="draws of each; of fewer than 25 weights Pareto k̂ can't be read, by which they are judged",
     )
 
 
@@ -534,11 +556,39 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _can_stop(self) -> Self:
+        rule, text = self.learner.stop_rule, self.learner.stop_when
+        if rule is None:
+            return self
+        setting = "evaluation.every" if rule.part is Part.EVALUATION else "diagnose.every"
+        every = (self.evaluation.every if rule.part is Part.EVALUATION else self.diagnose.every) or 0
+        if not every:
+            raise UserError(
+                "learner.stop_when", text, f"nothing gives {rule.figure} while it trains", f"set {setting}, e.g. to 50"
+            )
+        # The untrained adapter's is one of them, the last adapter's comes too late.
+        most = -(-self.learner.steps // every)
+        if rule.times > most:
+            raise UserError(
+                "learner.stop_when",
+                text,
+                f"learner.steps {self.learner.steps} and {setting} {every} leave {most} {rule.unit} before the last",
+                f"lower {setting}, or ask for fewer",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _sft_has_data(self) -> Self:
         seeds = self.seeds
         if self.learner.objective == "sft" and not (seeds.data or seeds.file or seeds.hint):
             raise ValueError("learner.objective sft trains on seeds: set seeds.data, seeds.file or seeds.hint")
         return self
+
+    @property
+    def looks(self) -> Part:
+        """What is drawn of held-out queries while it trains."""
+        evaluation = Part.EVALUATION if self.evaluation.every else Part(0)
+        return evaluation | (Part.DIAGNOSIS if self.diagnose.every else Part(0))
 
     @property
     def reward_weights(self) -> RewardWeights:

@@ -2,7 +2,7 @@
 
 - log Z by the mean weight, from below by the ELBO (the mean of log w) and by IWAE-k (the mean of the log of the mean
   of k weights; Burda, Grosse and Salakhutdinov 2016, arXiv 1509.00519), from above by the EUBO, the mean of log w over
-  draws of the posterior (Sobolev and Vetrov 2019; for language models Zhao et al. 2024, arXiv 2404.17546).
+  draws of the posterior (Blessing et al. 2024, arXiv 2406.07423; of language models Zhao et al. 2024, 2404.17546).
 - KL(q‖p) = log Z − ELBO and KL(p‖q) = EUBO − log Z, as intervals.
 - How far the weights can be trusted: effective sample size, Pareto k̂, the largest weight's share.
 - The shape of the draws (`shape.py`), and what rationales known from elsewhere show (`modes.py`).

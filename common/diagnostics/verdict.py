@@ -21,9 +21,9 @@ as the rule for using amortised draws Li et al. 2024, arXiv 2409.04332)."""
 MIN_ESS = 10
 """Effective draws below it: the relative standard error of Z is above a third, where the delta method on the log scale
 and every weighted mean end. Ours; Owen, chapter 9.3, asks for the check and leaves the number to the use."""
-EVEN_ESS = 0.95
-"""Share at or above which weights are even (their coefficient of variation is below 0.23), so that the shape of their
-tail is of no account: k̂ has no scale, and a tail of a hundredth of the weight can have any shape. Ours."""
+EVEN_ESS = 0.9
+"""Share at or above which weights are even (their coefficient of variation is a third at most), so that the shape of
+their tail is of no account: k̂ has no scale, and a tail of a hundredth of the weight can have any shape. Ours."""
 GOOD_ESS = 0.8
 """Share from which plain draws are as good as the posterior's: ess = 1/(1 + χ²(p‖q)), and by Cauchy and Schwarz total
 variation is at most √χ²/2, here a quarter; KL(p‖q) is at most −log ess, 0.22 nats."""
@@ -92,7 +92,7 @@ class RunJudgement:
 
 
 def pareto_k_limit(n: int) -> float:
-    """The k̂ up to which `n` draws are enough: min(1 − 1/log10 n, 0.7) (arXiv 1507.02646v9, section 3.2.4)."""
+    """The k̂ up to which `n` draws are enough: min(1 − 1/log10 n, 0.7) (arXiv 1507.02646v9)."""
     return min(1 - 1 / math.log10(max(n, 2)), PARETO_K_LIMIT)
 
 
@@ -242,8 +242,8 @@ def _corrections(diagnosis: QueryDiagnosis) -> list[tuple[str, str]]:
 
 def _known_elsewhere(diagnosis: QueryDiagnosis) -> bool:
     """Whether anything but the draws themselves tells of the posterior."""
-    more = diagnosis.modes is not None and diagnosis.modes.known > diagnosis.distinct
-    return more or diagnosis.log_z_exact is not None or diagnosis.log_z_upper is not None
+    others = diagnosis.modes is not None and diagnosis.modes.known > 1
+    return others or diagnosis.log_z_exact is not None or diagnosis.log_z_upper is not None
 
 
 def _told(estimate: Estimate) -> str:

@@ -121,6 +121,8 @@ class SampleRequest:
     """Of diverse beam search with as many groups as beams (Vijayakumar et al. 2018); 0: plain beam search."""
     every_state: bool = False
     """Whether the likelihood is scored at every decision state, and not at the last alone."""
+    given: bool = False
+    """The first `n` of the rationales that the task's rows hold, scored, instead of sampling."""
 
 
 def base_and_trained(n: int, temperature: float = 1.0) -> list[SampleRequest]:

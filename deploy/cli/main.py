@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
 
@@ -21,6 +21,9 @@ from common.terminal import cells, visible_lines
 from deploy.cli.arguments import Command, add_buffer_command, add_run_commands
 from deploy.cli.sampler import add_sampler_commands
 from deploy.cli.termination import Terminated, terminating
+
+if TYPE_CHECKING:
+    from deploy.run.diagnosis import Subject
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -118,16 +121,21 @@ def train(options: argparse.Namespace, overrides: list[str], console: Console) -
         from deploy.run.train import train as run_to_the_end
 
     def evaluate(folder: Path) -> dict[str, Any]:
-        from deploy.sampler.finished_run import FinishedRun
+        from deploy.sampler.diagnosed_run import evaluated_and_diagnosed
 
-        return FinishedRun(folder).figures()
+        return evaluated_and_diagnosed(folder)
+
+    def diagnose(subject: Subject) -> dict[str, Any]:
+        from deploy.sampler.diagnosis import at_the_end
+
+        return at_the_end(subject)
 
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False)
 
     with LiveDisplay(console) as display:
         try:
-            trained = run_to_the_end(config, evaluate, display.watch, say)
+            trained = run_to_the_end(config, evaluate, display.watch, say, diagnose)
         except UserError as error:
             raise given.located_check(error) from error
     summary = trained.summary

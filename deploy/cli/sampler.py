@@ -1,4 +1,4 @@
-"""`amortis evaluate | sample | serve | export` on a finished run."""
+"""`amortis evaluate | diagnose | sample | serve | export` on a finished run."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.console import Console
 
 from common.errors import RunFault, UserError
 from common.json_text import dumps
+from deploy.cli.arguments import later
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,6 +32,25 @@ def add_sampler_commands(add: AddCommand) -> None:
     sub.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
     sub.set_defaults(takes_settings=True)
     sub.add_argument("--best", action="store_true", help=best)
+    sub = add(
+        "diagnose",
+        later("deploy.cli.diagnose", "diagnose"),
+        "Say how far a trained sampler is from its posterior, where it fails, and what to do about it.",
+        epilog=moved,
+    )
+    sub.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
+    sub.add_argument(
+        "--queries",
+        nargs="+",
+        default=["8"],
+        metavar="N|all|ID",
+        help="how many test queries, spread evenly; all of them; or queries by id (default: 8)",
+    )
+    sub.add_argument("--train", action="store_true", help="training queries in their place")
+    sub.add_argument("--samples", type=int, default=256, metavar="N", help="draws of each (default: 256)")
+    sub.add_argument("--seed", type=int, help="of the draws (default: the run's)")
+    sub.add_argument("--best", action="store_true", help=best)
+    sub.set_defaults(takes_settings=True)
     sub = add("sample", sample, "Draw from a trained sampler, with log q and log R of each sample.", epilog=moved)
     sub.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
     sub.add_argument("--prompt", help="X; without it the task's first test query")

@@ -128,10 +128,13 @@ def _check_task(config: RunConfig, model: ModelCheck, say: Say) -> tuple[Task[An
     _check_own_reward(task, every_state=config.learner.objective in FORWARD_LOOKING)
     for note in task.data_notes():
         say(note)
-    if config.evaluation.every:
-        queries, trained_on = evaluated_queries(task, config.evaluation.queries)
+    for setting, every, n in (
+        ("evaluation.every", config.evaluation.every, config.evaluation.queries),
+        ("diagnose.every", config.diagnose.every, config.diagnose.queries),
+    ):
+        queries, trained_on = evaluated_queries(task, n) if every else ([], 0)
         if trained_on:
-            say(f"{trained_on} of the {len(queries)} queries that evaluation.every looks at are trained on as well")
+            say(f"{trained_on} of the {len(queries)} queries that {setting} looks at are trained on as well")
     needed = max(query.tokens_needed(space.max_len) for query in task.queries("train"))
     if needed > config.actor.max_model_len:
         raise UserError(

@@ -18,6 +18,24 @@ from common.tokens import codec_of
 from deploy.run.best import in_summary, load_best
 from deploy.run.curve import draw_curve
 
+DIAGNOSIS = "diagnosis.json"
+"""In a run's folder: how far its sampler is from the posterior."""
+BOOKKEEPING = {
+    "wall_s",
+    "elapsed_s",
+    "training_s",
+    "steps",
+    "iterations",
+    "trajectories_trained",
+    "trajectories_pushed",
+    "trajectories_set_aside",
+    "adapter_versions_published",
+    "adapter_versions_trained_on",
+    "sampler_gap_mean",
+    "sampler_gap_max",
+}
+"""Numbers of summary.json that say something of the run or the machine, and nothing of the sampler."""
+
 
 def wanted_requests(task: Task[Any], config: RunConfig) -> list[SampleRequest]:
     """The samples that a run's evaluation takes."""
@@ -47,9 +65,10 @@ def can_go_on(folder: Path) -> bool:
 
 
 def write_summary(
-    config: RunConfig, folder: Path, counts: Mapping[str, int], wall_s: float, fault: str | None, *, interrupted: bool
+    config: RunConfig, folder: Path, found: Mapping[str, Any], wall_s: float, fault: str | None, *, interrupted: bool
 ) -> dict[str, Any]:
-    """Bring the learner's summary and the evaluations together in summary.json, and draw the plots."""
+    """Bring the learner's summary, the evaluations and what else was found together in summary.json, and draw the
+    plots."""
     before, after = read_json(folder / "evaluation_before.json"), read_json(folder / "evaluation_after.json")
     samples = read_json(folder / "evaluation_samples.json")
     summary: dict[str, Any] = {
@@ -58,7 +77,7 @@ def write_summary(
         "model": config.model.name,
         "objective": config.learner.objective,
         **read_json(folder / "learner_summary.json"),
-        **counts,
+        **found,
         "wall_s": wall_s,
         **{f"{name}_before": value for name, value in before.get("metrics", {}).items()},
         **after.get("metrics", {}),

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import re
+from dataclasses import fields
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from common.config import RunConfig
+from common.diagnostics import verdict
 from common.diagnostics.diagnosis import QueryDiagnosis, diagnose
 from common.diagnostics.draws import Draws
+from common.diagnostics.modes import ModeCoverage
 from common.diagnostics.verdict import Verdict, estimate_refused, judge, judge_run, pareto_k_limit
 from tests.common.diagnostics.enumerable import RATIONALES, Enumerable, mediocre, posterior, sampler
 
@@ -58,10 +66,15 @@ def test_a_collapsed_sampler_has_perfect_weights_and_is_found_by_what_is_known_b
 def test_draws_of_one_rationale_speak_for_nothing_unless_something_else_does() -> None:
     judgement = judge(found(collapsed()))
     assert judgement.verdict is Verdict.REFUSE and judgement.reasons[0].startswith("100% of the draws, above 90%")
-    # The posterior may be as narrow; rationales known from elsewhere tell.
-    log_r = collapsed().log_q - 30.0
-    narrow = sampler(log_r, 0.0)
-    known = narrow.of(narrow.log_r.argsort()[-10:])
+
+
+@pytest.mark.parametrize("sharpness", [5.0, 20.0])
+def test_a_posterior_that_is_itself_narrow_is_no_collapse_once_other_rationales_are_known(sharpness: float) -> None:
+    log_r = posterior()
+    narrow = sampler(log_r + sharpness * (np.arange(40) == log_r.argmax()), 0.0)
+    alone = found(narrow)
+    assert alone.largest_share > 0.9 and judge(alone).verdict is Verdict.REFUSE
+    known = narrow.of(narrow.log_r.argsort()[-3:])
     assert judge(found(narrow, modes=known)).verdict is Verdict.GOOD
 
 
@@ -146,3 +159,46 @@ def test_a_run_is_judged_by_the_share_of_its_queries_and_names_the_worst() -> No
     assert mixed.remedy == judge(bad).remedy
     refused = judge_run({"one": good, "two": bad, "three": bad_known})
     assert (refused.verdict, refused.worst) == (Verdict.REFUSE, "three")
+
+
+PAGE = (Path(__file__).parents[3] / "docs" / "diagnosis.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        f"| N · `ess` | below {verdict.MIN_ESS}:",
+        f"where `ess` is below {verdict.EVEN_ESS} |",
+        f"min(1 − 1/log₁₀ N, {verdict.PARETO_K_LIMIT}): {pareto_k_limit(64):.2f} at 64 draws, "
+        f"{pareto_k_limit(256):.2f} at 256, {pareto_k_limit(2_048):.2f} at 2,048",
+        f"by {-math.log(1 - verdict.LOST_MASS):.2f}: a tenth of the posterior is missed",
+        f"| `modes.missed_mass` | above {verdict.LOST_MASS} |",
+        f"| `modes.missed_mass` | above {verdict.SOME_LOST_MASS} |",
+        f"| above {verdict.ONE_RATIONALE} |",
+        f"| `ess` | below {verdict.GOOD_ESS};",
+        f"| above {verdict.GOOD_TV:.2f}, the same total variation |",
+        f"| above {verdict.GOOD_KL:.2f}, which is −log {verdict.GOOD_ESS} |",
+        f"above log 2 = {verdict.COLLAPSE_NATS:.2f}:",
+        f"if {1 - verdict.REFUSED_SHARE:.0%} of its queries are",
+        f"if more than {verdict.REFUSED_SHARE:.0%} of",
+    ],
+)
+def test_the_thresholds_are_documented(told: str) -> None:
+    assert told in PAGE
+
+
+def test_every_figure_is_documented() -> None:
+    names = [field.name for field in fields(QueryDiagnosis)] + [f"modes.{field.name}" for field in fields(ModeCoverage)]
+    told_elsewhere = {"n", "modes", "first_token_entropy", "first_token_entropy_weighted"}
+    told_elsewhere |= {"mean_length", "mean_length_weighted"}
+    assert [name for name in names if name not in told_elsewhere and f"`{name}`" not in PAGE] == []
+
+
+def test_a_remedy_names_settings_that_exist() -> None:
+    remedies = " ".join([verdict.TRAIN_ON, verdict.EXPLORE, verdict.OTHER_LENGTHS])
+    named = set(re.findall(r"(?:learner|actor)\.[a-z_.]+[a-z]|seeds(?=\))", remedies))
+    assert len(named) == 8
+    for name in named:
+        section: object = RunConfig
+        for part in name.split("."):
+            section = section.model_fields[part].annotation  # type: ignore[attr-defined]
