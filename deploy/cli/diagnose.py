@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import cache
 
 from rich import box
 from rich.console import Console
@@ -13,15 +15,21 @@ from common.errors import UserError
 from common.files import check_writable
 from common.json_text import dumps
 from common.terminal import cells, visible
+from common.trajectory import Query
 from deploy.run.summary import DIAGNOSIS
 from deploy.sampler.diagnosed_run import chosen_queries, subject_of
-from deploy.sampler.diagnosis import SHOWN_ID, Diagnosis, Drawn, Finding
+from deploy.sampler.diagnosis import SHOWN_ID, Diagnosis, Drawn, Exact, Finding
 from deploy.sampler.diagnosis import diagnose as diagnosis_of
 from deploy.sampler.finished_run import FinishedRun
+from deploy.sampler.ground_truth import GroundTruth, chosen_method, ground_truth
+from deploy.sampler.simulation import calibration_of, variants_of
 
 LEAST_SAMPLES = 25
 """Of fewer weights Pareto k̂ can't be read."""
+LEAST_REPEATS = 50
+"""Of fewer the bands of a calibration are as wide as what they are to find."""
 BEST = "diagnosis-best.json"
+CALIBRATION, CALIBRATION_BEST = "calibration", "calibration-best"
 TOLD = 8
 """Queries whose prompts and reasons are printed, from the worst on; the file has all."""
 _LEGEND = (
@@ -39,20 +47,42 @@ def diagnose(options: argparse.Namespace, overrides: list[str], console: Console
     run = FinishedRun(options.run, overrides, best=options.best)
     queries = chosen_queries(run, options.queries, "train" if options.train else "test")
     check_writable("RUN", str(options.run), options.run, "copy it to where it can be", "for diagnosis.json ")
+    if options.sbc < 0 or 0 < options.sbc < LEAST_REPEATS:
+        problem = "are too few repeats to tell uniform ranks from others"
+        raise UserError("--sbc", options.sbc, problem, f"give {LEAST_REPEATS} or more, or leave it out")
+    # Whatever can't be done is told before an engine is started.
+    method = None if options.truth is None else chosen_method(run.task, run.config, options.truth)
+    variants = variants_of(run.task, run.config, options.sbc) if options.sbc else []
     seed = run.config.run.seed if options.seed is None else options.seed
+    name, policy = BEST if options.best else DIAGNOSIS, cache(run.policy)
+    calibrated = None
     sampler, adapter = run.sampler(seed)
     try:
-        found = diagnosis_of(subject_of(run, queries, lambda: (sampler, adapter)), options.samples)
+        truth = None if method is None else _truth(ground_truth(run.config, sampler, policy, queries, method, seed))
+        found = diagnosis_of(subject_of(run, queries, lambda: (sampler, adapter), policy), options.samples, truth)
+        # Kept before the calibration, which may fail.
+        found.save(options.run, name)
+        if variants:
+            calibrated = calibration_of(run.config, sampler, adapter, variants, options.sbc, seed)
+            calibrated.save(options.run, CALIBRATION_BEST if options.best else CALIBRATION)
     finally:
         sampler.close()
         sampler.policy.close()
-    name = BEST if options.best else DIAGNOSIS
-    found.save(options.run, name)
     if options.json:
-        print(dumps(asdict(found)))
-    else:
-        show(console, str(options.run), found, name)
+        more = {} if calibrated is None else {"calibration": calibrated.to_dict()}
+        print(dumps({**asdict(found), **more}))
+        return 0
+    show(console, str(options.run), found, name)
+    if calibrated is not None:
+        place = f"{options.run}/{CALIBRATION_BEST if options.best else CALIBRATION}.png"
+        console.print(f"calibration {calibrated.words()}; {place}", markup=False, highlight=False)
     return 0
+
+
+def _truth(found: Mapping[str, GroundTruth]) -> Callable[[Query], Exact]:
+    """As a diagnosis takes it."""
+    known = {key: Exact(each.log_z, each.draws, each.words()) for key, each in found.items()}
+    return lambda query: known[query.id]
 
 
 def show(console: Console, run: str, found: Diagnosis, name: str = DIAGNOSIS) -> None:
@@ -71,6 +101,8 @@ def show(console: Console, run: str, found: Diagnosis, name: str = DIAGNOSIS) ->
     for finding in told:
         text = finding.prompt if finding.target is None else f"{finding.prompt} → {finding.target}"
         say(_cut(f"{finding.query_id[:SHOWN_ID]}  {text}", console.width))
+        if finding.truth is not None:
+            say(f"  truth: {finding.truth}")
         for reason in finding.judgement.reasons:
             say(f"  {reason}")
         if finding.judgement.remedy:

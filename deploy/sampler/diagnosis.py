@@ -47,6 +47,8 @@ class Exact:
     """log Σ R, enumerated."""
     draws: Draws | None = None
     """Of the posterior itself, with the sampler's log q of each."""
+    words: str | None = None
+    """Where it is from, and what is wrong with it if something is."""
 
 
 Truth = Callable[[Query], Exact]
@@ -73,6 +75,8 @@ class Finding:
     samples: list[Sample]
     base: Drawn | None
     """The base model under the same mask; None where it was not drawn from."""
+    truth: str | None = None
+    """Where what is known without the sampler is from; None where nobody asked for it."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +194,7 @@ def diagnose(subject: Subject, samples: int, truth: Truth | None = None) -> Diag
                 judge(own.figures),
                 own.samples,
                 drawn(base, {"log_z_exact": exact.log_z}) if len(base) >= LEAST_DRAWS else None,
+                exact.words,
             )
         )
     by_id = {query.id: query for query in subject.queries}

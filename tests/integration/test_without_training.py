@@ -222,9 +222,11 @@ def test_a_sampler_is_held_against_what_is_enumerated(
 ) -> None:
     sampler, space = inference.sampler, inference.sampler.task.action_space
     policy = LoraPolicy.load(str(digit_model), config.model.lora, space, dtype="float32", device=torch.device("cpu"))
-    assert chosen_method(sampler, config, "auto") == "enumerate"
-    small = config.model_copy(update={"inference": InferenceSection(enumerate_limit=10)})
-    assert chosen_method(sampler, small, "auto") == "mcmc" and chosen_method(sampler, small, "enumerate") == "enumerate"
+    task, small = sampler.task, config.model_copy(update={"inference": InferenceSection(enumerate_limit=10)})
+    assert chosen_method(task, config, "auto") == "enumerate" and chosen_method(task, config, "mcmc") == "mcmc"
+    assert chosen_method(task, small, "auto") == "mcmc"
+    with pytest.raises(UserError, match=r"inference.enumerate_limit.*10.*use mcmc"):
+        chosen_method(task, small, "enumerate")
     found = ground_truth(config, sampler, lambda: policy, [each.query for each in known], "enumerate")
     for each in known:
         own, q, p = found[each.query.id], q_of(policy, each.query, tool=True), each.posterior
