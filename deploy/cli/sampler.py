@@ -52,6 +52,19 @@ def add_sampler_commands(add: AddCommand) -> None:
     )
     sub.add_argument("--train", action="store_true", help="training queries in their place")
     sub.add_argument("--samples", type=int, default=256, metavar="N", help="draws of each (default: 256)")
+    sub.add_argument(
+        "--truth",
+        choices=("enumerate", "mcmc", "auto"),
+        help="find the posterior out otherwise too: enumerated; by Metropolis-Hastings; or the first where there is "
+        "little enough, else the second. See the settings inference.*",
+    )
+    sub.add_argument(
+        "--sbc",
+        type=int,
+        default=0,
+        metavar="N",
+        help="besides, simulation-based calibration of N repeats: for tasks with choices, whose prompt tells Y",
+    )
     sub.add_argument("--seed", type=int, help="of the draws (default: the run's)")
     sub.add_argument("--best", action="store_true", help=best)
     sub.set_defaults(takes_settings=True)

@@ -54,4 +54,4 @@ def final_temperature(config: RunConfig) -> float:
 
 def replaced_requests(task: Task[Any]) -> list[SampleRequest]:
     """The samples of the trained sampler that the evaluation asks for, which these stand in for."""
-    return [request for request in task.samplereplaced_requests() if request.adapter and not request.beams]
+    return [request for request in task.sample_requests() if request.adapter and not request.beams]

@@ -340,6 +340,9 @@ def test_the_digits_of_an_id_are_no_number(run: FinishedRun) -> None:
         (["--queries", "nothing"], "--queries = 'nothing': is no query of the run's task"),
         (["--queries", "ffffffffffff"], "--queries = 'ffffffffffff': is no query of the run's task"),
         (["--best"], "holds no best adapter"),
+        (["--sbc", "10"], "--sbc = 10: are too few repeats to tell uniform ranks from others; give 50 or more"),
+        (["--sbc", "200"], "--sbc = 'jsonl': needs a task with target and choices to draw Y from"),
+        (["--truth", "enumerate", "--inference.enumerate_limit", "29"], "inference.enumerate_limit = 29: is below"),
     ],
 )
 def test_wrong_input_is_one_line_before_an_engine_is_started(
