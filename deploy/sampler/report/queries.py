@@ -230,6 +230,7 @@ def _figures(trained: Mapping[str, Any], base: Mapping[str, Any]) -> list[Figure
         ),
         ("Largest weight", "max_weight_share", percent, "of all weight, on a single draw"),
         ("Distinct draws", "distinct", number, ""),
+        ("Most frequent draw", "largest_share", percent, "of the draws"),
         ("Unique mass", "unique_mass", percent, "of q's own mass, on the distinct draws"),
         ("First token's entropy under q", "first_token_entropy", lambda value: number(value, 3), "nats"),
         ("… under the weights", "first_token_entropy_weighted", lambda value: number(value, 3), "nats"),
