@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import RunFault, UserError
 from deploy.sampler.opened import Sampler
-from deploy.sampler.posterior import Posterior, Sample, TargetProbability
+from deploy.sampler.posterior import Posterior, Sample, TargetProbability, UnreliableEstimate
 
 if TYPE_CHECKING:
     from deploy.run.diagnosis import Subject
@@ -37,6 +37,7 @@ __all__ = [
     "Sampler",
     "TargetProbability",
     "TrainResult",
+    "UnreliableEstimate",
     "UserError",
     "load",
     "train",

@@ -9,7 +9,7 @@ What they propose comes from the base model under the mask, or from an adapter. 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -101,8 +101,7 @@ class Inference:
         space, limit = self.sampler.task.action_space, self.section.enumerate_limit
         found = every_rationale(space, limit)
         if found is None:
-            problem = "is below the number of rationales that the mask allows"
-            raise UserError("inference.enumerate_limit", limit, problem, "raise it, or use mcmc")
+            raise too_many(limit)
         drafts = self.score(query, found)
         trajectories = [draft.trajectory for draft in drafts if draft.trajectory is not None]
         if len(trajectories) < len(drafts):
@@ -249,6 +248,12 @@ class Inference:
         return drafts
 
 
+def too_many(limit: int) -> UserError:
+    """There is more to enumerate than may be."""
+    problem = "is below the number of rationales that the mask allows"
+    return UserError("inference.enumerate_limit", limit, problem, "raise it, or use mcmc")
+
+
 def _log_probs(draft: Draft) -> Floats:
     """log g of each action and of ⊤, shape (K+1,)."""
     return np.array([*draft.log_probs, draft.stop_log_prob], np.float64)
@@ -256,8 +261,3 @@ def _log_probs(draft: Draft) -> Floats:
 
 def _nobody(draft: Draft) -> None:
     """Whoever draws looks at all drafts when they are done."""
-
-
-def trajectories_of(drafts: Mapping[str, Sequence[Draft]]) -> dict[str, list[Trajectory]]:
-    """By query; those without one are left out."""
-    return {key: [item.trajectory for item in group if item.trajectory is not None] for key, group in drafts.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
+from functools import cache, partial
 
 from rich import box
 from rich.console import Console
@@ -18,10 +19,15 @@ from deploy.sampler.diagnosed_run import chosen_queries, subject_of
 from deploy.sampler.diagnosis import SHOWN_ID, Diagnosis, Drawn, Finding
 from deploy.sampler.diagnosis import diagnose as diagnosis_of
 from deploy.sampler.finished_run import FinishedRun
+from deploy.sampler.ground_truth import chosen_method, ground_truth
 from deploy.sampler.report.page import report_at_the_end
+from deploy.sampler.simulation import calibration_of, variants_of
 
 LEAST_SAMPLES = 25
 """Of fewer weights Pareto k̂ can't be read."""
+LEAST_REPEATS = 50
+"""Of fewer the bands of a calibration are as wide as what they are to find."""
+CALIBRATION, CALIBRATION_BEST = "calibration", "calibration-best"
 TOLD = 8
 """Queries whose prompts and reasons are printed, from the worst on; the file has all."""
 _LEGEND = (
@@ -39,19 +45,36 @@ def diagnose(options: argparse.Namespace, overrides: list[str], console: Console
     run = FinishedRun(options.run, overrides, best=options.best)
     queries = chosen_queries(run, options.queries, "train" if options.train else "test")
     check_writable("RUN", str(options.run), options.run, "copy it to where it can be", "for diagnosis.json ")
+    if options.sbc < 0 or 0 < options.sbc < LEAST_REPEATS:
+        problem = "are too few repeats to tell uniform ranks from others"
+        raise UserError("--sbc", options.sbc, problem, f"give {LEAST_REPEATS} or more, or leave it out")
+    # Whatever can't be done is told before an engine is started.
+    method = None if options.truth is None else chosen_method(run.task, run.config, options.truth)
+    variants = variants_of(run.task, run.config, options.sbc) if options.sbc else []
     seed = run.config.run.seed if options.seed is None else options.seed
+    name, policy = BEST_DIAGNOSIS if options.best else DIAGNOSIS, cache(run.policy)
+    calibrated = None
     sampler, adapter = run.sampler(seed)
     try:
-        found = diagnosis_of(subject_of(run, queries, lambda: (sampler, adapter)), options.samples)
+        subject = subject_of(run, queries, lambda: (sampler, adapter), policy)
+        truth = None if method is None else partial(ground_truth, run.config, sampler, policy, method=method, seed=seed)
+        found = diagnosis_of(subject, options.samples, truth)
+        # Kept before the calibration, which may fail.
+        found.save(options.run, name)
+        if variants:
+            calibrated = calibration_of(run.config, sampler, adapter, variants, options.sbc, seed)
+            calibrated.save(options.run, CALIBRATION_BEST if options.best else CALIBRATION)
     finally:
         sampler.close()
         sampler.policy.close()
-    name = BEST_DIAGNOSIS if options.best else DIAGNOSIS
-    found.save(options.run, name)
     if options.json:
-        print(dumps(asdict(found)))
+        more = {} if calibrated is None else {"calibration": calibrated.to_dict()}
+        print(dumps({**asdict(found), **more}))
     else:
         show(console, str(options.run), found, name)
+        if calibrated is not None:
+            place = f"{options.run}/{CALIBRATION_BEST if options.best else CALIBRATION}.png"
+            console.print(f"calibration {calibrated.words()}; {place}", markup=False, highlight=False)
     console.print(report_at_the_end(options.run), markup=False, highlight=False, soft_wrap=True)
     return 0
 
@@ -72,6 +95,8 @@ def show(console: Console, run: str, found: Diagnosis, name: str = DIAGNOSIS) ->
     for finding in told:
         text = finding.prompt if finding.target is None else f"{finding.prompt} → {finding.target}"
         say(_cut(f"{finding.query_id[:SHOWN_ID]}  {text}", console.width))
+        if finding.truth is not None:
+            say(f"  truth: {finding.truth}")
         for reason in finding.judgement.reasons:
             say(f"  {reason}")
         if finding.judgement.remedy:

@@ -49,9 +49,9 @@ def log_bound(config: RunConfig, task: Task[Any]) -> float:
 
 def final_temperature(config: RunConfig) -> float:
     """That which training would end with."""
-    return config.learner.reward.temperature.at(config.learner.steps)
+    return config.final_temperature
 
 
 def replaced_requests(task: Task[Any]) -> list[SampleRequest]:
     """The samples of the trained sampler that the evaluation asks for, which these stand in for."""
-    return [request for request in task.samplereplaced_requests() if request.adapter and not request.beams]
+    return [request for request in task.sample_requests() if request.adapter and not request.beams]

@@ -5,16 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from actors.inference import Inference
+from actors.inference import Inference, too_many
 from actors.sampler import TrajectorySampler
 from common.config import RunConfig
 from common.diagnostics.draws import Draws
 from common.diagnostics.enumeration import every_rationale
 from common.diagnostics.mcmc import MIN_EFFECTIVE, R_HAT_LIMIT, Convergence
+from common.tasks import Task
 from common.trajectory import Query, Trajectory
 from deploy.run.inference_checks import final_temperature
 
@@ -54,12 +55,28 @@ class GroundTruth:
         )
 
 
-def chosen_method(sampler: TrajectorySampler, config: RunConfig, asked: Literal["enumerate", "mcmc", "auto"]) -> Method:
-    """`auto` enumerates where `inference.enumerate_limit` allows it. No engine is asked for that."""
-    if asked != "auto":
-        return asked
-    found = every_rationale(sampler.task.action_space, config.inference.enumerate_limit)
-    return "mcmc" if found is None else "enumerate"
+def chosen_method(task: Task[Any], config: RunConfig, asked: Literal["enumerate", "mcmc", "auto"]) -> Method:
+    """`auto` enumerates where `inference.enumerate_limit` allows it; no engine is asked for that. Raises UserError
+    where there is too much to enumerate."""
+    if asked == "mcmc":
+        return "mcmc"
+    if every_rationale(task.action_space, config.inference.enumerate_limit) is not None:
+        return "enumerate"
+    if asked == "enumerate":
+        raise too_many(config.inference.enumerate_limit)
+    return "mcmc"
+
+
+def inference_of(config: RunConfig, sampler: TrajectorySampler, seed: int) -> Inference:
+    """Draws of the posterior as a run's settings have them, by an engine that is up."""
+    return Inference(
+        sampler,
+        config.reward_weights,
+        final_temperature(config),
+        config.inference,
+        config.actor.max_in_flight,
+        np.random.default_rng(seed),
+    )
 
 
 def ground_truth(
@@ -74,14 +91,7 @@ def ground_truth(
 
     Raises UserError where there is too much to enumerate, RunFault where a rationale has no reward.
     """
-    inference = Inference(
-        sampler,
-        config.reward_weights,
-        final_temperature(config),
-        config.inference,
-        config.actor.max_in_flight,
-        np.random.default_rng(seed),
-    )
+    inference = inference_of(config, sampler, seed)
     found: dict[str, GroundTruth] = {}
     if method == "enumerate":
         for query in queries:

@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.engine import LoadedAdapter
 from actors.inference import Inference
+from actors.sampler import TrajectorySampler
 from common.config import RunConfig
 from common.diagnostics.calibration import Calibration, calibration, rank_of
 from common.diagnostics.enumeration import every_rationale
@@ -28,11 +30,12 @@ from common.json_text import dumps
 from common.reward import weighted_sum
 from common.row import BadRow, Row
 from common.rows import read
-from common.tasks import Task
+from common.tasks import SampleRequest, Task
 from common.tasks.template import TemplateTask
 from common.templates import places
 from common.trajectory import Query, Trajectory
 from deploy.run.inference_checks import final_temperature
+from deploy.sampler.ground_truth import inference_of
 
 DRAWS = 63
 """Of the sampler in each repeat: 64 ranks."""
@@ -74,11 +77,22 @@ class Simulated:
         """Whether all of them stay within their bands, which hold together with probability `LEVEL`."""
         return all(each.passed for each in self.quantities.values())
 
-    def save(self, folder: Path) -> None:
-        """calibration.json and calibration.png."""
-        data = {**asdict(self), "passed": self.passed}
-        write_whole(folder / "calibration.json", dumps(data, indent=1))
-        _draw(self, folder / "calibration.png")
+    def words(self) -> str:
+        """Whether it passed, and where it did not."""
+        repeats = f"{self.repeats} repeats of {self.draws} draws"
+        if self.passed:
+            return f"passed in {repeats}: Z* ranks like any other draw"
+        failed = [f"{name} (p = {each.p_value:.4f})" for name, each in self.quantities.items() if not each.passed]
+        return f"failed in {repeats}: Z* doesn't rank like the sampler's draws by {', '.join(failed)}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "passed": self.passed}
+
+    def save(self, folder: Path, name: str = "calibration") -> None:
+        """`name`.json and `name`.png."""
+        write_whole(folder / f"{name}.json", dumps(self.to_dict(), indent=1))
+        _draw(self, folder / f"{name}.png")
 
 
 @dataclass(frozen=True)
@@ -236,6 +250,24 @@ def calibrated(inference: Inference, pairs: Sequence[Pair], infer: Infer, draws:
                     ranks[name].append(rank_of(float(np.round(truth, DECIMALS)), rounded, inference.generator))
     level = 1 - (1 - LEVEL) / len(ranks)
     return Simulated(len(pairs), draws, {name: calibration(each, draws, level=level) for name, each in ranks.items()})
+
+
+def calibration_of(
+    config: RunConfig,
+    sampler: TrajectorySampler,
+    adapter: LoadedAdapter,
+    variants: Sequence[Variants],
+    repeats: int,
+    seed: int,
+) -> Simulated:
+    """That of an adapter, by an engine that is up."""
+    inference = inference_of(config, sampler, seed)
+
+    def infer(queries: Sequence[Query], n: int) -> dict[str, list[Trajectory]]:
+        request = SampleRequest("calibration", adapter=True, temperature=1.0, n=n)
+        return sampler.collect(queries, request, adapter, config.actor.max_in_flight)
+
+    return calibrated(inference, simulate(inference, variants, repeats), infer)
 
 
 def _draw(found: Simulated, path: Path) -> None:

@@ -27,6 +27,7 @@ from common.metrics import ActorMetrics, new_registry
 from common.tasks import make_task
 from common.tokens import codec_of
 from common.trajectory import Query, Trajectory
+from deploy.run.inference import run_inference
 from deploy.sampler.ground_truth import chosen_method, ground_truth
 from deploy.sampler.simulation import Infer, Simulated, calibrated, simulate, variants_of
 from learner.policy import LoraPolicy, load_base_model
@@ -161,6 +162,51 @@ def test_particles_agree_with_the_enumeration(inference: Inference, known: list[
         assert distance([tuple(draft.actions) for draft in found.draw(1_000, np.random.default_rng(1))], each) < 0.1
 
 
+@pytest.mark.parametrize(
+    ("objective", "figures"),
+    [
+        ("rejection", {"acceptance"}),
+        ("mcmc", {"acceptance", "r_hat", "chains_effective_sample_size"}),
+        ("smc", {"log_z", "particles_effective_sample_size"}),
+    ],
+)
+def test_a_run_without_training_leaves_what_a_trained_one_is_compared_by(
+    inference: Inference,
+    known: list[Known],
+    config: RunConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    objective: str,
+    figures: set[str],
+) -> None:
+    # The engine that is there already, its tokens counted anew.
+    own = inference.sampler
+    engine = TrajectorySampler(own.task, own.policy, own.reference, new_metrics())
+    monkeypatch.setattr("deploy.run.inference.make_sampler", lambda *_: engine)
+    settings = {
+        "run": config.run.model_copy(update={"folder": tmp_path, "name": "drawn"}),
+        "learner": config.learner.model_copy(update={"objective": objective}),
+        "inference": InferenceSection(mcmc_steps=20, particles=20, max_proposals=2_000, constraint_bound=-3.5),
+    }
+    run = config.model_copy(update=settings)
+    run.run_folder.mkdir()
+    summary = run_inference(run)
+    wanted = 4 * len(known)
+    lines = [json.loads(line) for line in (run.run_folder / "samples.jsonl").read_text().splitlines()]
+    assert len(lines) == wanted - summary["samples_missing"] > 0
+    for line in lines:
+        (of,) = (each for each in known if each.query.id == line["query_id"])
+        assert line["log_r"] == pytest.approx(of.log_r[SPACE.index(tuple(line["rationale_ids"]))], abs=2e-3)
+    assert figures <= set(summary) and summary["objective"] == objective
+    assert {"mean_log_reward", "diversity"} <= set(summary["samplers"]["trained"]) and "training_tokens" not in summary
+    # Each costs the tokens that it was drawn and scored by at least; the rejected ones count for those that are kept.
+    assert summary["tokens_per_sample"] > 8
+    assert summary["tokens_per_sample"] * wanted >= engine.tokens * 0.999
+    assert (
+        json.loads((run.run_folder / "summary.json").read_text())["tokens_per_sample"] == summary["tokens_per_sample"]
+    )
+
+
 def test_tokens_are_counted_once_where_a_rationale_is_gone_on_with(inference: Inference, known: list[Known]) -> None:
     (draft,) = inference.draw([known[0].query])
     sampler, metrics = inference.sampler, inference.sampler.metrics
@@ -176,9 +222,11 @@ def test_a_sampler_is_held_against_what_is_enumerated(
 ) -> None:
     sampler, space = inference.sampler, inference.sampler.task.action_space
     policy = LoraPolicy.load(str(digit_model), config.model.lora, space, dtype="float32", device=torch.device("cpu"))
-    assert chosen_method(sampler, config, "auto") == "enumerate"
-    small = config.model_copy(update={"inference": InferenceSection(enumerate_limit=10)})
-    assert chosen_method(sampler, small, "auto") == "mcmc" and chosen_method(sampler, small, "enumerate") == "enumerate"
+    task, small = sampler.task, config.model_copy(update={"inference": InferenceSection(enumerate_limit=10)})
+    assert chosen_method(task, config, "auto") == "enumerate" and chosen_method(task, config, "mcmc") == "mcmc"
+    assert chosen_method(task, small, "auto") == "mcmc"
+    with pytest.raises(UserError, match=r"inference.enumerate_limit.*10.*use mcmc"):
+        chosen_method(task, small, "enumerate")
     found = ground_truth(config, sampler, lambda: policy, [each.query for each in known], "enumerate")
     for each in known:
         own, q, p = found[each.query.id], q_of(policy, each.query, tool=True), each.posterior
@@ -260,7 +308,7 @@ def test_exact_draws_pass_a_simulation_and_those_for_the_other_target_fail(told:
 def test_a_pool_of_the_base_model_s_draws_stands_in_for_an_enumeration(told: Told) -> None:
     inference = told.inference
     variants = variants_of(inference.sampler.task, told.config, 1)
-    _exact, trajectories = inference.enumerate(variants[0].queries[0])
+    _, trajectories = inference.enumerate(variants[0].queries[0])
     inference.section = InferenceSection(enumerate_limit=1)
     try:
         pairs = simulate(inference, variants, 400)
