@@ -87,6 +87,8 @@ class QueryShown:
     number: int
     prompt: str
     target: str
+    truth: str
+    """Where what is known of the posterior otherwise is from."""
     verdict: Verdict
     figures: Sequence[Figure]
     has_base: bool
@@ -198,6 +200,7 @@ def _query(i: int, query: Mapping[str, Any]) -> QueryShown:
         number=i,
         prompt=shortened(str(query.get("prompt") or ""), _LONGEST_PROMPT),
         target=shortened(str(query.get("target") or ""), _LONGEST_PROMPT),
+        truth=str(query.get("truth") or ""),
         verdict=judgement_of(query.get("judgement") or {}),
         figures=_figures(figures, base_figures),
         has_base=bool(base_figures),
