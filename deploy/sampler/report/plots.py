@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Kind = Literal["both", "lower", "upper"]
+"""Whether it is an estimate, or a bound from below or above."""
 Floats = NDArray[np.float64]
 _FONT_SIZE = 8
 _WIDTH = 3.6
@@ -60,8 +62,7 @@ class Interval:
     value: float
     low: float
     high: float
-    kind: Literal["both", "lower", "upper"]
-    """Whether it is an estimate, or a bound from below or above."""
+    kind: Kind
 
 
 def color_of(number: int) -> int:
