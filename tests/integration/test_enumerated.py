@@ -225,6 +225,8 @@ def test_training_ends_with_a_verdict_and_what_the_reward_s_precision_is(with_su
 def test_a_diagnosis_holds_the_enumerated_posterior(with_subtb: Path, digit_model: Path, tell: Tell) -> None:
     found = json.loads(amortis("diagnose", str(with_subtb), "--samples", "256", "--seed", "3", "--json"))
     assert found == json.loads((with_subtb / "diagnosis.json").read_text())
+    # The report is made anew with it.
+    assert (with_subtb / "report.html").stat().st_mtime_ns >= (with_subtb / "diagnosis.json").stat().st_mtime_ns
     assert found["verdict"]["verdict"] == "good" and found["known"] == "64, for 2 of 2 queries"
     run, base = FinishedRun(with_subtb), load_base_model(str(digit_model), "float32")
     policy = run.policy()
