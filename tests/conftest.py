@@ -53,7 +53,10 @@ FIRST = (
 def scope_of(nodeid: str) -> str:
     """What one worker runs without a break."""
     file = nodeid.split("::")[0]
-    whole = file.startswith("tests/integration/") or file == "tests/buffer/test_concurrency.py"
+    whole = file.startswith("tests/integration/") or file in (
+        "tests/buffer/test_concurrency.py",
+        "tests/test_forked.py",
+    )
     return WHOLE_SYSTEMS if whole and file not in ALONE else file
 
 
