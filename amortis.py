@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import RunFault, UserError
 from deploy.sampler.opened import Sampler
-from deploy.sampler.posterior import Posterior, Sample, TargetProbability
+from deploy.sampler.posterior import Posterior, Sample, TargetProbability, UnreliableEstimate
 
 if TYPE_CHECKING:
+    from deploy.run.diagnosis import Subject
     from deploy.run.launcher import RunState
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "Sampler",
     "TargetProbability",
     "TrainResult",
+    "UnreliableEstimate",
     "UserError",
     "load",
     "train",
@@ -90,13 +92,25 @@ def train(
     def say(text: str) -> None:
         print(text, file=sys.stderr)
 
-    trained = run_to_the_end(found, _evaluate, watch or in_lines(say), say)
+    def report(folder: Path) -> None:
+        from deploy.sampler.report.page import report_at_the_end
+
+        say(report_at_the_end(folder))
+
+    trained = run_to_the_end(found, _evaluate, watch or in_lines(say), say, _diagnose, report)
     return TrainResult(trained.config.run_folder, trained.summary)
 
 
 def _evaluate(folder: Path) -> dict[str, Any]:
-    with load(folder) as sampler:
-        return sampler.evaluate()
+    from deploy.sampler.diagnosed_run import evaluated_and_diagnosed
+
+    return evaluated_and_diagnosed(folder)
+
+
+def _diagnose(subject: Subject) -> dict[str, Any]:
+    from deploy.sampler.diagnosis import at_the_end
+
+    return at_the_end(subject)
 
 
 def _as_arguments(settings: Mapping[str, Any]) -> list[str]:

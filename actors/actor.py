@@ -26,6 +26,7 @@ from buffer.seed_queue import SeedQueue
 from common.config import FORWARD_LOOKING, RunConfig
 from common.devices import available_cores
 from common.errors import EngineFault, RunFault
+from common.evaluation import spread
 from common.log import get_logger, set_up_logging
 from common.metrics import ActorMetrics, new_registry, serve
 from common.tasks import SampleRequest, Split, make_task
@@ -82,11 +83,11 @@ class Actor:
         registry_of_adapters = AdapterRegistry(client, keys)
         self.adapters = AdapterFollower(self.engine, registry_of_adapters, probe, self.metrics, self.section.dtype)
         self._held_out: HeldOutSampler | None = None
-        if config.evaluation.every:
+        if config.looks:
             self._held_out = HeldOutSampler(config, Evaluations(client, keys), self.adapters, self.sampler)
         self._limiter = RateLimiter.of(config)
         self._ready: list[Trajectory] = []
-        self._pushed = 0
+        self._pushed = self._tokens_told = 0
         self._next_housekeeping = self._last_push = 0.0
         self._blocked_since: float | None = None
         self._order: list[Query] = []
@@ -105,6 +106,7 @@ class Actor:
             self._push()
             if self._held_out is not None:
                 self._held_out.give_back()
+            self._count_tokens()
             self._beat(STOPPED)
         except EngineFault:
             log.exception("the engine failed")
@@ -150,7 +152,12 @@ class Actor:
         if self._held_out is not None:
             self._held_out.housekeep()
         self._follow_back_pressure()
+        self._count_tokens()
         self._beat("waiting for the learner" if self._blocked_since is not None else "sampling")
+
+    def _count_tokens(self) -> None:
+        told, self._tokens_told = self._tokens_told, self.sampler.tokens
+        self.control.count_tokens(self._tokens_told - told)
 
     def _load(self, version: int) -> None:
         next_word = time.monotonic() + HOUSEKEEPING_S
@@ -317,9 +324,12 @@ class Actor:
             return {}
         return {"reward_failures": own.outcomes.total() - own.outcomes["valued"], "reward_error": own.last_failure}
 
-    def evaluate(self, requests: Sequence[SampleRequest], split: Split = "test") -> dict[str, dict[str, list[bytes]]]:
+    def evaluate(
+        self, requests: Sequence[SampleRequest], split: Split = "test", most: int | None = None
+    ) -> dict[str, dict[str, list[bytes]]]:
         """Samples for a task's evaluation with the newest adapter: label -> query id -> encoded trajectories.
 
+        They are of all of its queries, or of `most` that are spread evenly over them.
         The learner is done by then, so its cores are taken as well, where Ray is the run's own.
         """
         if self._evaluation_threads:
@@ -331,6 +341,8 @@ class Actor:
         if version is not None:
             self._load(version)
         queries = self.task.queries(split)
+        if most is not None:
+            queries = spread(queries, most)
         found = {}
         for request in requests:
             groups = self.sampler.collect(queries, request, self.adapters.current, self.section.max_in_flight)

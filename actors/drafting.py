@@ -77,6 +77,10 @@ class Draft:
     """Of what is done, where it was to be scored."""
     rejected: str | None = None
     """Why what is done makes no valid trajectory."""
+    log_prefix: float | None = None
+    """log p(Z|X) by the reference, without ⊤, where it was scored."""
+    given: int = 0
+    """Actions that it began with."""
 
     def act(self, token: int, log_prob: float) -> None:
         """Append an action."""
@@ -105,6 +109,20 @@ class Draft:
     def log_prob(self) -> float:
         """log q(Z⊤|X), or of so much of it as was drawn before it was cut off."""
         return float(np.sum(self.log_probs, dtype=np.float64) + self.stop_log_prob)
+
+    def begun(self, cut: int, origin: Origin) -> Draft:
+        """One that begins with the first `cut` of these actions, and what tools wrote among and behind them."""
+        end = self.positions[cut] if cut < len(self.actions) else len(self.inputs)
+        return Draft(
+            origin,
+            self.number,
+            self.actions[:cut],
+            self.inputs[:end],
+            self.positions[:cut],
+            self.log_probs[:cut],
+            [event for event in self.events if event.after_action <= cut],
+            given=cut,
+        )
 
     def seed(self) -> int | None:
         """Of what is sampled next: others of the same request, and what follows a tool's text, are independent."""

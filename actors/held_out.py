@@ -1,4 +1,4 @@
-"""An actor's part of the evaluation while a run trains: samples of held-out queries among its others.
+"""An actor's part of evaluation and diagnosis while a run trains: samples of held-out queries among its others.
 
 They are in the same continuous batch, within a share of the actor's time, and never reach the replay buffer.
 """
@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 
 from redis.exceptions import RedisError, ResponseError
 
@@ -21,7 +23,8 @@ from buffer.connection import is_out_of_memory
 from buffer.evaluations import Drawn, Evaluations, Wanted
 from common.config import RunConfig
 from common.errors import EngineFault
-from common.evaluation import request_of
+from common.evaluation import requests_of
+from common.held_out import Part, Planned, plan
 from common.log import get_logger
 from common.terminal import visible
 from common.trajectory import NO_SHA256, Query, Trajectory
@@ -30,29 +33,31 @@ log = get_logger("actor")
 
 
 class HeldOutSampler:
-    """Takes what is to be evaluated, one version at a time, if no other actor has it."""
+    """Takes what is to be looked at, one version at a time, if no other actor has it."""
 
     def __init__(
         self, config: RunConfig, evaluations: Evaluations, adapters: AdapterFollower, sampler: TrajectorySampler
     ) -> None:
         self._section, self._max_in_flight = config.evaluation, config.actor.max_in_flight
         self._evaluations, self._adapters, self._sampler = evaluations, adapters, sampler
-        self._request = request_of(sampler.task, config.evaluation.samples)
+        self._requests = requests_of(config, sampler.task)
         # A restarted actor has its name anew, but nothing of what the dead one had taken.
         self._owner = f"{sampler.actor_id}:{uuid.uuid4().hex}"
         self._time: TimeShare | None = None
-        self._queries: list[Query] = []
+        self._queries: list[tuple[Query, Part]] = []
         self._wanted: Wanted | None = None
         self._adapter: LoadedAdapter | None = None
-        self._waiting: list[Query] = []
+        self._waiting: list[Planned] = []
+        self._planned: Counter[Part] = Counter()
+        """How many samples serve each part."""
         self._open = 0
-        self._done: list[Trajectory] = []
+        self._done: list[tuple[Part, Trajectory]] = []
         self._last_failure: str | None = None
         self._is_lost = False
 
     @property
     def version(self) -> int | None:
-        """What is being evaluated."""
+        """What is being looked at."""
         return self._wanted.version if self._wanted else None
 
     def housekeep(self) -> None:
@@ -76,18 +81,18 @@ class HeldOutSampler:
         """Show that one is still at it; also wherever the actor's loop may be held up for longer than a lease."""
         if self._wanted is None or self._is_lost or self._evaluations.renew(self._owner):
             return
-        log.warning("the evaluation of adapter version %d was taken over by another actor", self._wanted.version)
+        log.warning("the samples of adapter version %d were taken over by another actor", self._wanted.version)
         self._is_lost = True
         self._waiting.clear()
 
     def feed(self) -> None:
-        """Add samples of the evaluation to the batch, as far as its share goes."""
+        """Add samples of held-out queries to the batch, as far as their share goes."""
         if self._time is None:
             return
         while self._waiting and self._time.may_begin(self._sampler.aside_in_flight, time.monotonic()):
-            request = self._request
+            query, request, parts = self._waiting.pop()
             self._sampler.submit(
-                self._waiting.pop(),
+                query,
                 1,
                 request.temperature,
                 self._adapter,
@@ -95,22 +100,22 @@ class HeldOutSampler:
                 every_state=request.every_state,
                 top_p=request.top_p,
                 top_k=request.top_k,
-                tell=self._take,
+                tell=partial(self._take, parts),
                 aside=True,
             )
             self._open += 1
 
-    def _take(self, draft: Draft) -> None:
+    def _take(self, parts: Part, draft: Draft) -> None:
         """One is done; the sampler gives it to nobody else, so that none of them can be pushed."""
         self._open -= 1
         if draft.trajectory is not None:
-            self._done.append(draft.trajectory)
+            self._done.append((parts, draft.trajectory))
         else:
             self._last_failure = visible(draft.rejected or "it makes no trajectory")
 
     @contextlib.contextmanager
     def timed(self) -> Iterator[None]:
-        """Around a step of the engine: the evaluation's part of its time."""
+        """Around a step of the engine: the held-out queries' part of its time."""
         part = self._sampler.aside_in_flight if self._open else 0
         whole, began = self._sampler.in_flight, time.monotonic()
         yield
@@ -142,26 +147,28 @@ class HeldOutSampler:
             return
         self._queries = self._queries or self._evaluations.queries()
         self._wanted, self._is_lost = wanted, False
-        # In turns, so that a part of it is of all queries.
-        self._waiting = [query for _ in range(self._request.n) for query in self._queries]
+        planned = plan(wanted.parts, self._requests, self._queries)
+        self._planned = Counter(part for _, _, parts in planned for part in parts)
+        # Popped from its end.
+        self._waiting = planned[::-1]
         self._last_failure = None
 
     def _end(self) -> None:
         assert self._wanted is not None and self._time is not None and self._adapter is not None
-        drawn, self._done = self._done, []
+        done, self._done = self._done, []
         if not self._is_lost:
-            share = self._time.used(time.monotonic())
-            packed = tuple(item.to_bytes() for item in drawn)
-            missing = self._request.n * len(self._queries) - len(drawn)
+            samples = {part: tuple(item.to_bytes() for parts, item in done if part in parts) for part in Part}
             self._hand_over(
                 Drawn(
                     self._wanted,
                     self._adapter.sha256,
                     self._sampler.actor_id,
-                    share,
-                    packed,
-                    missing,
+                    self._time.used(time.monotonic()),
+                    samples[Part.EVALUATION],
+                    self._planned[Part.EVALUATION] - len(samples[Part.EVALUATION]),
                     self._last_failure,
+                    samples[Part.DIAGNOSIS],
+                    self._planned[Part.DIAGNOSIS] - len(samples[Part.DIAGNOSIS]),
                 )
             )
         self._adapters.release()
@@ -171,16 +178,16 @@ class HeldOutSampler:
         version = drawn.wanted.version
         try:
             if not self._evaluations.finish(self._owner, drawn):
-                log.warning("the evaluation of adapter version %d came too late", version)
+                log.warning("the samples of adapter version %d came too late", version)
         except ResponseError as error:
             if not is_out_of_memory(error):
                 raise
             self._finish_without(drawn.wanted, "its samples are lost, as Redis has no memory left")
 
     def _finish_without(self, wanted: Wanted, reason: str) -> None:
-        """A version that can't be evaluated; said to whoever waits for it."""
+        """A version that can't be looked at; said to whoever waits for it."""
         assert self._time is not None
-        log.warning("the evaluation of adapter version %d is left out: %s", wanted.version, reason)
+        log.warning("adapter version %d is not looked at: %s", wanted.version, reason)
         share = self._time.used(time.monotonic())
         self._evaluations.finish(
             self._owner, Drawn(wanted, NO_SHA256, self._sampler.actor_id, share, reason=visible(reason))

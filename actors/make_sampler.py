@@ -54,7 +54,7 @@ def _engines(
 ) -> tuple[Engine, Engine | ReferenceScorer]:
     """The policy's engine and the reference: one and the same where they have one precision."""
     section, lora, reference = config.actor, config.model.lora, config.reference
-    name, holds_one = config.model.name, bool(config.evaluation.every)
+    name, holds_one = config.model.name, bool(config.looks)
     assert name is not None
     if reference.dtype == section.dtype:
         engine = Engine(

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from prometheus_client import Counter
 from pydantic import ValidationError
 
 from actors.beam import BeamSearch
@@ -83,6 +84,8 @@ class TrajectorySampler:
     """Told of samples for the buffer that make no valid trajectory: their action ids (int32) and the reason."""
     last_rejection: str = ""
     """Why the last of them was rejected."""
+    tokens: int = 0
+    """That were sampled, ⊤ left out, or read to be scored, so far."""
     _collecting: bool = False
     _counter: int = 0
     _known_at_once: list[Trajectory] = field(default_factory=list)
@@ -225,15 +228,24 @@ class TrajectorySampler:
             return
         self.submit_given(query, job.action_ids, every_state=every_state)
 
-    def submit_given(self, query: Query, action_ids: Sequence[int], *, every_state: bool = True) -> None:
-        """Score a given rationale."""
-        draft = Draft(Origin(query, None, 1.0, "seed", every_state=every_state))
+    def submit_begun(self, drafts: Sequence[Draft]) -> None:
+        """Sample these on from where they stand, below the task's max_len, and score them; each has its own `tell`."""
+        for draft in drafts:
+            assert draft.origin.tell is not None
+            self._sample_on(draft)
+
+    def submit_given(
+        self, query: Query, action_ids: Sequence[int], *, every_state: bool = True, tell: Listener | None = None
+    ) -> Draft:
+        """Score a given rationale; `tell` as in `submit`."""
+        draft = Draft(Origin(query, None, 1.0, "seed", every_state=every_state, tell=tell))
         for token in action_ids:
             draft.act(token, math.nan)
             self._use_tool(draft)
         done = self._score(draft)
         if done is not None:
             self._known_at_once.append(done)
+        return draft
 
     def step(self) -> list[Trajectory]:
         """Advance the engines once; trajectories whose scores are complete."""
@@ -267,7 +279,8 @@ class TrajectorySampler:
     def collect(
         self, queries: Sequence[Query], request: SampleRequest, adapter: LoadedAdapter | None, max_in_flight: int
     ) -> dict[str, list[Trajectory]]:
-        """All samples of a request, by query id; nothing else may be in flight. Beam search is the model's alone.
+        """All samples of a request, by query id; nothing else may be in flight. Beam search is the model's alone, and
+        given rationales are nobody's: they have no log q.
 
         Those that make no valid trajectory are missing. Where it is interrupted or fails, nothing is left in flight.
         """
@@ -302,6 +315,13 @@ class TrajectorySampler:
                 partial(self.submit_given, query, ids, every_state=request.every_state)
                 for query in queries
                 for ids in search.search(query, request.beams, request.diversity_penalty)[: request.n]
+            ]
+        if request.given:
+            rationales = self.task.rationales()
+            return [
+                partial(self.submit_given, query, ids, every_state=request.every_state)
+                for query in queries
+                for ids in rationales.get(query.id, [])[: request.n]
             ]
         source: Source = "policy" if request.temperature == 1.0 else "tempered"
         return [
@@ -344,6 +364,10 @@ class TrajectorySampler:
             follow=origin.follow,
         )
 
+    def _count(self, counter: Counter, tokens: int) -> None:
+        counter.inc(tokens)
+        self.tokens += tokens
+
     def _use_tool(self, draft: Draft) -> None:
         use_tool(draft, self.task, self.metrics, self.max_model_len)
 
@@ -368,7 +392,7 @@ class TrajectorySampler:
                 self._sample_on(draft)
                 return None
         draft.end(sampled.stop_log_prob, max_len)
-        self.metrics.sampled_tokens.inc(len(draft.actions))
+        self._count(self.metrics.sampled_tokens, len(draft.actions) - draft.given)
         self.metrics.samples.labels("evaluation" if draft.origin.aside else draft.origin.source).inc()
         if not draft.origin.score:
             draft.finish()
@@ -398,7 +422,7 @@ class TrajectorySampler:
             request_id = self._next_id("score")
             self._scoring[request_id] = (pending, i)
             self.reference.submit_score(request_id, text)
-            self.metrics.scored_tokens.inc(len(text.ids))
+            self._count(self.metrics.scored_tokens, len(text.ids))
         self.metrics.scored_texts.inc(len(texts))
         self._ask_own_reward(pending)
         return None
@@ -460,6 +484,7 @@ class TrajectorySampler:
 
     def _assemble(self, pending: _Pending, found: _Known) -> Trajectory | None:
         """The trajectory, if it is valid and nobody is told of it."""
+        pending.draft.log_prefix = float(found.components.log_prefix[-1])
         try:
             trajectory = self._trajectory(pending, found.components, found.own)
         except ValidationError as error:

@@ -59,6 +59,8 @@ class RewardComponents:
     """What the reference gives at every decision state; arrays of shape (K+1,)."""
 
     log_prior: FloatArray
+    log_prefix: FloatArray
+    """log p(z₁ … z_t|X) without ⊤ behind it."""
     log_likelihood: FloatArray
     misleads: NDArray[np.bool_]
     """Whether stopping there makes an alternative target likelier than the query's own."""
@@ -103,9 +105,9 @@ def reward_components(
     """
     whole, *target_scores = scores
     targets = _targets(rollout.query)
-    log_prior = np.concatenate([[0.0], np.cumsum(whole.actual[rollout.action_positions])])
+    log_prior = log_prefix = np.concatenate([[0.0], np.cumsum(whole.actual[rollout.action_positions])])
     if terminator_in_reward:
-        log_prior = log_prior + whole.terminator[rollout.state_ends]
+        log_prior = log_prefix + whole.terminator[rollout.state_ends]
     log_likelihood, misleads = np.zeros(len(log_prior)), np.zeros(len(log_prior), bool)
     others = list[float]()
     if targets:
@@ -116,7 +118,7 @@ def reward_components(
         for t, each in zip(wanted.nonzero()[0].tolist(), np.reshape(sums, (-1, len(targets))).tolist(), strict=True):
             own, *others = each
             log_likelihood[t], misleads[t] = own, any(other > own for other in others)
-    arrays = (log_prior.astype(np.float32), log_likelihood.astype(np.float32))
+    arrays = (found.astype(np.float32) for found in (log_prior, log_prefix, log_likelihood))
     return RewardComponents(*arrays, misleads, np.asarray(others, np.float32))
 
 

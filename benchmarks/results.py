@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common.config import EMSection, LearnerSection
+from common.config import WITHOUT_TRAINING, EMSection, LearnerSection
 from common.tasks.figures import on_hull
 from deploy.comparison.compare import Comparison
 from deploy.comparison.table import Table
@@ -266,7 +266,7 @@ def _budget(name: str) -> str:
     for cell in Comparison.load([path], seeds=[0], data=None, overrides=()).cells(TABLES):
         learner = LearnerSection.model_validate(cell.settings.get("learner", {}))
         em = EMSection.model_validate(cell.settings.get("em", {}))
-        if learner.objective == "prompting":
+        if learner.objective in WITHOUT_TRAINING:
             continue
         steps = f"{cell.method} {learner.steps} of {learner.queries_per_step * learner.trajectories_per_query}"
         trained.append(steps if not em.iterations else f"{steps} and {em.m_steps} of an M step")

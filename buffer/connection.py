@@ -76,6 +76,7 @@ class Keys:
         self.learner = f"{self.base}learner"
         self.actors = f"{self.base}actors"
         self.processes = f"{self.base}processes"
+        self.tokens = f"{self.base}tokens"
         self.config = f"{self.base}config"
         self.logs = f"{self.base}logs"
         # None of the keys that are deleted with the run's.

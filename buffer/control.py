@@ -144,6 +144,16 @@ class Control:
         with _unless_full():
             self._client.hset(self._keys.actors, actor_id, json.dumps({**status, "at": time.time()}))
 
+    def count_tokens(self, tokens: int) -> None:
+        """Add to what all actors of the run have read; it stays when a run is resumed."""
+        if tokens:
+            with _unless_full():
+                self._client.incrby(self._keys.tokens, tokens)
+
+    def tokens(self) -> int:
+        """That actors have sampled, or read to score."""
+        return int(self._client.get(self._keys.tokens) or 0)
+
     def actors(self) -> dict[str, dict[str, Any]]:
         """Every actor's last word, each with `alive`."""
         now, found = time.time(), {}

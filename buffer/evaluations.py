@@ -1,21 +1,24 @@
-"""Evaluation while a run trains, as far as it goes through Redis: what is wanted, what was drawn, what came of it.
+"""Evaluation and diagnosis while a run trains, as far as they go through Redis: what is wanted, what was drawn, what
+came of it.
 
-The learner says which adapter version is wanted, one actor takes that and hands over its samples, the launcher makes
-figures of them, and the learner writes these down. Only the newest version that is wanted waits: evaluation never
-queues up behind training.
+The learner says which adapter version is wanted, and for which of the two; one actor takes that and hands over its
+samples, the launcher makes figures of them, and the learner writes these down. Only the newest version that is wanted
+waits, then for all that those whose place it took were wanted for: looks never queue up behind training, and of two
+that are due at different steps neither keeps the other from ever being made.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 import msgpack
 
 from buffer.connection import Client, Keys
 from buffer.scripts import load_script
+from common.held_out import Part
 from common.trajectory import Query
 
 LEASE_S = 20
@@ -24,7 +27,7 @@ LEASE_S = 20
 
 @dataclass(frozen=True)
 class Wanted:
-    """An adapter version that is to be evaluated."""
+    """An adapter version that is to be looked at."""
 
     version: int
     step: int
@@ -33,6 +36,8 @@ class Wanted:
     """The learner's own figures of the version."""
     last: bool = False
     """Whether training is over, so that nothing is taken from it any more."""
+    parts: Part = Part.EVALUATION
+    """What it is wanted for."""
 
     def to_text(self) -> str:
         """As JSON."""
@@ -41,7 +46,8 @@ class Wanted:
     @classmethod
     def from_text(cls, raw: bytes) -> Self:
         """What `to_text` gave."""
-        return cls(**json.loads(raw))
+        found = json.loads(raw)
+        return cls(**{**found, "parts": Part(found["parts"])})
 
 
 @dataclass(frozen=True)
@@ -53,27 +59,38 @@ class Drawn:
     """Of the adapter that was sampled with."""
     actor: str
     share: float
-    """Of that actor's time that went into evaluation so far."""
+    """Of that actor's time that went into evaluation and diagnosis so far."""
     trajectories: tuple[bytes, ...] = ()
+    """Of the evaluation."""
     missing: int = 0
     """Samples that were asked for and made no trajectory."""
     reason: str | None = None
-    """Why the last of these made none, or why there is no sample at all."""
+    """Why the last of all that are missing made none, or why there is no sample at all."""
+    diagnosis: tuple[bytes, ...] = ()
+    """Of the diagnosis; a sample that serves both is in both."""
+    diagnosis_missing: int = 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is not a single sample."""
+        return not (self.trajectories or self.diagnosis)
 
     def to_bytes(self) -> bytes:
         """Packed."""
         head = [self.wanted.to_text(), self.sha256, self.actor, self.share]
-        return bytes(msgpack.packb([*head, list(self.trajectories), self.missing, self.reason]))
+        evaluation = [list(self.trajectories), self.missing, self.reason]
+        return bytes(msgpack.packb([*head, *evaluation, list(self.diagnosis), self.diagnosis_missing]))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
         """What `to_bytes` gave."""
-        wanted, sha256, actor, share, trajectories, missing, reason = msgpack.unpackb(data)
-        return cls(Wanted.from_text(wanted), sha256, actor, share, tuple(trajectories), missing, reason)
+        wanted, sha256, actor, share, trajectories, missing, reason, diagnosis, its_missing = msgpack.unpackb(data)
+        head = (Wanted.from_text(wanted), sha256, actor, share)
+        return cls(*head, tuple(trajectories), missing, reason, tuple(diagnosis), its_missing)
 
 
 class Evaluations:
-    """The keys of a run's evaluation."""
+    """The keys of a run's evaluation and diagnosis while it trains."""
 
     def __init__(self, client: Client, keys: Keys) -> None:
         self._client, self._keys = client, keys
@@ -87,30 +104,31 @@ class Evaluations:
             self._client.delete(key)
         self._client.delete(keys.evaluation_queries)
 
-    def put_queries(self, queries: Iterable[Query]) -> None:
-        """What all versions are evaluated on; actors need no data of their own for it."""
-        packed = [query.to_bytes() for query in queries]
+    def put_queries(self, queries: Iterable[tuple[Query, Part]]) -> None:
+        """What all versions are looked at by, each query with what it serves; actors need no data of their own."""
+        packed = [msgpack.packb([int(part), query.to_bytes()]) for query, part in queries]
         if packed:
             self._client.rpush(self._keys.evaluation_queries, *packed)
 
-    def queries(self) -> list[Query]:
+    def queries(self) -> list[tuple[Query, Part]]:
         """Those, in order."""
-        return [Query.from_bytes(item) for item in self._client.lrange(self._keys.evaluation_queries, 0, -1)]
+        items = [msgpack.unpackb(item) for item in self._client.lrange(self._keys.evaluation_queries, 0, -1)]
+        return [(Query.from_bytes(data), Part(part)) for part, data in items]
 
     def want(self, wanted: Wanted) -> int | None:
-        """Ask for an evaluation; the older version that is left out for it, as nobody has begun with that."""
-        left_out = int(self._want(keys=[self._keys.evaluation], args=[wanted.version, wanted.to_text()]))
-        return left_out or None
+        """Ask for a look; the older version that is left out for it, as nobody has begun with that."""
+        arguments = [wanted.version, wanted.to_text(), int(wanted.parts)]
+        return int(self._want(keys=[self._keys.evaluation], args=arguments)) or None
 
     def wanted(self) -> Wanted | None:
-        """What is to be evaluated, begun with or not."""
-        raw = self._client.hget(self._keys.evaluation, "wanted")
-        return Wanted.from_text(raw) if raw else None
+        """What is to be looked at, begun with or not."""
+        raw, parts = self._client.hmget(self._keys.evaluation, "wanted", "parts")
+        return _wanted(raw, parts) if raw else None
 
     def take(self, owner: str) -> Wanted | None:
-        """What is to be evaluated, for one owner alone, who renews it; None if there is nothing or another is at it."""
-        raw = self._take(keys=[self._keys.evaluation, self._keys.evaluation_lease], args=[owner, LEASE_S])
-        return Wanted.from_text(raw) if raw else None
+        """What is to be looked at, for one owner alone, who renews it; None if there is nothing or another is at it."""
+        found = self._take(keys=[self._keys.evaluation, self._keys.evaluation_lease], args=[owner, LEASE_S])
+        return _wanted(*found) if found else None
 
     def renew(self, owner: str) -> bool:
         """Whether the owner may go on."""
@@ -126,7 +144,7 @@ class Evaluations:
         A version without a single sample is left out, which a Redis without memory takes note of all the same.
         """
         keys = [self._keys.evaluation, self._keys.evaluation_lease, self._keys.evaluation_drawn]
-        nothing = 0 if drawn.trajectories else 1
+        nothing = 1 if drawn.is_empty else 0
         return bool(self._finish(keys=keys, args=[owner, drawn.wanted.version, drawn.to_bytes(), nothing]))
 
     def leave_out(self) -> None:
@@ -159,3 +177,8 @@ class Evaluations:
         """What was told last, with the number of versions that were left out; empty before the first evaluation."""
         raw = self._client.hget(self._keys.evaluation, "state")
         return {**json.loads(raw), "skipped": self.skipped()} if raw else {}
+
+
+def _wanted(raw: bytes, parts: Any) -> Wanted:
+    """A request, with what it is wanted for by now: also for what those were whose place it took."""
+    return replace(Wanted.from_text(raw), parts=Part(int(parts)))

@@ -399,6 +399,20 @@ class ReplayBuffer:
             found = [(trajectory.created_at, trajectory) for _, trajectory in found]
         return [trajectory for _, trajectory in sorted(found, key=lambda pair: -pair[0])[:n]]
 
+    def best_of(self, query_ids: Sequence[str], n: int) -> dict[str, list[Trajectory]]:
+        """The `n` of the highest log R of each query that has any, the best first; malformed ones are left out."""
+        found: dict[str, list[Trajectory]] = {}
+        for query_id in query_ids:
+            keys = self._shards[self._shard_of(query_id)]
+            items = self._client.zrevrange(keys.of_query(query_id, "priority"), 0, n - 1)
+            payloads = self._client.hmget(keys.of_query(query_id, "items"), items) if items else []
+            pairs = [(item, payload) for item, payload in zip(items, payloads, strict=True) if payload is not None]
+            decoded = [self._decode(query_id.encode(), *pair) for pair in pairs]
+            group = [trajectory for trajectory in decoded if trajectory is not None]
+            if group:
+                found[query_id] = group
+        return found
+
     def _highest(self, keys: ShardKeys, index: str, n: int) -> Iterator[tuple[bytes, list[tuple[bytes, float]]]]:
         """Each query of a shard with its highest by an index."""
         queries = self._client.zrange(keys.queries, 0, -1)

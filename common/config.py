@@ -9,18 +9,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_serializer, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_serializer, field_validator, model_validator
 
+from common.errors import UserError
+from common.held_out import Part
 from common.places import Kind, Place
 from common.reward import RewardWeights, TemperatureSchedule
+from common.stop_rule import StopRule
 from common.tasks import AnyTaskConfig, task_class
 from common.tasks.base import SamplingTemperature
 from common.templates import places
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Objective = Literal["subtb", "tb", "vargrad", "db", "sft", "rloo", "grpo", "prompting"]
+Objective = Literal["subtb", "tb", "vargrad", "db", "sft", "rloo", "grpo", "prompting", "rejection", "mcmc", "smc"]
 FORWARD_LOOKING: tuple[Objective, ...] = ("subtb", "db")
 """Objectives that need log R at every decision state, and not at the last alone."""
+POSTERIOR_DRAWS: tuple[Objective, ...] = ("rejection", "mcmc", "smc")
+"""What draws from the posterior itself in place of training a sampler of it."""
+WITHOUT_TRAINING: tuple[Objective, ...] = ("prompting", *POSTERIOR_DRAWS)
 Share = Annotated[float, Field(ge=0, le=1)]
 LONG_RUN_STEPS = 500
 """Steps from which on a GPU's engine earns its compilation back: 50 s the first time, to sample 2.3 times as fast."""
@@ -304,7 +310,8 @@ class LearnerSection(Section):
         "subtb",
         description="subtb is the paper's; tb, vargrad and db are the other GFlowNet objectives. For comparison: sft "
         "(maximum likelihood on the seeds), rloo and grpo (reward maximisation with a KL term), prompting (nothing is "
-        "trained, the base model is evaluated)",
+        "trained, the base model is evaluated), and rejection, mcmc and smc (nothing is trained, the evaluation's "
+        "samples are drawn from the posterior itself, as the section inference says)",
     )
     subtb_lambda: float = Field(1.0, ge=0, le=1, description="weight of a sub-trajectory falls as this per action")
     kl_coef: float = Field(
@@ -321,6 +328,12 @@ class LearnerSection(Section):
         "pairs", description="subtb's mean is over all pairs of states (the paper's), or over trajectories"
     )
     steps: int = Field(200, ge=1, description="optimiser steps")
+    stop_when: str | None = Field(
+        None,
+        description="end before the last step when this holds, e.g. ess >= 0.5 for 3 diagnoses: FIGURE (>=, <=, > or "
+        "<) NUMBER [for N diagnoses]. Figures are a diagnosis' (ess, pareto_k, log_z_se, …; needs diagnose.every) or "
+        "eval/NAME (needs evaluation.every)",
+    )
     queries_per_step: int = Field(4, ge=1, description="queries in a batch, at most those that the buffer holds")
     trajectories_per_query: int = Field(8, ge=1, description="trajectories of each; vargrad needs 2 or more")
     lr: float = Field(1e-3, gt=0, description="AdamW's learning rate after warm-up")
@@ -365,6 +378,16 @@ class LearnerSection(Section):
     )
     reward: RewardSection = RewardSection()
 
+    @property
+    def stop_rule(self) -> StopRule | None:
+        """`stop_when`, read."""
+        return None if self.stop_when is None else StopRule.parse(self.stop_when)
+
+    @field_validator("stop_when")
+    @classmethod
+    def _is_a_rule(cls, text: str | None) -> str | None:
+        return None if text is None else StopRule.parse(text).text
+
     @model_validator(mode="after")
     def _enough_to_compare(self) -> Self:
         if self.objective in ("vargrad", "rloo", "grpo") and self.trajectories_per_query < 2:
@@ -405,7 +428,11 @@ class EvaluationSection(Section):
         "the learner computes where a task has them)",
     )
     share: float = Field(
-        0.1, gt=0, le=1, description="bound of an actor's time, and of its requests at once, that evaluation may take"
+        0.1,
+        gt=0,
+        le=1,
+        description="bound of an actor's time, and of its requests at once, that evaluation may take, and diagnosis "
+        "with diagnose.every: both together",
     )
     queries: int = Field(
         32, ge=1, description="held-out queries at most, spread evenly over the task's; a small set that stays the same"
@@ -425,6 +452,51 @@ class EvaluationSection(Section):
         "auto",
         description="which way the metric is better; auto: min for total_variation and for names that end in loss, "
         "error, distance, perplexity or penalty, else max",
+    )
+
+
+class InferenceSection(Section):
+    """Draws of the posterior without training: the objectives rejection, mcmc and smc, and what a diagnosis is held
+    against."""
+
+    enumerate_limit: int = Field(
+        10_000, ge=1, description="rationales up to which a posterior is enumerated; each is scored once a query"
+    )
+    max_proposals: int = Field(
+        4_096, ge=1, description="rejection: draws of the base model for a query, at most, wherever they lead"
+    )
+    constraint_bound: float | None = Field(
+        None,
+        description="rejection: what the constraint and a reward of your own add to log R at most, in nats; without it "
+        "what the task itself knows, which of your own reward is nothing",
+    )
+    chains: int = Field(4, ge=2, description="mcmc: chains of a query; R̂ is of several, four are the usual number")
+    mcmc_steps: int = Field(
+        1_000, ge=8, description="mcmc: steps of each chain, the first half of which is warm-up and is left out"
+    )
+    particles: int = Field(64, ge=2, description="smc: rationales of a query that grow side by side")
+    smc_block: int = Field(
+        4, ge=1, description="smc: tokens that they grow by before they are weighed, which reads each text anew"
+    )
+
+
+class DiagnoseSection(Section):
+    """How far the sampler is from the posterior: draws of a few held-out queries, weighted by R/q, and a verdict."""
+
+    final: bool = Field(
+        True,
+        description="diagnose the trained sampler at the end of a run, with the engine of its evaluation; without "
+        "run.evaluate_samples there is none. Where reference.dtype is not float32 this also measures what that does to "
+        "log R",
+    )
+    every: int = Field(0, ge=0, description="learner steps between diagnoses while it trains; 0: none")
+    queries: int = Field(
+        4, ge=1, description="queries at most, spread evenly over the held-out ones; the worst of them is the verdict"
+    )
+    samples: int = Field(
+        128,
+        ge=25,
+        description="draws of each; of fewer than 25 weights Pareto k̂ can't be read, by which they are judged",
     )
 
 
@@ -470,6 +542,8 @@ class RunConfig(Section):
     seeds: SeedSection = SeedSection.model_validate({})
     em: EMSection = EMSection.model_validate({})
     evaluation: EvaluationSection = EvaluationSection.model_validate({})
+    inference: InferenceSection = InferenceSection.model_validate({})
+    diagnose: DiagnoseSection = DiagnoseSection.model_validate({})
     redis: RedisSection = RedisSection.model_validate({})
     ray: RaySection = RaySection.model_validate({})
     metrics: MetricsSection = MetricsSection.model_validate({})
@@ -477,8 +551,30 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _em_has_an_e_step(self) -> Self:
-        if self.em.iterations and self.learner.objective in ("sft", "prompting"):
+        if self.em.iterations and self.learner.objective in ("sft", *WITHOUT_TRAINING):
             raise ValueError(f"em.iterations needs a sampler to train: learner.objective is {self.learner.objective}")
+        return self
+
+    @model_validator(mode="after")
+    def _can_stop(self) -> Self:
+        rule, text = self.learner.stop_rule, self.learner.stop_when
+        if rule is None:
+            return self
+        setting = "evaluation.every" if rule.part is Part.EVALUATION else "diagnose.every"
+        every = (self.evaluation.every if rule.part is Part.EVALUATION else self.diagnose.every) or 0
+        if not every:
+            raise UserError(
+                "learner.stop_when", text, f"nothing gives {rule.figure} while it trains", f"set {setting}, e.g. to 50"
+            )
+        # The untrained adapter's is one of them, the last adapter's comes too late.
+        most = -(-self.learner.steps // every)
+        if rule.times > most:
+            raise UserError(
+                "learner.stop_when",
+                text,
+                f"learner.steps {self.learner.steps} and {setting} {every} leave {most} {rule.unit} before the last",
+                f"lower {setting}, or ask for fewer",
+            )
         return self
 
     @model_validator(mode="after")
@@ -489,6 +585,12 @@ class RunConfig(Section):
         return self
 
     @property
+    def looks(self) -> Part:
+        """What is drawn of held-out queries while it trains."""
+        evaluation = Part.EVALUATION if self.evaluation.every else Part(0)
+        return evaluation | (Part.DIAGNOSIS if self.diagnose.every else Part(0))
+
+    @property
     def reward_weights(self) -> RewardWeights:
         """The configured weights, the task's own where none is configured."""
         own, reward = task_class(self.task).default_weights, self.learner.reward
@@ -496,6 +598,11 @@ class RunConfig(Section):
             prior=own.prior if reward.prior_weight is None else reward.prior_weight,
             likelihood=own.likelihood if reward.likelihood_weight is None else reward.likelihood_weight,
         )
+
+    @property
+    def final_temperature(self) -> float:
+        """What log R is divided by at the end of training: of the posterior that is learned."""
+        return self.learner.reward.temperature.at(self.learner.steps)
 
     @property
     def near_duplicate_tolerance(self) -> float:

@@ -1,4 +1,4 @@
-"""Evaluation by samples while a run trains: what is sampled, and the figures of it."""
+"""Looks at a run on held-out queries while it trains: what is sampled, and an evaluation's figures of it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from common.config import RunConfig
+from common.held_out import EVALUATION_PREFIX, Part, diagnosis_request, is_the_policy_s_own
 from common.reward import RewardWeights
 from common.tasks import SampleRequest, Task
 from common.trajectory import Query, Trajectory
 
-PREFIX = "eval/"
-"""Of these figures' names in metrics.jsonl and in the trackers."""
+PREFIX = EVALUATION_PREFIX
+"""Of an evaluation's figures' names."""
 TRAINED = "trained"
 """How tasks call the samples of the trained policy."""
 
@@ -27,6 +29,14 @@ def request_of(task: Task[Any], n: int) -> SampleRequest:
     if found is None:
         return SampleRequest(TRAINED, adapter=True, temperature=1.0, n=n)
     return replace(found, n=n)
+
+
+def requests_of(config: RunConfig, task: Task[Any]) -> dict[Part, SampleRequest]:
+    """What is sampled of a query for each part of a look."""
+    return {
+        Part.EVALUATION: request_of(task, config.evaluation.samples),
+        Part.DIAGNOSIS: diagnosis_request(config.diagnose.samples),
+    }
 
 
 def figures_of(
@@ -47,7 +57,7 @@ def figures_of(
         groups[item.query_id].append(item)
     log_r = np.array([item.log_reward(weights)[-1] for item in trajectories])
     found = {"mean_log_reward": float(np.mean(log_r))}
-    if (request.temperature, request.top_p, request.top_k) == (1.0, 1.0, 0):
+    if is_the_policy_s_own(request):
         log_q = [item.behaviour.log_prob for item in trajectories]
         found["log_z_bound"] = float(np.mean(log_r / tau - log_q))
     if task.sample_requests():
@@ -60,9 +70,24 @@ def _is_measure(value: object) -> bool:
 
 
 def evaluated_queries(task: Task[Any], n: int) -> tuple[list[Query], int]:
-    """The queries that a run is evaluated on while it trains, and how many of them it trains on as well."""
+    """At most `n` queries that a run is measured on while it trains, and how many of them it trains on as well."""
     found, train = spread(task.queries("test"), n), {query.id for query in task.queries("train")}
     return found, sum(query.id in train for query in found)
+
+
+def held_out_queries(config: RunConfig, task: Task[Any]) -> tuple[list[tuple[Query, Part]], dict[Part, int]]:
+    """What a run looks at while it trains, each query with the parts that it serves; and how many of each part's the
+    run trains on as well."""
+    found: dict[str, tuple[Query, Part]] = {}
+    trained_on: dict[Part, int] = {}
+    for part, n in ((Part.EVALUATION, config.evaluation.queries), (Part.DIAGNOSIS, config.diagnose.queries)):
+        if part not in config.looks:
+            continue
+        queries, trained_on[part] = evaluated_queries(task, n)
+        for query in queries:
+            before = found[query.id][1] if query.id in found else Part(0)
+            found[query.id] = (query, before | part)
+    return list(found.values()), trained_on
 
 
 def spread(queries: Sequence[Query], n: int) -> list[Query]:

@@ -18,6 +18,7 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from common.config import MetricsSection
+from common.diagnostics.verdict import Verdict
 from common.errors import UserError
 from common.reward_calls import Outcome
 from common.trajectory import ToolFailure
@@ -138,7 +139,19 @@ class LauncherMetrics:
         self.evaluation_best = gauge("evaluation_best", "evaluation.metric of the best adapter so far")
         self.evaluation_best_step = gauge("evaluation_best_step", "Learner step of the best adapter so far")
         self.evaluations_skipped = gauge(
-            "evaluations_skipped", "Adapters left out of the evaluation, for newer ones or for want of samples"
+            "evaluations_skipped", "Adapters left out of evaluation and diagnosis, for newer ones or want of samples"
+        )
+        self.diagnosis_figure = Gauge(
+            "amortis_diagnosis_figure", "Figures of the last diagnosis while training", ["figure"], registry=registry
+        )
+        # One that every diagnosis has.
+        self.diagnosis_figure.labels("ess")
+        self.diagnosis_step = gauge("diagnosis_step", "Learner step whose adapter was diagnosed last")
+        self.diagnoses = Gauge("amortis_diagnoses", "Diagnoses while training", ["verdict"], registry=registry)
+        for verdict in Verdict:
+            self.diagnoses.labels(str(verdict))
+        self.diagnoses_refused_in_a_row = gauge(
+            "diagnoses_refused_in_a_row", "The last diagnoses in a row whose verdict is not to be trusted"
         )
 
 

@@ -93,7 +93,7 @@ def build_trainer(config: RunConfig, control: Control, keys: Keys, processes: Pr
         control,
         metrics,
         sinks,
-        Curve(config, Evaluations(client, keys), adapters, sinks) if config.evaluation.every else None,
+        Curve(config, Evaluations(client, keys), adapters, sinks) if config.looks else None,
     )
 
 

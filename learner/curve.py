@@ -1,9 +1,12 @@
-"""The learner's part of the evaluation while it trains: which adapters are wanted, and the figures written down."""
+"""The learner's part of evaluation and diagnosis while it trains: which adapters are wanted, and the figures written
+down."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,11 @@ from buffer.connection import is_out_of_memory
 from buffer.evaluations import Evaluations, Wanted
 from buffer.replay import ReplayBuffer
 from common.config import RunConfig
-from common.evaluation import PREFIX
+from common.held_out import DIAGNOSIS_PREFIX, EVALUATION_PREFIX, Part
 from common.json_text import dumps
 from common.log import get_logger
 from common.shown import as_rows, shortened
+from common.stop_rule import StopCount
 from common.tasks import TokenCodec
 from learner.tracking import Sink
 
@@ -71,21 +75,53 @@ class SampleTexts:
 
 
 class Curve:
-    """What a run with `evaluation.every` has; nothing of it waits but `finish`."""
+    """What a run with `evaluation.every` or `diagnose.every` has; nothing of it waits but `finish`."""
 
     def __init__(
         self, config: RunConfig, evaluations: Evaluations, registry: AdapterRegistry, sinks: Sequence[Sink]
     ) -> None:
-        self.schedule = Schedule(config.evaluation.every or 0)
+        every = {Part.EVALUATION: config.evaluation.every or 0, Part.DIAGNOSIS: config.diagnose.every}
+        self._schedules = {part: Schedule(every[part]) for part in config.looks}
+        self._at_the_end = config.looks
+        if config.diagnose.final and config.run.evaluate_samples:
+            # The diagnosis at the end of the run is the last adapter's: the same queries need not be sampled twice.
+            self._at_the_end &= ~Part.DIAGNOSIS
         self._evaluations, self._registry, self._sinks = evaluations, registry, sinks
         self._path, self._longest_wait_s = config.run_folder / "metrics.jsonl", config.learner.max_wait_s
+        rule = config.learner.stop_rule
+        self._stop = None if rule is None else StopCount(rule)
         self._wanted: Wanted | None = None
-        self._answered = 0
+        self._answered: dict[int, Part] = {}
+        """By adapter version, what was made of what it was wanted for, or left out."""
 
-    def want(self, step: int, version: int, exact: Mapping[str, float], *, last: bool = False) -> None:
-        """Have the newest version evaluated; one that waits for it still is left out instead."""
-        self.schedule.done(step)
-        wanted = Wanted(version, step, dict(exact), last)
+    def due(self, step: int) -> Part:
+        """What is to be made of the adapter that is published at this step."""
+        return _joined(part for part, schedule in self._schedules.items() if schedule.is_due(step))
+
+    def go_on(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        """A run that is resumed at this step has the lines up to it; its count for `learner.stop_when` goes on too."""
+        for schedule in self._schedules.values():
+            schedule.done(step)
+        for row in rows:
+            self._count(row)
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Why training is to end before its last step by `learner.stop_when`, in words."""
+        return None if self._stop is None else self._stop.reason
+
+    @property
+    def stop_state(self) -> str | None:
+        """How far `learner.stop_when` is from that, where it is set."""
+        return None if self._stop is None else str(self._stop)
+
+    def want(
+        self, step: int, version: int, exact: Mapping[str, float], parts: Part = Part.EVALUATION, *, last: bool = False
+    ) -> None:
+        """Have the newest version looked at; one that waits for it still is left out instead."""
+        for part in parts & _joined(self._schedules):
+            self._schedules[part].done(step)
+        wanted = Wanted(version, step, dict(exact), last, parts)
         try:
             # Before the next is published, so that it can't have expired.
             self._registry.pin(version)
@@ -101,11 +137,14 @@ class Curve:
             self._registry.unpin(left_out)
 
     def write_down(self, now: int) -> None:
-        """What has come of evaluations by step `now`, into metrics.jsonl and the trackers, by the step they are of."""
+        """What has come of looks by step `now`, into metrics.jsonl and the trackers, by the step they are of."""
         while (row := self._evaluations.next_figures()) is not None:
-            self._answered = max(self._answered, int(row["adapter_version"]))
+            version = int(row["adapter_version"])
+            self._answered = {version: self._answered.get(version, Part(0)) | _parts_of(row)}
             append(self._path, row)
-            figures = {name: float(value) for name, value in row.items() if name.startswith(PREFIX)}
+            self._count(row)
+            prefixes = (EVALUATION_PREFIX, DIAGNOSIS_PREFIX)
+            figures = {name: float(value) for name, value in row.items() if name.startswith(prefixes)}
             # None of a version that was left out.
             for sink in self._sinks if figures else ():
                 sink.write_evaluation(int(row["step"]), now, figures)
@@ -113,22 +152,40 @@ class Curve:
     def finish(
         self, step: int, version: int, exact: Callable[[], Mapping[str, float]], may_go_on: Callable[[], bool]
     ) -> None:
-        """End the curve with the last adapter, for which the actors' time is free by now; waits for its figures."""
+        """End the curve with the last adapter, for which the actors' time is free by now; waits for its figures.
+
+        A run that was resumed at its end has this point already.
+        """
         self.write_down(step)
-        if self._wanted is None and not self.schedule.goes_on(step):
-            # A run that was resumed at its end has this point already.
-            return
-        if self._wanted is None or self._wanted.step != step:
-            self.want(step, version, exact(), last=True)
-        elif self._answered < version:
-            self.want(step, version, self._wanted.exact, last=True)
+        before = self._wanted if self._wanted is not None and self._wanted.step == step else None
+        asked = Part(0) if before is None else before.parts
+        more = _joined(part for part in self._at_the_end & ~asked if self._schedules[part].goes_on(step))
+        expected = asked | more
+        waits = self._evaluations.wanted() if asked else None
+        if waits is not None and waits.version == version:
+            # Asked for once more, so that nothing bounds it from now on.
+            more |= asked & ~self._answered.get(version, Part(0))
+        if more:
+            self.want(step, version, exact() if before is None else before.exact, more, last=True)
         deadline = time.monotonic() + self._longest_wait_s
-        while self._answered < version and may_go_on():
+        while expected & ~self._answered.get(version, Part(0)) and may_go_on():
             if time.monotonic() > deadline:
-                log.warning("the last adapter was not evaluated within %g s", self._longest_wait_s)
+                log.warning("the last adapter was not looked at within %g s", self._longest_wait_s)
                 return
             time.sleep(_POLL_S)
             self.write_down(step)
+
+    def _count(self, row: Mapping[str, Any]) -> None:
+        if self._stop is not None:
+            self._stop.take(row)
+
+
+def _joined(parts: Iterable[Part]) -> Part:
+    return reduce(or_, parts, Part(0))
+
+
+def _parts_of(row: Mapping[str, Any]) -> Part:
+    return _joined(Part[str(name).upper()] for name in row["of"])
 
 
 def append(path: Path, row: Mapping[str, Any]) -> None:

@@ -122,6 +122,13 @@ class LoraPolicy:
             ) from error
         return cls(model, space, device)
 
+    @classmethod
+    def trained(cls, path: str, adapter: Path, space: ActionSpace, *, dtype: str, device: torch.device) -> Self:
+        """The base model through a finished adapter's folder, to score with."""
+        from peft import PeftModel
+
+        return cls(PeftModel.from_pretrained(load_base_model(path, dtype), str(adapter)), space, device)
+
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         """The adapter's parameters by name."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from common.config import RunConfig, TrackingSection
 from common.errors import UserError
-from common.evaluation import PREFIX
+from common.held_out import DIAGNOSIS_PREFIX, EVALUATION_PREFIX
 from common.terminal import visible
 
 _MARKDOWN = {ord(mark): f"&#{ord(mark)};" for mark in "|`*_[]!\\~"}
@@ -23,7 +23,7 @@ class Sink(Protocol):
         """One step's figures by name."""
 
     def write_evaluation(self, step: int, now: int, figures: Mapping[str, float]) -> None:
-        """Figures of the adapter of a step, which have come by step `now`."""
+        """Figures of an evaluation or a diagnosis of the adapter of a step, which have come by step `now`."""
 
     def write_samples(self, step: int, title: str, samples: Sequence[Mapping[str, Any]]) -> None:
         """Trajectories as texts, each a row of the same columns."""
@@ -84,9 +84,10 @@ class WeightsAndBiases:
     def write_evaluation(self, step: int, now: int, figures: Mapping[str, float]) -> None:
         """Over a step of their own, as rows of earlier steps are closed by now."""
         if not self._knows_evaluation:
-            self._run.define_metric(f"{PREFIX}*", step_metric=f"{PREFIX}step")
+            for prefix in (EVALUATION_PREFIX, DIAGNOSIS_PREFIX):
+                self._run.define_metric(f"{prefix}*", step_metric=f"{EVALUATION_PREFIX}step")
             self._knows_evaluation = True
-        self._run.log({**figures, f"{PREFIX}step": step}, step=now)
+        self._run.log({**figures, f"{EVALUATION_PREFIX}step": step}, step=now)
 
     def write_samples(self, step: int, title: str, samples: Sequence[Mapping[str, Any]]) -> None:
         """A table."""

@@ -23,6 +23,7 @@ from buffer.stats import BufferStats
 from common.config import FORWARD_LOOKING, RunConfig
 from common.errors import RunFault, SamplerGapFault, StallError
 from common.files import write_whole
+from common.held_out import Part
 from common.json_text import dumps
 from common.log import add_log_context, get_logger
 from common.metrics import LearnerMetrics
@@ -58,6 +59,8 @@ class Progress:
     step: int = 0
     version: int = 0
     trained: int = 0
+    tokens: int = 0
+    """That the policy read in training, each prompt once a step."""
     versions_trained_on: set[int] = field(default_factory=set)
     gaps: list[float] = field(default_factory=list)
     """Before this process: those that it finds are its monitor's."""
@@ -99,6 +102,9 @@ class Trainer:
         self.progress = Progress()
         self.last_gap: Gap | None = None
         self.stopped_because: str | None = None
+        """Why somebody asked it to stop, or a fault does."""
+        self.satisfied_by: str | None = None
+        """Why it ended by itself before its last step."""
 
     def run(self) -> None:
         """Train to the last step or until asked to stop; always leaves a checkpoint and the adapter folder."""
@@ -108,10 +114,10 @@ class Trainer:
         self._report_phase("evaluating the untrained policy")
         self._record_evaluation("before")
         self.publish()
-        if self.curve is not None and self.curve.schedule.is_due(self.progress.step):
+        if self.curve is not None and self.curve.due(self.progress.step):
             self._evaluate_if_due()
         try:
-            while self.progress.step < self.section.steps and self._may_go_on():
+            while self.progress.step < self.section.steps and self._may_go_on() and not self._is_satisfied():
                 self._one_step()
                 self.progress.elapsed_s = time.monotonic() - started
         except BaseException:
@@ -139,11 +145,12 @@ class Trainer:
     def _evaluate_if_due(self) -> dict[str, float]:
         """Exact figures where they are due; and if it is time, the adapter published at this step is sampled from."""
         curve, step, every = self.curve, self.progress.step, self.section.evaluate_every
-        is_due = curve is not None and curve.schedule.is_due(step) and step % self.section.sync_every == 0
-        # A curve with exact figures has them at each of its points.
-        exact = self.task.evaluate_policy(self.policy) if every and (step % every == 0 or is_due) else {}
-        if curve is not None and is_due:
-            curve.want(step, self.progress.version, exact)
+        due = curve.due(step) if curve is not None and step % self.section.sync_every == 0 else Part(0)
+        # A curve with exact figures has them at each of its points. Where a diagnosis alone is due they are made as
+        # well: its adapter may have to do for an evaluation that nobody has come to.
+        exact = self.task.evaluate_policy(self.policy) if every and (step % every == 0 or due) else {}
+        if curve is not None and due:
+            curve.want(step, self.progress.version, exact, due)
         return exact
 
     def _end_curve(self) -> None:
@@ -162,6 +169,17 @@ class Trainer:
         self.stopped_because = self.control.stop_reason()
         return self.stopped_because is None
 
+    def _is_satisfied(self) -> bool:
+        """Whether `learner.stop_when` holds: then training ends in the same order as after its last step.
+
+        Of several learner processes this is asked in the first alone, which the others follow.
+        """
+        reason = None if self.curve is None else self.curve.stop_reason
+        if reason is not None and self.satisfied_by is None:
+            log.info("training ends: %s", reason)
+        self.satisfied_by = reason
+        return reason is not None
+
     def _one_step(self) -> None:
         waited = self._wait_for_trajectories()
         if self.stopped_because is not None:
@@ -175,6 +193,7 @@ class Trainer:
         progress = self.progress
         progress.step += 1
         progress.trained += len(batch)
+        progress.tokens += self._tokens(batch)
         progress.versions_trained_on |= {item.behaviour.adapter_version for item in batch}
         if progress.step % self.section.sync_every == 0:
             self.publish()
@@ -184,6 +203,10 @@ class Trainer:
         self._report(row)
         if progress.step % self.section.checkpoint_every == 0:
             self._checkpoint()
+
+    def _tokens(self, batch: Sequence[Trajectory]) -> int:
+        prompts = {item.query_id: len(self.queries[item.query_id].prompt_ids) for item in batch}
+        return sum(prompts.values()) + sum(len(item.input_ids) for item in batch)
 
     def _wait_for_trajectories(self) -> float:
         """Wait until the buffer holds enough that is new; seconds waited. Raises StallError with the cause."""
@@ -387,7 +410,8 @@ class Trainer:
         metrics.effective_sample_size.set(row["effective_sample_size"])
         metrics.trained.inc(row["trajectories"])
         metrics.step_time.observe(row["step_s"])
-        self.control.report_learner({"phase": "training", "steps": self.section.steps, **row})
+        told = {} if self.curve is None or self.curve.stop_state is None else {"stop_when": self.curve.stop_state}
+        self.control.report_learner({"phase": "training", "steps": self.section.steps, **told, **row})
 
     def _report_phase(self, phase: str) -> None:
         last = self.control.learner()
@@ -415,6 +439,7 @@ class Trainer:
         state = {
             "version": progress.version,
             "trained": progress.trained,
+            "tokens": progress.tokens,
             "versions_trained_on": sorted(progress.versions_trained_on),
             "gaps": [*progress.gaps, *self.gaps.means],
             "elapsed_s": progress.elapsed_s,
@@ -435,17 +460,19 @@ class Trainer:
         torch.set_rng_state(tensors["rng"])
         versions = set(state.pop("versions_trained_on"))
         self.progress = Progress(**state, versions_trained_on=versions)
-        self._forget_rows_after(self.progress.step)
+        kept = self._forget_rows_after(self.progress.step)
         if self.curve is not None:
-            self.curve.schedule.done(self.progress.step)
+            self.curve.go_on(self.progress.step, kept)
         log.info("resumed at step %d", self.progress.step)
 
-    def _forget_rows_after(self, step: int) -> None:
-        """Steps after the checkpoint are done again: metrics.jsonl holds each step, and evaluation of one, once."""
+    def _forget_rows_after(self, step: int) -> list[dict[str, Any]]:
+        """Steps after the checkpoint are done again: metrics.jsonl holds each step, and each look at one, once. Returns
+        the lines that stay."""
         path = self.folder / "metrics.jsonl"
         rows = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         kept = [row for row in rows if 0 <= _step_of(row) <= step]
         write_whole(path, "".join(f"{row}\n" for row in kept))
+        return [json.loads(row) for row in kept]
 
     def _write_summary(self) -> None:
         """The learner's part of summary.json, which the launcher completes."""
@@ -454,12 +481,14 @@ class Trainer:
         summary = {
             "steps": progress.step,
             "trajectories_trained": progress.trained,
+            "tokens_trained": progress.tokens,
             "adapter_versions_published": progress.version,
             "adapter_versions_trained_on": len(progress.versions_trained_on),
             "training_s": progress.elapsed_s,
             "sampler_gap_mean": float(np.mean(gaps)) if gaps else None,
             "sampler_gap_max": float(np.max(gaps)) if gaps else None,
-            "stopped_because": self.stopped_because,
+            "stopped_because": self.stopped_because or self.satisfied_by,
+            "trained_to_its_end": self.stopped_because is None,
         }
         write_whole(self.folder / "learner_summary.json", dumps(summary))
 

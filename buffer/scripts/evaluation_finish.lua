@@ -11,6 +11,15 @@ end
 -- First of what has samples: it may be refused, and then nothing is over.
 call('RPUSH', KEYS[3], ARGV[3])
 call('DEL', KEYS[2])
-call('HDEL', KEYS[1], 'taken')
-if call('HGET', KEYS[1], 'version') == ARGV[2] then call('HDEL', KEYS[1], 'version', 'wanted') end
+local done = tonumber(call('HGET', KEYS[1], 'taken_parts'))
+call('HDEL', KEYS[1], 'taken', 'taken_parts')
+if call('HGET', KEYS[1], 'version') == ARGV[2] then
+  -- More may have been asked of it since it was begun with.
+  local left = bit.band(tonumber(call('HGET', KEYS[1], 'parts')), bit.bnot(done))
+  if left == 0 then
+    call('HDEL', KEYS[1], 'version', 'wanted', 'parts')
+  else
+    call('HSET', KEYS[1], 'parts', left)
+  end
+end
 return 1

@@ -1,17 +1,35 @@
 """Importance sampling: what draws of a proposal q, weighted by w = R/q, say of the distribution ∝ R.
 
 Weights come and go as logarithms, in nats and unnormalised. Source: Owen, *Monte Carlo theory, methods and examples*,
-chapter 9; for resampling Rubin 1987 (sampling-importance-resampling).
+chapter 9; for resampling Rubin 1987 (sampling-importance-resampling); for Pareto smoothing Vehtari, Simpson, Gelman,
+Yao and Gabry 2024 (arXiv 1507.02646), as arviz-stats has it.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+
+MIN_PARETO_DRAWS = 25
+"""Below it the tail, a fifth of the draws, has fewer than the 5 that a fit needs."""
+
+
+@dataclass(frozen=True)
+class Smoothed:
+    """Weights with the sampling noise of their tail taken out, and how heavy that tail is."""
+
+    log_weights: Floats
+    """Unnormalised, shape (n,); their mean estimates Z as that of the plain ones does."""
+    pareto_k: float | None
+    """k̂, the shape of a generalised Pareto distribution fitted to the largest weights: of the weights' moments those
+    below order 1/k̂ are finite, as far as the draws show. Negative for bounded weights, 0 where all are equal or the
+    tail is one of repeated rationales. None where nothing can be fitted: for fewer than `MIN_PARETO_DRAWS`, or a tail
+    whose weights differ by more than floating point holds (some 700 nats), which the effective sample size tells of."""
 
 
 def log_mean_weight(log_weights: Floats) -> float:
@@ -39,6 +57,70 @@ def resample(log_weights: Floats, n: int, generator: np.random.Generator) -> NDA
     """Indices of `n` draws with replacement, each ∝ its weight: approximately draws from the distribution ∝ R, the
     better the more candidates there are for each."""
     return generator.choice(len(log_weights), size=n, p=normalized_weights(log_weights))
+
+
+def pareto_smoothed(log_weights: Floats, labels: NDArray[np.int64] | None = None) -> Smoothed:
+    """Pareto-smoothed weights and k̂ (PSIS) of weights of shape (n,); draws of one label (shape (n,)) are the same
+    rationale and have one weight.
+
+    The fit takes weights for draws of a continuous distribution, and a discrete space repeats them. Where most of the
+    tail's weight beyond its cut-off lies on weights drawn twice or more, the tail is a list that is known and no
+    sample of something longer (Good and Turing's estimate of what hasn't been seen): k̂ is 0 and the weights stay as
+    they are. Else ties are drawn apart by up to a tenth for the fit, as it needs different values, and weights are
+    smoothed if none of the tail is repeated. Fewer than `MIN_PARETO_DRAWS` weights stay as they are.
+    """
+    found = np.array(_checked(log_weights), np.float64)
+    n = len(found)
+    if n < MIN_PARETO_DRAWS:
+        return Smoothed(found, None)
+    values, which, counts = _distinct_weights(found, labels)
+    order = np.argsort(values[which], kind="stable")
+    # As psislw has it.
+    tail = order[-(int(3 * n**0.5) if n > 225 else n // 5) :]
+    weights = np.exp(values[which] - values[-1])
+    excess = weights[tail] - weights[order[-len(tail) - 1]]
+    if excess[counts[which[tail]] == 1].sum() <= 0.5 * excess.sum():
+        return Smoothed(found, 0.0)
+    from arviz_stats.base import array_stats  # SciPy's import takes a second
+
+    apart = _apart(values, which, counts)
+    with np.errstate(all="ignore"):
+        smoothed, pareto_k = array_stats.psislw(-apart)
+    smoothed = np.asarray(smoothed, np.float64)
+    if not (np.isfinite(pareto_k) and np.isfinite(smoothed).all()):
+        return Smoothed(found, None)
+    if (counts[which[tail]] > 1).any():
+        return Smoothed(found, float(pareto_k))
+    # It comes back normalised; the lowest weight is in no tail, so the shift shows there.
+    lowest = int(apart.argmin())
+    result = found.copy()
+    result[tail] = smoothed[tail] - (smoothed[lowest] - apart[lowest])
+    return Smoothed(result, float(pareto_k))
+
+
+def _distinct_weights(log_weights: Floats, labels: NDArray[np.int64] | None) -> tuple[Floats, Any, Any]:
+    """Distinct log-weights, rising, which of them each draw has, and how many draws each; all of a label have the
+    weight of its first, whatever rounding makes of the others."""
+    if labels is not None:
+        _, first, which = np.unique(labels, return_index=True, return_inverse=True)
+        log_weights = log_weights[first][which]
+    return np.unique(log_weights, return_inverse=True, return_counts=True)
+
+
+def _apart(values: Floats, which: Any, counts: Any) -> Floats:
+    """Each draw's log-weight, equal ones spread evenly over at most a tenth of the weight to either side and at most
+    half-way to the neighbouring weights."""
+    weights = np.exp(values - values[-1])
+    middles = (weights[1:] + weights[:-1]) / 2
+    low = np.maximum(np.append(weights[0], middles), 0.9 * weights)
+    high = np.minimum(np.append(middles, weights[-1]), 1.1 * weights)
+    order, starts = np.argsort(which, kind="stable"), np.cumsum(counts) - counts
+    rank = np.empty(len(which))
+    rank[order] = np.arange(len(which)) - starts[which[order]]
+    share = (rank + 0.5) / counts[which]
+    with np.errstate(divide="ignore"):
+        placed = np.log(low[which] + (high - low)[which] * share) + values[-1]
+    return np.where((counts[which] > 1) & np.isfinite(placed), placed, values[which])
 
 
 def _checked(log_weights: Floats) -> Floats:

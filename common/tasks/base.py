@@ -121,6 +121,8 @@ class SampleRequest:
     """Of diverse beam search with as many groups as beams (Vijayakumar et al. 2018); 0: plain beam search."""
     every_state: bool = False
     """Whether the likelihood is scored at every decision state, and not at the last alone."""
+    given: bool = False
+    """The first `n` of the rationales that the task's rows hold, scored, instead of sampling."""
 
 
 def base_and_trained(n: int, temperature: float = 1.0) -> list[SampleRequest]:
@@ -160,6 +162,9 @@ class Task(ABC, Generic[ConfigT]):
     takes_prompts: ClassVar[bool] = True
     """Whether a trained sampler can be asked for prompts that are none of the task's queries."""
 
+    reward_temperature: float = 1.0
+    """What log R is divided by at the end of training: what draws are weighed by where an evaluation does so."""
+
     def __init__(self, config: ConfigT, codec: TokenCodec, max_model_len: int | None = None) -> None:
         self.config, self.codec, self.max_model_len = config, codec, max_model_len
 
@@ -194,6 +199,12 @@ class Task(ABC, Generic[ConfigT]):
     def log_constraint(self, query: Query, action_ids: NDArray[np.int32]) -> FloatArray:
         """The constraint term at every decision state, shape (K+1,), in nats; zero unless a task has one."""
         return np.zeros(len(action_ids) + 1, np.float32)
+
+    @property
+    def constraint_bound(self) -> float | None:
+        """What `log_constraint` is nowhere above, a reward of the user's own left out, in nats; None if it isn't
+        known."""
+        return 0.0 if type(self).log_constraint is Task.log_constraint else None
 
     def data_notes(self) -> list[str]:
         """What a user should know of the data before training: bad rows, repeated ones, train/test overlap."""

@@ -149,6 +149,10 @@ class ConstrainedTask(TemplateTask[ConstrainedConfig]):
         except (OSError, UnreadableFile, ValueError, RecursionError) as error:
             raise UserError("task.json_schema", given, f"can't be read ({error})", "give a JSON file") from error
 
+    @property
+    def constraint_bound(self) -> float | None:
+        return 0.0
+
     def log_constraint(self, query: Query, action_ids: NDArray[np.int32]) -> FloatArray:
         out = np.zeros(len(action_ids) + 1)
         states = self.action_space.stoppable(action_ids).nonzero()[0]

@@ -133,6 +133,10 @@ class ReasoningGymTask(Task[ReasoningGymConfig]):
         few = "" if train + test == self.config.size + self.config.test_size else "; the generator has no more that fit"
         return [f"{train} training and {test} test questions of {self.config.dataset}, all distinct{few}"]
 
+    @property
+    def constraint_bound(self) -> float | None:
+        return 0.0
+
     def log_constraint(self, query: Query, action_ids: NDArray[np.int32]) -> FloatArray:
         entry = self._entry(query.info["index"])
         scores = [self._score(self.codec.decode(action_ids[:t]), entry) for t in range(len(action_ids) + 1)]

@@ -10,9 +10,10 @@ from typing import Any
 
 from rich.console import Console
 
+from buffer.variables import URL_VARIABLE
+
 Command = Callable[[argparse.Namespace, list[str], Console], int]
 
-URL_VARIABLE = "AMORTIS_REDIS__URL"
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 

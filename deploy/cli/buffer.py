@@ -3,64 +3,27 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 from redis.exceptions import RedisError
 from rich.console import Console
 from rich.table import Table
 
-from buffer.connection import Client, Keys, connect, memory_of
+from buffer.connection import memory_of
 from buffer.control import Control
-from buffer.embedded import EmbeddedRedis, running_server
 from buffer.exchange import export_buffer, import_buffer
-from buffer.replay import BufferFull, ReplayBuffer
+from buffer.replay import BufferFull
 from common.config import RunConfig
-from common.config_loading import load_run
 from common.errors import RunFault, UserError
 from common.json_text import dumps
 from common.terminal import cells, visible
 from common.trajectory import MalformedTrajectory, Trajectory
-from deploy.cli.arguments import URL_VARIABLE
 from deploy.cli.display import print_figures
+from deploy.run.open_buffer import OpenBuffer, open_buffer
 
 _SHOWN = 10
-
-
-@dataclass
-class OpenBuffer:
-    """A run's buffer and what it is read with."""
-
-    config: RunConfig
-    client: Client
-    keys: Keys
-    buffer: ReplayBuffer
-
-
-@contextlib.contextmanager
-def open_buffer(run: Path, url: str | None) -> Iterator[OpenBuffer]:
-    """The buffer of a run's folder: in the given Redis, in the run's own if it is up, else from its data folder."""
-    config = load_run(run)
-    data = run / "redis"
-    address = url or os.environ.get(URL_VARIABLE) or running_server(data)
-    with contextlib.ExitStack() as stack:
-        if address is None:
-            if not data.is_dir():
-                raise UserError(
-                    "redis.url", None, f"{run} has no Redis of its own", f"set {URL_VARIABLE} or give --redis-url"
-                )
-            address = stack.enter_context(EmbeddedRedis(data)).url
-        client = connect(config.redis, address)
-        stack.callback(client.close)
-        keys = Keys(config.redis_name)
-        buffer = ReplayBuffer.of(config, client, keys)
-        buffer.check()
-        yield OpenBuffer(config, client, keys, buffer)
 
 
 def buffer_command(options: argparse.Namespace, _: list[str], console: Console) -> int:

@@ -72,6 +72,8 @@ def _figures(state: RunState) -> dict[str, str]:
         "ETA": eta,
     }
     figures |= evaluation_lines(state.evaluation)
+    if "stop_when" in learner:
+        figures["stop when"] = visible(str(learner["stop_when"]))
     if "total_variation" in learner:
         figures["total variation"] = _number(learner["total_variation"])
     return figures
@@ -86,18 +88,40 @@ def set_aside(quarantined: int, actors: Iterable[Mapping[str, Any]]) -> str:
 
 
 def evaluation_lines(evaluation: Mapping[str, Any]) -> dict[str, str]:
-    """The last evaluation while a run trains, and the best adapter by it; empty where there was none."""
+    """The last evaluation and diagnosis while a run trains, and the best adapter; empty where there was none."""
     if not evaluation:
         return {}
-    last, best = evaluation["last"], evaluation["best"]
-    metric = last["metric"]
-    shown = {metric: last["figures"].get(metric), **last["figures"]}
-    figures = ", ".join(f"{name} {_number(value)}" for name, value in list(shown.items())[:_SHOWN])
+    last, best, diagnosis = evaluation["last"], evaluation["best"], evaluation.get("diagnosis")
     left_out = f", {evaluation['skipped']} adapters left out" if evaluation["skipped"] else ""
-    lines = {"evaluation": f"{figures} (step {last['step']}{left_out})"}
+    lines = {}
+    if last is not None:
+        metric = last["metric"]
+        shown = {metric: last["figures"].get(metric), **last["figures"]}
+        figures = ", ".join(f"{name} {_number(value)}" for name, value in list(shown.items())[:_SHOWN])
+        lines["evaluation"] = f"{figures} (step {last['step']}{left_out})"
     if best is not None:
         lines["best adapter"] = f"{best['metric']} {_number(best['value'])} (step {best['step']}, v{best['version']})"
+    if diagnosis is not None:
+        lines["diagnosis"] = f"{diagnosis_line(diagnosis)} (step {diagnosis['step']}{left_out})"
+        if diagnosis["queries"] > 1:
+            lines["worst query"] = visible(diagnosis["worst"])
     return lines
+
+
+def diagnosis_line(diagnosis: Mapping[str, Any]) -> str:
+    """A diagnosis while a run trains, its verdict first: log Z ± its standard error, the worst query's ESS and k̂."""
+    found = diagnosis["figures"]
+    parts = [
+        str(diagnosis["verdict"]),
+        f"log Z {_number(found.get('log_z'))} ± {_number(found.get('log_z_se'))}",
+        f"ESS {found['ess']:.0%}" if "ess" in found else "ESS -",
+        f"k̂ {_number(found.get('pareto_k'))}",
+        f"length bias {found['length_bias']:+.2f}" if "length_bias" in found else "length bias -",
+        f"{found['distinct_prefixes']:.0f} prefixes" if "distinct_prefixes" in found else "prefixes -",
+    ]
+    if diagnosis["narrow"]:
+        parts.append(f"{diagnosis['narrow']} of {diagnosis['queries']} queries with one rationale alone")
+    return ", ".join(parts)
 
 
 def _number(value: Any, unit: str = "") -> str:

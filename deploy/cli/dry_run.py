@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import sys
 from collections.abc import Iterator, Mapping
@@ -71,17 +72,22 @@ def dry_run(given: Given, console: Console, *, as_json: bool) -> int:
 
 
 def _import_transformers() -> None:
-    """As far as checks need it, without scikit-learn: that, SciPy and pandas with it, is a tenth of a dry run, and
-    transformers imports it for assisted generation alone."""
-    is_new = "sklearn" not in sys.modules
-    if is_new:
+    """As far as checks need it, without what serves assisted generation, losses of object detection and compiled
+    kernels alone: scikit-learn, and pandas with it, SciPy and Triton are a fifth of a dry run."""
+    hidden = [name for name in ("sklearn", "scipy", "triton") if name not in sys.modules]
+    for name in hidden:
         # What Python takes for a package that isn't there.
-        sys.modules["sklearn"] = None  # type: ignore[assignment]
+        sys.modules[name] = None  # type: ignore[assignment]
+    # Thousands of modules come, all of them to stay: looking for garbage among them takes half a second.
+    gc.disable()
     try:
         importlib.import_module("transformers.models.auto.modeling_auto")
+        # What every model's own module begins with.
+        importlib.import_module("transformers.modeling_utils")
     finally:
-        if is_new:
-            del sys.modules["sklearn"]
+        for name in hidden:
+            del sys.modules[name]
+        gc.enable()
 
 
 def _sources(

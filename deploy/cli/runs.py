@@ -24,16 +24,17 @@ from buffer.embedded import running_server
 from buffer.evaluations import Evaluations
 from buffer.log_stream import MAX_LINES, LogStream
 from buffer.replay import ReplayBuffer
+from buffer.variables import URL_VARIABLE
 from common.config import RedisSection, RunConfig
 from common.config_loading import load_run
 from common.errors import RunFault, UserError
 from common.json_text import dumps
 from common.shown import as_rows
 from common.terminal import visible_lines
-from deploy.cli.arguments import LEVELS, URL_VARIABLE
-from deploy.cli.buffer import open_buffer
+from deploy.cli.arguments import LEVELS
 from deploy.cli.status import Status, samples_table, status_table
 from deploy.run.find_model import find_model
+from deploy.run.open_buffer import open_buffer
 
 OPERATOR_STOP = "amortis stop"
 """Why a run ended that somebody stopped by that command."""

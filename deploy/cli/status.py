@@ -65,8 +65,10 @@ class Status:
     actors: tuple[ActorStatus, ...]
     stop: str | None
     """Why the run ends or has ended."""
+    stop_when: str | None
+    """How far `learner.stop_when` is, where it is set."""
     evaluation: dict[str, Any]
-    """The last one while it trains, and the best adapter by it; empty where there was none."""
+    """The last evaluation and diagnosis while it trains, and the best adapter; empty where there was none."""
 
     @classmethod
     def read(
@@ -123,6 +125,7 @@ class Status:
             actors_wanted=control.planned_actors() or config.actor.least_count,
             actors=tuple(actors),
             stop=control.stop_reason(),
+            stop_when=learner.get("stop_when"),
             evaluation=evaluations.state(),
         )
 
@@ -163,6 +166,7 @@ def status_table(status: Status) -> Group:
         "set aside": set_aside(status.quarantined, [asdict(actor) for actor in status.actors]),
         "adapter": f"v{status.adapter_version}",
         **evaluation_lines(status.evaluation),
+        **({"stop when": status.stop_when} if status.stop_when else {}),
         "actors alive": f"{alive}/{status.actors_wanted}",
     }.items():
         run.add_row(*cells(*row))

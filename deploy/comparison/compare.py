@@ -23,7 +23,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
 
-from common.config import RunConfig
+from common.config import POSTERIOR_DRAWS, WITHOUT_TRAINING, RunConfig
 from common.config_loading import load_config, read_yaml
 from common.devices import available_cores
 from common.errors import EXIT_INTERRUPTED, UserError
@@ -33,7 +33,7 @@ from common.json_text import dumps
 from common.processes import die_with_parent
 from common.rows import HUB
 from common.tasks import task_class
-from deploy.comparison.table import Measurement, PlotSection, Table
+from deploy.comparison.table import COST, Measurement, PlotSection, Table
 from deploy.run.checks import prepare
 from deploy.run.summary import can_go_on, read_json
 
@@ -274,7 +274,7 @@ def _begin(comparison: Comparison, folder: Path, cell: Cell, config: RunConfig, 
     resume = (
         earlier.get("fingerprint") == fingerprint
         and can_go_on(folder / "cells" / cell.name)
-        and config.learner.objective != "prompting"
+        and config.learner.objective not in WITHOUT_TRAINING
     )
     if resume:
         earlier_s = earlier.get("seconds", 0.0)
@@ -363,6 +363,8 @@ def _table(comparison: Comparison, folder: Path, cells: Sequence[Cell], configs:
                     )
                 )
     main = comparison.file.figures or list(task_class(configs[0].task).main_figures)
+    if any(config.learner.objective in POSTERIOR_DRAWS for config in configs) and COST not in main:
+        main = [*main, COST]
     return Table(measured, main, comparison.file.plot, planned=len(cells))
 
 

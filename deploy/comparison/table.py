@@ -18,6 +18,9 @@ from rich.table import Table as RichTable
 from common.json_text import dumps
 from common.terminal import cells
 
+COST, TRAINING_COST = "tokens_per_sample", "training_tokens"
+"""Figures of what a sample costs, in tokens that the model reads, and of what the training did."""
+
 
 class PlotSection(BaseModel):
     """Bars of the table's figures, or one figure against another."""
@@ -72,6 +75,24 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class PayOff:
+    """From how many samples training is cheaper than a method that draws from the posterior without it."""
+
+    condition: str
+    trained: str
+    untrained: str
+    samples: float | None
+    """Training's cost over what a sample saves, both means over seeds; None where a sample saves nothing."""
+
+    def shown(self) -> str:
+        """In a sentence."""
+        where = f"{self.condition}: " if self.condition else ""
+        if self.samples is None:
+            return f"{where}{self.trained} never pays off against {self.untrained}, whose samples cost no more"
+        return f"{where}{self.trained} pays off against {self.untrained} from {math.ceil(self.samples):,} samples on"
+
+
+@dataclass(frozen=True)
 class Table:
     """All measurements of a comparison."""
 
@@ -100,6 +121,20 @@ class Table:
         names = dict.fromkeys(itertools.chain.from_iterable(item.figures for item in self.measured))
         return [name for main in self.main for name in names if name == main or name.endswith(f".{main}")]
 
+    def pay_offs(self) -> list[PayOff]:
+        """Of each method that trained against each under the same condition that draws without."""
+        means = {(item.condition, item.method, item.figure): item.mean for item in self.entries(shown=False)}
+        costs = {(condition, method): mean for (condition, method, figure), mean in means.items() if figure == COST}
+        found = []
+        for (condition, trained), cost in costs.items():
+            training = means.get((condition, trained, TRAINING_COST))
+            for (other, untrained), dearer in costs.items():
+                if training is None or other != condition or (other, untrained, TRAINING_COST) in means:
+                    continue
+                saved = dearer - cost
+                found.append(PayOff(condition, trained, untrained, training / saved if saved > 0 else None))
+        return found
+
     def rows(self) -> Iterator[tuple[str, str, list[str]]]:
         """Condition, method and the shown figures."""
         shown = {(item.condition, item.method, item.figure): item.shown() for item in self.entries()}
@@ -126,6 +161,7 @@ class Table:
             "columns": self.columns,
             "main": list(self.main),
             "plot": self.plot.model_dump(),
+            "pay_offs": [asdict(item) for item in self.pay_offs()],
             "measured": [asdict(item) for item in self.measured],
             "cells_done": len({(item.condition, item.cell, item.seed) for item in self.measured}),
             "cells_planned": self.planned,
@@ -153,6 +189,7 @@ class Table:
         lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
         for condition, method, values in self.rows():
             lines.append("| " + " | ".join([*([condition] if with_condition else []), method, *values]) + " |")
+        lines += [line for item in self.pay_offs() for line in ("", f"{item.shown()}.")]
         return "\n".join(lines) + "\n"
 
     def save(self, folder: Path) -> None:
@@ -170,6 +207,8 @@ class Table:
         for condition, method, values in self.rows():
             table.add_row(*cells(condition, method, *values))
         console.print(table)
+        for item in self.pay_offs():
+            console.print(item.shown(), markup=False, highlight=False)
 
     def _draw(self, path: Path) -> None:
         from matplotlib.figure import Figure

@@ -223,25 +223,27 @@ class ActorPool:
         requests: Sequence[SampleRequest],
         split: Split = "test",
         should_stop: Callable[[], bool] = lambda: False,
+        most: int | None = None,
     ) -> dict[str, dict[str, list[bytes]]]:
         """Samples for the task's evaluation, drawn by the first actor that can; a fresh one is tried where none can.
 
+        They are of all queries, or of `most` that are spread evenly over them.
         Raises RunFault if that can't either, EvaluationStopped soon after `should_stop` says so.
         """
         self._wait_for_loops(EVALUATION_LIMIT_S, for_one=True, should_stop=should_stop)
-        found, last = self._evaluate_by_one(requests, split, should_stop)
+        found, last = self._evaluate_by_one(requests, split, should_stop, most)
         if found is None and last is not None:
             log.info("a fresh actor takes the evaluation over")
             self._replace(next(member for member in self._members if member.done))
             self._wait_for_loops(EVALUATION_LIMIT_S, for_one=True, should_stop=should_stop)
-            found, last = self._evaluate_by_one(requests, split, should_stop)
+            found, last = self._evaluate_by_one(requests, split, should_stop, most)
         if found is None:
             why = "none is there" if last is None else _last_line(last)
             raise RunFault(f"no actor could sample for the evaluation: {why}")
         return found
 
     def _evaluate_by_one(
-        self, requests: Sequence[SampleRequest], split: Split, should_stop: Callable[[], bool]
+        self, requests: Sequence[SampleRequest], split: Split, should_stop: Callable[[], bool], most: int | None
     ) -> tuple[dict[str, dict[str, list[bytes]]] | None, Exception | None]:
         """The samples of the first actor that can, or why the last one that was tried could not."""
         last: Exception | None = None
@@ -249,7 +251,7 @@ class ActorPool:
             if not member.done:
                 continue
             try:
-                call = member.handle.evaluate.remote(requests, split)
+                call = member.handle.evaluate.remote(requests, split, most)
                 while not self._ray.wait([call], timeout=LOOK_S)[0]:
                     if should_stop():
                         raise EvaluationStopped

@@ -13,7 +13,7 @@ from buffer.connection import connect_impatiently
 from buffer.embedded import find_redis_server
 from common.action_space import ActionSpace
 from common.adapter_files import check_adapter
-from common.config import FORWARD_LOOKING, RunConfig
+from common.config import FORWARD_LOOKING, WITHOUT_TRAINING, RunConfig
 from common.devices import resolve_devices
 from common.errors import UserError
 from common.evaluation import evaluated_queries
@@ -25,6 +25,7 @@ from common.tasks import Task, make_task
 from common.tasks.base import unreadable
 from common.tokens import codec_of
 from deploy.run.find_model import find_model
+from deploy.run.inference_checks import check_inference
 from deploy.run.model_check import ModelCheck
 from deploy.run.own_task_check import check_log_constraint, check_own_task, own_errors
 from deploy.run.ray_needs import check_ray
@@ -46,7 +47,7 @@ def prepare(config: RunConfig, say: Say = say) -> RunConfig:
     check_folder(config, say)
     if config.run.resume:
         config = adopted(config)
-    if config.ray.address is None and config.learner.objective != "prompting":
+    if config.ray.address is None and config.learner.objective not in WITHOUT_TRAINING:
         check_ray()
     _check_ports(config)
     _check_redis(config)
@@ -127,10 +128,13 @@ def _check_task(config: RunConfig, model: ModelCheck, say: Say) -> tuple[Task[An
     _check_own_reward(task, every_state=config.learner.objective in FORWARD_LOOKING)
     for note in task.data_notes():
         say(note)
-    if config.evaluation.every:
-        queries, trained_on = evaluated_queries(task, config.evaluation.queries)
+    for setting, every, n in (
+        ("evaluation.every", config.evaluation.every, config.evaluation.queries),
+        ("diagnose.every", config.diagnose.every, config.diagnose.queries),
+    ):
+        queries, trained_on = evaluated_queries(task, n) if every else ([], 0)
         if trained_on:
-            say(f"{trained_on} of the {len(queries)} queries that evaluation.every looks at are trained on as well")
+            say(f"{trained_on} of the {len(queries)} queries that {setting} looks at are trained on as well")
     needed = max(query.tokens_needed(space.max_len) for query in task.queries("train"))
     if needed > config.actor.max_model_len:
         raise UserError(
@@ -144,6 +148,7 @@ def _check_task(config: RunConfig, model: ModelCheck, say: Say) -> tuple[Task[An
             reason = unreadable(task.codec, ids)
             if reason is not None:
                 raise UserError("task.name", config.task.name, f"{what}: {reason}", "choose another text or model")
+    check_inference(config, task)
     learner = config.learner
     if space.min_len > 0 and learner.objective in ("subtb", "db") and learner.trajectories_per_query < 2:
         raise UserError(

@@ -15,8 +15,8 @@ _MOST = 5
 """Figures in the picture, one below the other."""
 
 
-def read_curve(run: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl that are of evaluations, by step."""
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl by step, none where there is no such file."""
     path = run / METRICS
     found = []
     for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
@@ -25,9 +25,14 @@ def read_curve(run: Path) -> list[dict[str, Any]]:
         except ValueError:
             # What a crash left of a line.
             continue
-        if isinstance(row, dict) and any(name.startswith(PREFIX) for name in row):
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
             found.append(row)
     return sorted(found, key=lambda row: int(row["step"]))
+
+
+def read_curve(run: Path) -> list[dict[str, Any]]:
+    """Those of them that are of evaluations."""
+    return [row for row in read_metrics(run) if any(name.startswith(PREFIX) for name in row)]
 
 
 def shown_figures(rows: Sequence[Mapping[str, Any]], first: Sequence[str]) -> list[str]:

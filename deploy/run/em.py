@@ -101,6 +101,7 @@ def _m_step(config: RunConfig, iteration: int, model: Path | None, drawn: Path) 
             "sft_prompt": "reference",
             "steps": em.m_steps,
             "lr": em.m_lr,
+            "stop_when": None,
             # With `min_size` as below actors have scored all that there is before the first step, and then wait.
             "threads": config.learner.threads or available_cores(),
         }
@@ -115,9 +116,10 @@ def _m_step(config: RunConfig, iteration: int, model: Path | None, drawn: Path) 
         }
     )
     seeds = config.seeds.model_copy(update={"file": drawn, "hint": None, "data": False})
-    # An M step's adapter is the reward's model, and no sampler that could be evaluated.
+    # An M step's adapter is the reward's model, and no sampler that could be evaluated or diagnosed.
     evaluation = config.evaluation.model_copy(update={"every": None})
-    update = {"learner": learner, "buffer": buffer, "seeds": seeds, "evaluation": evaluation}
+    diagnose = config.diagnose.model_copy(update={"every": 0})
+    update = {"learner": learner, "buffer": buffer, "seeds": seeds, "evaluation": evaluation, "diagnose": diagnose}
     return _step(config, f"m{iteration}", start_from=model, reference=model, update=update)
 
 

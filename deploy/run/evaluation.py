@@ -1,4 +1,4 @@
-"""The launcher's part of the evaluation while a run trains: figures of what actors drew, and the best adapter.
+"""The launcher's part of evaluation and diagnosis while a run trains: figures of what actors drew, the best adapter.
 
 It works in a thread of its own, as a task's figures may take seconds (embeddings, verifiers), and neither the actors'
 engines nor the launcher's watch may wait for them.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,7 +19,8 @@ from buffer.control import Control
 from buffer.evaluations import Drawn, Evaluations
 from common.config import RunConfig
 from common.errors import UserError
-from common.evaluation import PREFIX, evaluated_queries, figures_of, request_of
+from common.evaluation import PREFIX, figures_of, held_out_queries, requests_of
+from common.held_out import Part
 from common.log import get_logger
 from common.metrics import LauncherMetrics
 from common.tasks import Task
@@ -27,6 +28,7 @@ from common.terminal import visible
 from common.trajectory import Trajectory
 from deploy.run.best import Best, keep_best, load_best, mend_best, metric_among, mode_of
 from deploy.run.curve import METRICS, draw_curve, read_curve
+from deploy.run.live_diagnosis import LiveDiagnoser
 
 log = get_logger("evaluation")
 POLL_S = 0.25
@@ -46,13 +48,17 @@ class Evaluator:
     ) -> None:
         self._config, self._task, self._evaluations = config, task, evaluations
         self._registry, self._control, self._metrics = registry, control, metrics
-        self._request = request_of(task, config.evaluation.samples)
+        self._request = requests_of(config, task)[Part.EVALUATION]
         # What is trained for in the end; one for all, so that values can be compared.
-        self._tau = config.learner.reward.temperature.at(config.learner.steps)
+        self._tau = config.final_temperature
         mend_best(config.run_folder)
         self._best = load_best(config.run_folder)
         self._metric: str | None = None
-        self._done = self._trained_on = 0
+        self._diagnoser = LiveDiagnoser(config, task, metrics, self._tau)
+        self._last: dict[str, Any] | None = None
+        self._diagnosis: dict[str, Any] | None = None
+        self._done = 0
+        self._trained_on: dict[Part, int] = {}
         self._shown = self._last_step = self._looked_at = 0
         """Evaluations that are in the picture, the step of the last one, and the bytes of metrics.jsonl seen then."""
         self._over = threading.Event()
@@ -62,7 +68,8 @@ class Evaluator:
         """Lay out what is evaluated on, before actors look for it."""
         self._evaluations.reset()
         self._registry.unpin_up_to(self._registry.latest())
-        queries, self._trained_on = evaluated_queries(self._task, self._config.evaluation.queries)
+        queries, self._trained_on = held_out_queries(self._config, self._task)
+        self._diagnoser.know({query.id: query for query, _ in queries})
         self._evaluations.put_queries(queries)
         self._thread.start()
         return self
@@ -119,14 +126,40 @@ class Evaluator:
             self._shown = self._done
 
     def take_in(self, drawn: Drawn) -> None:
-        """Figures of one version, for all who show them; its adapter becomes the best one's if it is better.
+        """Figures of one version, for all who show them, and for the learner, which may wait for them."""
+        wanted, row = drawn.wanted, dict[str, Any]()
+        if Part.EVALUATION in wanted.parts:
+            row |= self._evaluated(drawn)
+        if Part.DIAGNOSIS in wanted.parts:
+            looked = self._diagnoser.look(drawn)
+            self._diagnosis = looked.state or self._diagnosis
+            row |= looked.row
+        self._registry.unpin_up_to(wanted.version)
+        if self._last is not None or self._diagnosis is not None:
+            best = None if self._best is None else asdict(self._best)
+            told = {"last": self._last, "best": best, "diagnosis": self._diagnosis}
+            self._evaluations.tell({**told, "done": self._done, "share": drawn.share})
+        self._evaluations.put_figures(
+            {
+                "time": time.time(),
+                "step": wanted.step,
+                "of": [str(part.name).lower() for part in wanted.parts],
+                "adapter_version": wanted.version,
+                "adapter_sha256": drawn.sha256,
+                "actor": drawn.actor,
+                "evaluation_share": drawn.share,
+                **row,
+            }
+        )
+
+    def _evaluated(self, drawn: Drawn) -> dict[str, Any]:
+        """The evaluation's part of a line; its adapter becomes the best one's if it is better.
 
         One without a single sample is left out, as samples may fail for a while, e.g. by a reward of the user's own.
         """
         wanted = drawn.wanted
         if not drawn.trajectories:
-            self._leave_out(drawn, drawn.reason or "there are no held-out queries")
-            return
+            return self._leave_out(drawn, drawn.reason or "there are no held-out queries")
         try:
             sampled = self._figures(drawn)
         except Exception as error:
@@ -135,48 +168,34 @@ class Evaluator:
             # A figure may need what is missing.
             log.warning("the figures of step %d can't be made", wanted.step, exc_info=True)
             self._evaluations.leave_out()
-            self._leave_out(drawn, f"{type(error).__name__}: {error}")
-            return
+            return self._leave_out(drawn, f"{type(error).__name__}: {error}")
         if drawn.missing:
             log.warning("step %d: %d samples are missing, the last as %s", wanted.step, drawn.missing, drawn.reason)
         figures = {**sampled, **wanted.exact}
         self._keep_if_best(drawn, figures)
-        self._registry.unpin_up_to(wanted.version)
         self._done, self._last_step = self._done + 1, wanted.step
         log.info("adapter version %d of step %d: %s", wanted.version, wanted.step, figures)
-        best = None if self._best is None else asdict(self._best)
-        last = {"step": wanted.step, "version": wanted.version, "metric": self._metric, "figures": figures}
-        self._evaluations.tell({"last": last, "best": best, "done": self._done, "share": drawn.share})
+        self._last = {"step": wanted.step, "version": wanted.version, "metric": self._metric, "figures": figures}
         self._export(wanted.step, figures)
-        self._tell_learner(drawn, figures)
+        return self._row(drawn, len(drawn.trajectories), figures)
 
     def _figures(self, drawn: Drawn) -> dict[str, float]:
         trajectories = [Trajectory.from_bytes(item) for item in drawn.trajectories]
         return figures_of(self._task, self._request, trajectories, self._config.reward_weights, self._tau)
 
-    def _leave_out(self, drawn: Drawn, reason: str) -> None:
-        """A version without figures of samples, which the learner may wait for."""
+    def _leave_out(self, drawn: Drawn, reason: str) -> dict[str, Any]:
+        """A version without figures of samples; the learner's own need none."""
         wanted = drawn.wanted
         log.warning("adapter version %d of step %d is not evaluated: %s", wanted.version, wanted.step, reason)
-        self._registry.unpin_up_to(wanted.version)
-        self._tell_learner(replace(drawn, trajectories=()), wanted.exact, left_out=visible(reason))
+        return {**self._row(drawn, 0, wanted.exact), Part.EVALUATION.left_out: visible(reason)}
 
-    def _tell_learner(self, drawn: Drawn, figures: dict[str, float], **more: str) -> None:
-        self._evaluations.put_figures(
-            {
-                "time": time.time(),
-                "step": drawn.wanted.step,
-                "adapter_version": drawn.wanted.version,
-                "adapter_sha256": drawn.sha256,
-                "actor": drawn.actor,
-                "samples": len(drawn.trajectories),
-                "samples_missing": drawn.missing,
-                "queries_trained_on": self._trained_on,
-                "evaluation_share": drawn.share,
-                **more,
-                **{PREFIX + name: value for name, value in figures.items()},
-            }
-        )
+    def _row(self, drawn: Drawn, samples: int, figures: dict[str, float]) -> dict[str, Any]:
+        return {
+            "samples": samples,
+            "samples_missing": drawn.missing,
+            "queries_trained_on": self._trained_on.get(Part.EVALUATION, 0),
+            **{PREFIX + name: value for name, value in figures.items()},
+        }
 
     def _keep_if_best(self, drawn: Drawn, figures: dict[str, float]) -> None:
         section, wanted = self._config.evaluation, drawn.wanted

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +33,7 @@ from buffer.stats import BufferStats
 from common.config import RunConfig
 from common.config_loading import REDIS_URL_VARIABLE
 from common.errors import RunFault, UserError
+from common.evaluation import spread
 from common.files import write_whole
 from common.folder_lock import LEARNER, locked
 from common.json_text import dumps
@@ -46,10 +47,11 @@ from common.tokens import codec_of
 from common.trajectory import Trajectory
 from deploy.run.actor_pool import ActorPool, EvaluationStopped
 from deploy.run.cluster import own_gpus
+from deploy.run.diagnosis import Diagnose, Subject, diagnosed, of_adapter
 from deploy.run.evaluation import Evaluator
 from deploy.run.identity import keep_identity
 from deploy.run.put_aside import begun
-from deploy.run.summary import wanted_requests, write_summary
+from deploy.run.summary import tokens_per_sample, wanted_requests, write_summary
 
 log = get_logger("launcher")
 POLL_S = 0.5
@@ -73,10 +75,12 @@ class RunState:
     actors: dict[str, dict[str, Any]] = field(default_factory=dict)
     actors_wanted: int = 1
     evaluation: dict[str, Any] = field(default_factory=dict)
-    """The last one while it trains, and the best."""
+    """The last evaluation and diagnosis while it trains, and the best adapter."""
     buffer_size: int = 0
     pushed: int = 0
     quarantined: int = 0
+    tokens: int = 0
+    """That actors sampled, or read to score."""
 
 
 Watcher = Callable[[RunState], None]
@@ -85,9 +89,17 @@ Watcher = Callable[[RunState], None]
 class Launcher:
     """One run, from its resolved configuration to its summary."""
 
-    def __init__(self, config: RunConfig, watch: Watcher = lambda state: None, draw: int = 0) -> None:
-        """`draw` asks for so many samples of each training query at the end, kept in the run's folder as seeds."""
-        self.config, self._watch, self._draw = config, watch, draw
+    def __init__(
+        self,
+        config: RunConfig,
+        watch: Watcher = lambda state: None,
+        draw: int = 0,
+        diagnose: Diagnose | None = None,
+    ) -> None:
+        """`draw` asks for so many samples of each training query at the end, kept in the run's folder as seeds;
+        `diagnose` makes the diagnosis that the run ends with."""
+        self.config, self._watch, self._draw, self._diagnose = config, watch, draw, diagnose
+        self._diagnosis: dict[str, Any] = {}
         self.state = RunState(config)
         self._interrupts = 0
         self._interrupted_at: float | None = None
@@ -114,8 +126,13 @@ class Launcher:
                 fault = str(error)
         wall_s = time.monotonic() - self.state.started
         interrupted = self._interrupts > 0 or self._stopped is not None
-        counts = {"trajectories_pushed": self.state.pushed, "trajectories_set_aside": self.state.quarantined}
-        summary = write_summary(self.config, folder, counts, wall_s, fault, interrupted=interrupted)
+        found = {
+            "trajectories_pushed": self.state.pushed,
+            "trajectories_set_aside": self.state.quarantined,
+            "tokens_of_actors": self.state.tokens,
+            **self._diagnosis,
+        }
+        summary = write_summary(self.config, folder, found, wall_s, fault, interrupted=interrupted)
         if fault is not None:
             raise RunFault(fault)
         return summary
@@ -133,7 +150,8 @@ class Launcher:
         self.control.reset()
         self.control.put_config(self.config)
         self.buffer.open()
-        task = make_task(self.config.task, codec_of(self.config.model), self.config.actor.max_model_len)
+        codec, limit = codec_of(self.config.model), self.config.actor.max_model_len
+        task = make_task(self.config.task, codec, limit, self.config.final_temperature)
         keep_identity(self.config, task)
         self.buffer.put_queries([*task.queries("train")])
         if not self.config.run.resume:
@@ -154,6 +172,7 @@ class Launcher:
             self._stopped = self.control.stop_reason() if fault is None else None
             if evaluator is not None:
                 evaluator.close()
+            self.state.tokens = self.control.tokens()
             if fault is None and self._stopped is None:
                 self._evaluate(task, actors, folder)
         finally:
@@ -165,7 +184,7 @@ class Launcher:
     def _evaluator(self, stack: ExitStack, task: Task[Any], client: Client, keys: Keys) -> Evaluator | None:
         """What makes figures while it trains, where that is asked for."""
         self.evaluations = Evaluations(client, keys)
-        if not self.config.evaluation.every:
+        if not self.config.looks:
             return None
         registry = AdapterRegistry(client, keys)
         return stack.enter_context(
@@ -251,7 +270,7 @@ class Launcher:
             stats, memory = self.buffer.stats(), memory_of(self._client)
             self.state.learner, self.state.actors = self.control.learner(), self.control.actors()
             actors.follow(self.control.wanted_actors())
-            if self.config.evaluation.every:
+            if self.config.looks:
                 self.state.evaluation = self.evaluations.state()
         except RedisError as error:
             # Redis may restart; the next look finds it again.
@@ -293,26 +312,36 @@ class Launcher:
         try:
             if self._draw:
                 self._keep_samples(actors, folder)
-            if not requests:
-                return
-            self._show("evaluating samples")
-            encoded = actors.evaluate(requests, should_stop=self._is_interrupted)
+            if requests:
+                samples: dict[str, dict[str, list[Trajectory]]] = {}
+                # One by one, to tell how far it is: beam search alone can take minutes.
+                for number, request in enumerate(requests, start=1):
+                    self._show(f"evaluating samples, {number} of {len(requests)} ({request.label})")
+                    samples |= _decoded(actors.evaluate([request], should_stop=self._is_interrupted))
+                found = task.evaluate_samples(with_samples(samples), self.config.reward_weights)
+                found |= tokens_per_sample(samples)
+                write_whole(folder / "evaluation_samples.json", dumps(found, indent=2))
+            self._diagnosis = diagnosed(self.config, self._diagnose, lambda: self._subject(task, actors, folder))
         except EvaluationStopped:
             log.info("the evaluation was given up")
-            return
-        samples = {
-            label: {query: [Trajectory.from_bytes(item) for item in group] for query, group in groups.items()}
-            for label, groups in encoded.items()
-        }
-        found = task.evaluate_samples(with_samples(samples), self.config.reward_weights)
-        write_whole(folder / "evaluation_samples.json", dumps(found, indent=2))
+
+    def _subject(self, task: Task[Any], actors: ActorPool, folder: Path) -> Subject:
+        """What the run ends with, to be diagnosed by an actor's draws."""
+        self._show("diagnosing")
+        most = self.config.diagnose.queries
+
+        def collect(requests: Sequence[SampleRequest]) -> dict[str, dict[str, list[Trajectory]]]:
+            return _decoded(actors.evaluate(requests, should_stop=self._is_interrupted, most=most))
+
+        queries = spread(task.queries("test"), most)
+        return of_adapter(folder, self.config, task, queries, collect, self.buffer.best_of)
 
     def _keep_samples(self, actors: ActorPool, folder: Path) -> None:
         """Distinct rationales of the training queries from the trained sampler, as a file of seeds."""
         self._show("drawing samples")
         request = SampleRequest("drawn", adapter=True, temperature=1.0, n=self._draw)
-        groups = actors.evaluate([request], "train", self._is_interrupted)[request.label]
-        drawn = [Trajectory.from_bytes(item) for group in groups.values() for item in group]
+        groups = _decoded(actors.evaluate([request], "train", self._is_interrupted))[request.label]
+        drawn = [item for group in groups.values() for item in group]
         distinct = dict.fromkeys((item.query_id, tuple(item.action_ids.tolist())) for item in drawn)
         lines = [json.dumps({"query_id": key, "rationale_ids": list(ids)}) for key, ids in distinct]
         write_whole(folder / DRAWN, "".join(f"{line}\n" for line in lines))
@@ -342,3 +371,11 @@ class Launcher:
 
         for number in STOP_SIGNALS:
             signal.signal(number, on_signal)
+
+
+def _decoded(encoded: Mapping[str, Mapping[str, Sequence[bytes]]]) -> dict[str, dict[str, list[Trajectory]]]:
+    """Samples as an actor hands them over, by label and query id."""
+    return {
+        label: {query: [Trajectory.from_bytes(item) for item in group] for query, group in groups.items()}
+        for label, groups in encoded.items()
+    }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,35 +12,47 @@ import torch
 from actors.make_sampler import make_sampler
 from common.config import RunConfig
 from common.config_loading import save_resolved
+from common.evaluation import spread
 from common.json_text import dumps
-from common.tasks import make_task
+from common.tasks import SampleRequest, make_task
 from common.tasks.base import with_samples
 from common.tokens import codec_of
+from common.trajectory import Query
+from deploy.run.diagnosis import Diagnose, Subject, diagnosed
 from deploy.run.summary import write_summary
 from learner.policy import LoraPolicy
 
 
-def run_prompting(config: RunConfig) -> dict[str, Any]:
+def run_prompting(config: RunConfig, diagnose: Diagnose | None = None) -> dict[str, Any]:
     """A run without training: exact figures, then those of samples from the base model; its summary."""
     started, folder = time.monotonic(), config.run_folder
     assert config.model.name is not None
     save_resolved(config, folder / "config.yaml")
-    task = make_task(config.task, codec_of(config.model), config.actor.max_model_len)
+    task = make_task(config.task, codec_of(config.model), config.actor.max_model_len, config.final_temperature)
     space, section = task.action_space, config.learner
-    # A fresh adapter changes nothing.
     lora, device = config.model.lora, torch.device(section.device)
-    policy = LoraPolicy.load(config.model.name, lora, space, dtype=section.dtype, device=device)
+
+    def untrained() -> LoraPolicy:
+        # A fresh adapter changes nothing.
+        assert config.model.name is not None
+        return LoraPolicy.load(config.model.name, lora, space, dtype=section.dtype, device=device)
+
+    policy = untrained()
     exact = {"metrics": task.evaluate_policy(policy), "distribution": task.distribution(policy)}
     for when in ("before", "after"):
         (folder / f"evaluation_{when}.json").write_text(dumps(exact))
     del policy
     requests = [request for request in task.sample_requests() if not request.adapter]
+    found: dict[str, Any] = {"trajectories_pushed": 0}
     if requests:
         sampler, limit = make_sampler(config, task, config.run.seed), config.actor.max_in_flight
-        queries = task.queries("test")
-        samples = {request.label: sampler.collect(queries, request, None, limit) for request in requests}
-        found = task.evaluate_samples(with_samples(samples), config.reward_weights)
-        (folder / "evaluation_samples.json").write_text(dumps(found, indent=2))
-    return write_summary(
-        config, folder, {"trajectories_pushed": 0}, time.monotonic() - started, None, interrupted=False
-    )
+
+        def collect(wanted: Sequence[SampleRequest], queries: Sequence[Query]) -> dict[str, Any]:
+            return {request.label: sampler.collect(queries, request, None, limit) for request in wanted}
+
+        figures = task.evaluate_samples(with_samples(collect(requests, task.queries("test"))), config.reward_weights)
+        (folder / "evaluation_samples.json").write_text(dumps(figures, indent=2))
+        few = spread(task.queries("test"), config.diagnose.queries)
+        subject = Subject(folder, config, task, None, few, partial(collect, queries=few), untrained, None)
+        found |= diagnosed(config, diagnose, lambda: subject)
+    return write_summary(config, folder, found, time.monotonic() - started, None, interrupted=False)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from common.config import RunConfig
 from common.config_loading import save_resolved
-from deploy.run.summary import read_json
+from deploy.run.summary import DIAGNOSIS, read_json
 from learner.checkpoint import checkpoints, place_of
 
 ASIDE = ".before-resume"
 CONFIG, SUMMARY, LEARNER_SUMMARY = "config.yaml", "summary.json", "learner_summary.json"
-OF_THE_END = (LEARNER_SUMMARY, "evaluation_after.json", "evaluation_samples.json")
+OF_THE_END = (LEARNER_SUMMARY, "evaluation_after.json", "evaluation_samples.json", DIAGNOSIS)
 """What an earlier part of a resumed run left is not this part's."""
 _NEWEST = "newest"
 
@@ -63,9 +63,8 @@ def _end(folder: Path) -> None:
 
 
 def _learner_is_done(folder: Path) -> bool:
-    """Whether it trained to its last step; one that is asked to stop writes its summary too."""
-    summary = read_json(folder / LEARNER_SUMMARY)
-    return bool(summary) and summary.get("stopped_because") is None
+    """Whether it trained to its end; one that is asked to stop writes its summary too."""
+    return bool(read_json(folder / LEARNER_SUMMARY).get("trained_to_its_end"))
 
 
 def _newest(folder: Path) -> str:

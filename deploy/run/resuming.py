@@ -32,6 +32,7 @@ FREE: dict[str, str] = {
     "learner": "steps, rates, weights of the reward and schedules are applied to each step; components are stored",
     "buffer": "capacities, priorities and limits are applied to each call",
     "evaluation": "it changes nothing that is stored; a best adapter by another metric is looked for anew",
+    "diagnose": "it changes nothing that is stored",
     "em": "steps that are still to come follow it; whether a run has any is looked at on its own",
     "redis": "an address; that the buffer is there is looked at on its own",
     "ray": "actors are started anew",

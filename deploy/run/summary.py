@@ -9,18 +9,45 @@ from typing import Any
 
 from common.config import RunConfig
 from common.errors import UserError
+from common.evaluation import TRAINED
 from common.files import write_whole
 from common.json_text import dumps
 from common.tasks import SampleRequest, Task, make_task, task_class
+from common.tasks.base import SampleSets
 from common.tokens import codec_of
 from deploy.run.best import in_summary, load_best
 from deploy.run.curve import draw_curve
+
+DIAGNOSIS, BEST_DIAGNOSIS = "diagnosis.json", "diagnosis-best.json"
+"""In a run's folder: how far its sampler is from the posterior, and that of the adapter which was best."""
+BOOKKEEPING = {
+    "wall_s",
+    "elapsed_s",
+    "training_s",
+    "steps",
+    "iterations",
+    "trajectories_trained",
+    "trajectories_pushed",
+    "trajectories_set_aside",
+    "adapter_versions_published",
+    "adapter_versions_trained_on",
+    "sampler_gap_mean",
+    "sampler_gap_max",
+}
+"""Numbers of summary.json that say something of the run or the machine, and nothing of the sampler."""
 
 
 def wanted_requests(task: Task[Any], config: RunConfig) -> list[SampleRequest]:
     """The samples that a run's evaluation takes."""
     requests = task.sample_requests() if config.run.evaluate_samples else []
     return [request for request in requests if request.adapter or config.run.evaluate_base]
+
+
+def tokens_per_sample(samples: SampleSets) -> dict[str, float]:
+    """What a trained sampler's draw costs, ⊤ and prompts left out as they are in what actors count: nothing is scored.
+    Empty where none was drawn."""
+    drawn = [item for group in samples.get(TRAINED, {}).values() for item in group]
+    return {"tokens_per_sample": sum(len(item.action_ids) for item in drawn) / len(drawn)} if drawn else {}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -38,9 +65,10 @@ def can_go_on(folder: Path) -> bool:
 
 
 def write_summary(
-    config: RunConfig, folder: Path, counts: Mapping[str, int], wall_s: float, fault: str | None, *, interrupted: bool
+    config: RunConfig, folder: Path, found: Mapping[str, Any], wall_s: float, fault: str | None, *, interrupted: bool
 ) -> dict[str, Any]:
-    """Bring the learner's summary and the evaluations together in summary.json, and draw the plots."""
+    """Bring the learner's summary, the evaluations and what else was found together in summary.json, and draw the
+    plots."""
     before, after = read_json(folder / "evaluation_before.json"), read_json(folder / "evaluation_after.json")
     samples = read_json(folder / "evaluation_samples.json")
     summary: dict[str, Any] = {
@@ -49,7 +77,7 @@ def write_summary(
         "model": config.model.name,
         "objective": config.learner.objective,
         **read_json(folder / "learner_summary.json"),
-        **counts,
+        **found,
         "wall_s": wall_s,
         **{f"{name}_before": value for name, value in before.get("metrics", {}).items()},
         **after.get("metrics", {}),
@@ -58,6 +86,9 @@ def write_summary(
         "interrupted": interrupted,
         "fault": fault,
     }
+    if "tokens_trained" in summary and "tokens_of_actors" in summary:
+        # A step reads its batch forwards and backwards, which is twice as much again.
+        summary["training_tokens"] = summary["tokens_of_actors"] + 3 * summary["tokens_trained"]
     plots = [*draw_plots(config, folder)] if after else []
     plots += draw_curve(folder, task_class(config.task).main_figures, load_best(folder))
     summary["plots"] = [path.name for path in plots]

@@ -9,24 +9,8 @@ from typing import Any
 from common.evaluation import PREFIX
 from deploy.run.best import load_best
 from deploy.run.curve import read_curve
-from deploy.run.summary import read_json
+from deploy.run.summary import BOOKKEEPING, read_json
 from deploy.sampler.finished_run import FinishedRun
-
-BOOKKEEPING = {
-    "wall_s",
-    "elapsed_s",
-    "training_s",
-    "steps",
-    "iterations",
-    "trajectories_trained",
-    "trajectories_pushed",
-    "trajectories_set_aside",
-    "adapter_versions_published",
-    "adapter_versions_trained_on",
-    "sampler_gap_mean",
-    "sampler_gap_max",
-}
-"""Numbers of summary.json that say something of the run or the machine, and nothing of the sampler."""
 
 
 def final_figures(run: FinishedRun) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from deploy.run.best import Best, best_folder, load_best
 from deploy.run.find_model import find_model
 from deploy.run.identity import check_models
 from deploy.run.summary import wanted_requests
-from learner.policy import LoraPolicy, load_base_model
+from learner.policy import LoraPolicy
 
 
 class FinishedRun:
@@ -58,7 +58,9 @@ class FinishedRun:
         check_models(config, folder)
         self.config: RunConfig = resolve_devices(config)
         self.codec: HuggingFaceCodec = codec_of(self.config.model)
-        self.task: Task[Any] = make_task(self.config.task, self.codec, self.config.actor.max_model_len)
+        self.task: Task[Any] = make_task(
+            self.config.task, self.codec, self.config.actor.max_model_len, self.config.final_temperature
+        )
 
     def query(
         self,
@@ -177,11 +179,11 @@ class FinishedRun:
     def policy(self) -> LoraPolicy:
         """The trained policy with exact log-probabilities."""
         import torch
-        from peft import PeftModel
 
-        section = self.config.learner
-        model = PeftModel.from_pretrained(load_base_model(self.model, section.dtype), str(self.adapter_folder))
-        return LoraPolicy(model, self.task.action_space, torch.device(section.device))
+        section, space = self.config.learner, self.task.action_space
+        return LoraPolicy.trained(
+            self.model, self.adapter_folder, space, dtype=section.dtype, device=torch.device(section.device)
+        )
 
     def figures(
         self,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +17,7 @@ from buffer.connection import Keys
 from buffer.evaluations import Evaluations, Wanted
 from common.config import RunConfig
 from common.errors import EngineFault
+from common.held_out import Part
 from common.metrics import ActorMetrics, new_registry
 from common.trajectory import Query, Trajectory
 from tests.conftest import make_query, make_trajectory
@@ -70,13 +73,18 @@ class Sampler:
 @pytest.fixture
 def evaluations(redis_client: Redis, keys: Keys) -> Evaluations:
     found = Evaluations(redis_client, keys)
-    found.put_queries(QUERIES)
+    found.put_queries([(query, Part.EVALUATION) for query in QUERIES])
     return found
 
 
-def make(evaluations: Evaluations, follower: Follower, **section: Any) -> tuple[HeldOutSampler, Sampler]:
-    settings = {"every": 10, "samples": 2, "share": 1.0, **section}
-    config = RunConfig.model_validate({"task": {"name": "rng"}, "evaluation": settings})
+def make(
+    evaluations: Evaluations, follower: Follower, diagnose: int = 0, **section: Any
+) -> tuple[HeldOutSampler, Sampler]:
+    """`diagnose` samples of a query in a diagnosis."""
+    sections: dict[str, Any] = {"evaluation": {"every": 10, "samples": 2, "share": 1.0, **section}}
+    if diagnose:
+        sections["diagnose"] = {"every": 20, "samples": diagnose}
+    config = RunConfig.model_validate({"task": {"name": "rng"}, **sections})
     sampler = Sampler()
     return HeldOutSampler(config, evaluations, follower, sampler), sampler  # type: ignore[arg-type]
 
@@ -102,6 +110,49 @@ def test_every_held_out_query_is_sampled_from_under_the_version_that_is_wanted(e
     assert sorted(item.query_id for item in items) == sorted(query.id for query in QUERIES for _ in range(2))
     assert {item.behaviour.adapter_version for item in items} == {7}
     assert follower.held == [] and held_out.version is None
+
+
+def test_a_look_for_evaluation_and_diagnosis_samples_each_query_for_what_it_serves(
+    redis_client: Redis, keys: Keys
+) -> None:
+    evaluations, both = Evaluations(redis_client, keys), Part.EVALUATION | Part.DIAGNOSIS
+    evaluations.put_queries(list(zip(QUERIES, (both, Part.EVALUATION, Part.DIAGNOSIS), strict=True)))
+    held_out, sampler = make(evaluations, Follower(), diagnose=16)
+    evaluations.want(Wanted(7, 70, parts=both))
+    work(held_out, sampler)
+    drawn = evaluations.next_drawn()
+    assert drawn is not None and drawn.wanted == Wanted(7, 70, parts=both)
+
+    def queries_of(packed: Sequence[bytes]) -> Counter[str]:
+        return Counter(Trajectory.from_bytes(item).query_id for item in packed)
+
+    assert queries_of(drawn.trajectories) == {QUERIES[0].id: 2, QUERIES[1].id: 2}
+    assert queries_of(drawn.diagnosis) == {QUERIES[0].id: 16, QUERIES[2].id: 16}
+    # The first two samples of the first query serve both.
+    assert len(sampler.submitted) == 16 + 2 + 16 and (drawn.missing, drawn.diagnosis_missing) == (0, 0)
+    # The next one is wanted for a diagnosis alone.
+    evaluations.want(Wanted(8, 80, parts=Part.DIAGNOSIS))
+    work(held_out, sampler)
+    drawn = evaluations.next_drawn()
+    assert drawn is not None and drawn.trajectories == () and drawn.missing == 0
+    assert queries_of(drawn.diagnosis) == {QUERIES[0].id: 16, QUERIES[2].id: 16}
+
+
+def test_a_sample_that_fails_is_missing_in_all_that_it_would_have_served(redis_client: Redis, keys: Keys) -> None:
+    evaluations, both = Evaluations(redis_client, keys), Part.EVALUATION | Part.DIAGNOSIS
+    evaluations.put_queries([(QUERIES[0], both)])
+    held_out, sampler = make(evaluations, Follower(), diagnose=16)
+    evaluations.want(Wanted(7, 70, parts=both))
+    held_out.housekeep()
+    held_out.feed()
+    sampler.open, first = sampler.open[1:], sampler.open[:1]
+    sampler.finish()
+    sampler.open = first
+    sampler.finish(rejected="task.reward raised")
+    work(held_out, sampler)
+    drawn = evaluations.next_drawn()
+    assert drawn is not None and (drawn.missing, drawn.diagnosis_missing) == (1, 1)
+    assert (len(drawn.trajectories), len(drawn.diagnosis)) == (1, 15) and drawn.reason == "task.reward raised"
 
 
 def test_samples_that_make_no_trajectory_are_left_out_and_waited_for_by_nobody(evaluations: Evaluations) -> None:

@@ -10,8 +10,10 @@ from buffer import evaluations as module
 from buffer.adapters import AdapterError, AdapterRegistry
 from buffer.connection import Keys
 from buffer.evaluations import Drawn, Evaluations, Wanted
+from common.held_out import Part
 from tests.conftest import make_query
 
+BOTH = Part.EVALUATION | Part.DIAGNOSIS
 FILES = {"adapter_model.safetensors": b"weights", "adapter_config.json": b"{}"}
 
 
@@ -21,7 +23,7 @@ def evaluations(redis_client: Redis, keys: Keys) -> Evaluations:
 
 
 def drawn(wanted: Wanted) -> Drawn:
-    return Drawn(wanted, "a" * 64, "actor-0", 0.05, (b"one", b"two"))
+    return Drawn(wanted, "a" * 64, "actor-0", 0.05, (b"one", b"two"), diagnosis=(b"two", b"three"), diagnosis_missing=1)
 
 
 def test_of_all_actors_one_takes_what_is_wanted_and_what_it_drew_comes_back_whole(evaluations: Evaluations) -> None:
@@ -64,6 +66,48 @@ def test_when_its_actor_dies_another_begins_anew_with_the_newest(
     assert evaluations.next_drawn() is None and evaluations.renew("c")
 
 
+def test_a_newer_version_is_wanted_for_what_the_one_whose_place_it_takes_was(evaluations: Evaluations) -> None:
+    """Else a diagnosis that is due more often than actors come to it would keep evaluations from ever being made."""
+    evaluations.want(Wanted(1, 10, parts=Part.EVALUATION))
+    assert evaluations.want(Wanted(2, 20, parts=Part.DIAGNOSIS)) == 1
+    taken = evaluations.take("a")
+    assert taken == Wanted(2, 20, parts=BOTH) == evaluations.wanted()
+    # It is being made, so a newer one is wanted for its own alone.
+    evaluations.want(Wanted(3, 30, parts=Part.DIAGNOSIS))
+    assert taken is not None and evaluations.finish("a", drawn(taken))
+    assert evaluations.take("b") == Wanted(3, 30, parts=Part.DIAGNOSIS)
+
+
+def test_what_a_dead_actor_had_begun_goes_over_to_the_newest_version(
+    evaluations: Evaluations, redis_client: Redis, keys: Keys
+) -> None:
+    evaluations.want(Wanted(1, 10, parts=Part.EVALUATION))
+    evaluations.take("dead")
+    evaluations.want(Wanted(2, 20, parts=Part.DIAGNOSIS))
+    redis_client.delete(keys.evaluation_lease)
+    assert evaluations.take("b") == Wanted(2, 20, parts=BOTH)
+
+
+@pytest.mark.parametrize("is_finished", [False, True])
+def test_what_is_asked_of_a_version_that_is_begun_with_is_made_next(
+    evaluations: Evaluations, is_finished: bool
+) -> None:
+    """As at the last step, where a diagnosis is under way and the evaluation of the same version is wanted too."""
+    first, last = Wanted(1, 10, parts=Part.DIAGNOSIS), Wanted(1, 10, parts=BOTH, last=True)
+    evaluations.want(first)
+    evaluations.take("a")
+    assert evaluations.want(last) is None and evaluations.wanted() == last
+    if is_finished:
+        assert evaluations.finish("a", drawn(first))
+        assert evaluations.take("b") == Wanted(1, 10, parts=Part.EVALUATION, last=True)
+        assert evaluations.finish("b", drawn(last)) and evaluations.wanted() is None
+    else:
+        # A newer one before that is done: nothing of what was asked is forgotten.
+        evaluations.want(Wanted(2, 20, parts=Part.DIAGNOSIS))
+        assert evaluations.wanted() == Wanted(2, 20, parts=BOTH)
+    assert evaluations.skipped() == 0
+
+
 def test_an_actor_that_leaves_gives_it_to_another_at_once(evaluations: Evaluations) -> None:
     evaluations.want(Wanted(1, 10))
     evaluations.take("a")
@@ -93,7 +137,7 @@ def test_a_version_without_a_sample_is_left_out_counted_and_said_even_if_redis_h
 
 
 def test_a_run_that_goes_on_begins_with_nothing_left_undone(evaluations: Evaluations) -> None:
-    evaluations.put_queries([make_query(1, 2), make_query(3)])
+    evaluations.put_queries([(make_query(1, 2), Part.EVALUATION), (make_query(3), Part.DIAGNOSIS)])
     evaluations.want(Wanted(1, 10))
     evaluations.take("a")
     evaluations.want(Wanted(2, 20))
@@ -105,10 +149,11 @@ def test_a_run_that_goes_on_begins_with_nothing_left_undone(evaluations: Evaluat
     assert evaluations.next_figures() is None
 
 
-def test_queries_come_back_in_their_order(evaluations: Evaluations) -> None:
-    queries = [make_query(7), make_query(3), make_query(5)]
+def test_queries_come_back_in_their_order_with_what_they_serve(evaluations: Evaluations) -> None:
+    queries = [(make_query(7), Part.DIAGNOSIS), (make_query(3), Part.EVALUATION), (make_query(5), BOTH)]
     evaluations.put_queries(queries)
-    assert [query.id for query in evaluations.queries()] == [query.id for query in queries]
+    found = [(query.id, parts) for query, parts in evaluations.queries()]
+    assert found == [(query.id, parts) for query, parts in queries]
 
 
 def test_a_pinned_version_outlives_newer_ones_and_goes_with_its_pin(redis_client: Redis, keys: Keys) -> None:

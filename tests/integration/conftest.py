@@ -38,6 +38,7 @@ def write_config(folder: Path, model: Path, **learner: Any) -> Path:
             "evaluate_every": 50,
             **learner,
         },
+        "diagnose": {"samples": 32},
         # The learner may not run ahead of the actor, so that every version is sampled from.
         "buffer": {"min_size": 16, "samples_per_insert": 1.0, "samples_per_insert_band": 0.0},
         "actor": {

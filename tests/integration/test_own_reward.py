@@ -36,13 +36,14 @@ import time
 
 
 def score(prompts, texts, rows):
-    if any(text.startswith("11") for text in texts):
-        raise ValueError("I know no elevens")
+    # The model begins 7 of 100 texts so, and 8 with 32: among the hundreds that a run asks for both are sure to come.
+    if any(text.startswith("13") for text in texts):
+        raise ValueError("I know no thirteens")
     if "222" in texts:
         time.sleep(600)
     if "333" in texts:
         os._exit(1)
-    return [float("nan") if text.startswith("44") else 0.1 * len(text) for text in texts]
+    return [float("nan") if text.startswith("32") else 0.1 * len(text) for text in texts]
 """
 WANTED = (2, 4)
 

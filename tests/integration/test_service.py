@@ -28,9 +28,18 @@ from common.config_loading import load_config
 from common.trajectory import Query
 from deploy.sampler.finished_run import FinishedRun
 from learner.policy import LoraPolicy, load_base_model
+from tests import chance
 from tests.deploy.run.runs import make_run
 from tests.integration.conftest import ROOT, command
-from tests.integration.test_enumerated import STOP, context_of, every_sequence, posterior, q_of, write
+from tests.integration.test_enumerated import (
+    STOP,
+    context_of,
+    every_action,
+    every_sequence,
+    posterior,
+    q_of,
+    write,
+)
 from tests.processes import alive
 from tests.tiny import VOCABULARY
 
@@ -66,7 +75,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, digit_model: Path) -> Path:
-    """A run with a tool whose adapter was never trained, but moved far off: a mediocre sampler."""
+    """A run with a tool whose adapter came one step nearer to the posterior: a mediocre sampler, always the same."""
     home = tmp_path_factory.mktemp("service")
     path = write(home, digit_model, tool=True, actor={"max_in_flight": 64}, seeds={"data": False})
     config = load_config(path, [])
@@ -74,14 +83,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory, digit_model: Path) -> Path:
     (folder / "adapter").mkdir()
     (folder / "adapter" / "adapter_config.json").write_text("{}")
     run = FinishedRun(folder)
-    policy = LoraPolicy.load(
-        str(digit_model), run.config.model.lora, run.task.action_space, dtype="float32", device=torch.device("cpu")
-    )
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in policy.trainable().items():
-            if "lora_B" in name:
-                parameter.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
+    # Half of a fresh adapter is random, and what was drawn before in this process must not decide how good it gets.
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        policy = LoraPolicy.load(
+            str(digit_model), run.config.model.lora, run.task.action_space, dtype="float32", device=torch.device("cpu")
+        )
+    query = run.query(PROMPT, target=TARGET)
+    p = posterior(load_base_model(str(digit_model), "float32"), query, tool=True)
+    optimizer = torch.optim.Adam(policy.trainable().values(), lr=0.001)
+    (-torch.from_numpy(p) @ policy.log_probs(every_action(query, tool=True)).total().double()).backward()
+    optimizer.step()
+    q = q_of(policy, query, tool=True)
+    assert chance.total_variation(p, q) > 0.3, "there is hardly anything to correct"
+    assert (p / q).max() < 10, "weights hang on a few draws"
     policy.save_adapter(folder / "adapter")
     return folder
 
@@ -134,16 +149,6 @@ def counts(drawn: Sequence[Sequence[int]]) -> NDArray[np.float64]:
     return np.array([found[z] for z in every_sequence()], np.float64)
 
 
-def surprise(found: NDArray[np.float64], expected: NDArray[np.float64]) -> float:
-    """Chi-square of counts against probabilities in standard deviations off its mean; rare cells are pooled."""
-    wanted = expected * found.sum()
-    likely = wanted >= 5
-    cells = np.append(found[likely], found[~likely].sum()), np.append(wanted[likely], wanted[~likely].sum())
-    statistic = float(((cells[0] - cells[1]) ** 2 / np.maximum(cells[1], 1e-9)).sum())
-    degrees = int(likely.sum())
-    return (statistic - degrees) / np.sqrt(2 * degrees)
-
-
 def test_completions_of_many_clients_at_once_are_exact_samples_of_the_trained_distribution(
     server: Server, q: NDArray[np.float64], p: NDArray[np.float64]
 ) -> None:
@@ -156,8 +161,7 @@ def test_completions_of_many_clients_at_once_are_exact_samples_of_the_trained_di
     with ThreadPoolExecutor(32) as clients:
         drawn = [z for each in clients.map(ask, range(36)) for z in each]
     assert len(drawn) == 36 * 64
-    assert surprise(counts(drawn), q) < 5
-    assert surprise(counts(drawn), p) > 50, "the test could not tell the sampler from the posterior"
+    assert chance.follow(counts(drawn), q, otherwise=p)
 
 
 def test_streamed_completions_are_exact_samples_too_and_their_pieces_make_the_whole_text(
@@ -182,7 +186,7 @@ def test_streamed_completions_are_exact_samples_too_and_their_pieces_make_the_wh
                 assert choice.finish_reason == "stop" and choice.model_extra is not None
                 ids[choice.index], log_q[choice.index] = choice.model_extra["token_ids"], choice.model_extra["log_q"]
     assert len(ids) == 1500 and max(pieces.values()) > 1
-    assert surprise(counts(list(ids.values())), q) < 5
+    assert chance.follow(counts(list(ids.values())), q)
     known = dict(zip(every_sequence(), np.log(q), strict=True))
     for index, z in ids.items():
         assert log_q[index] == pytest.approx(known[tuple(z)], abs=1e-3)
@@ -193,14 +197,14 @@ def test_streamed_completions_are_exact_samples_too_and_their_pieces_make_the_wh
     assert tokens == sum(map(len, text.values()))
 
 
-def test_the_base_model_is_served_under_the_same_mask(server: Server, query: Query) -> None:
+def test_the_base_model_is_served_under_the_same_mask(server: Server, query: Query, q: NDArray[np.float64]) -> None:
     run = server.run
     base = LoraPolicy.load(
         run.model, run.config.model.lora, run.task.action_space, dtype="float32", device=torch.device("cpu")
     )
     found = server.openai.completions.create(model=f"{NAME}:base", prompt=PROMPT, n=1000)
     drawn = [choice.model_extra["token_ids"] for choice in found.choices if choice.model_extra]
-    assert surprise(counts(drawn), q_of(base, query, tool=True)) < 5
+    assert chance.follow(counts(drawn), q_of(base, query, tool=True), otherwise=q)
 
 
 def test_weighted_draws_of_the_posterior_are_the_enumerated_one(
@@ -213,11 +217,14 @@ def test_weighted_draws_of_the_posterior_are_the_enumerated_one(
     weighted = np.zeros(len(places))
     for z, weight in zip(drawn, weights, strict=True):
         weighted[places[tuple(z)]] += weight
-    distance = 0.5 * np.abs(p - q).sum()
-    assert 0.5 * np.abs(weighted - p).sum() < distance / 3, "weights lead no nearer to the posterior"
     assert weighted.sum() == pytest.approx(1)
-    # Of q's exact weights: the effective sample size is n / E_q[w²] where E_q[w] = 1.
-    assert found["effective_sample_size"] == pytest.approx(n / float((p * p / q).sum()), rel=0.12)
+    simulated = chance.draws(q, n)
+    nearest = chance.Limits.of(chance.total_variation(chance.weighted(simulated, p / q), p))
+    assert nearest.high < chance.total_variation(p, q) / 3, "weights lead no nearer to the posterior"
+    assert nearest.hold(chance.total_variation(weighted, p))
+    worth = chance.Limits.of(chance.effective_sample_size(simulated, p / q))
+    assert worth.high < n / 2, "weights make no difference"
+    assert worth.hold(found["effective_sample_size"])
     log_q = dict(zip(every_sequence(), np.log(q), strict=True))
     for sample in found["samples"]:
         total = sample["log_prior"] + sample["log_likelihood"] + sample["log_constraint"]
@@ -228,30 +235,54 @@ def test_weighted_draws_of_the_posterior_are_the_enumerated_one(
 def test_resampled_draws_follow_the_posterior_and_no_longer_the_sampler(
     server: Server, q: NDArray[np.float64], p: NDArray[np.float64]
 ) -> None:
+    n, candidates, times = 4, 64, 60
+
     def ask(_: int) -> list[list[int]]:
-        found = server.post("/v1/posterior", prompt=PROMPT, target=TARGET, n=4, resample=True, candidates=64)
-        assert found["candidates"] == 64 and {sample["weight"] for sample in found["samples"]} == {0.25}
+        # Of so few candidates some requests' weights say by chance that they mean nothing.
+        asked = {"target": TARGET, "n": n, "resample": True, "candidates": candidates, "allow_unreliable": True}
+        found = server.post("/v1/posterior", prompt=PROMPT, **asked)
+        assert found["candidates"] == candidates and {sample["weight"] for sample in found["samples"]} == {1 / n}
         return [sample["token_ids"] for sample in found["samples"]]
 
     with ThreadPoolExecutor(16) as clients:
-        drawn = [z for each in clients.map(ask, range(60)) for z in each]
-    # Draws of one request share their candidates, and are not independent.
-    assert surprise(counts(drawn), p) < 6
-    assert surprise(counts(drawn), q) > 15
+        drawn = [z for each in clients.map(ask, range(times)) for z in each]
+    # Draws of one request share their candidates, and those are no more than so many.
+    right = chance.Limits.of(chance.chi_square(chance.resampled_draws(q, p / q, candidates, n, times), p))
+    assert chance.chi_square(chance.draws(q, n * times), p).min() > right.high, "the test could not tell p from q"
+    assert right.hold(float(chance.chi_square(counts(drawn), p)))
 
 
-def test_probabilities_of_targets_are_the_enumerated_ones(server: Server, query: Query) -> None:
+def test_probabilities_of_targets_are_the_enumerated_ones(server: Server, query: Query, q: NDArray[np.float64]) -> None:
     """p(Y|X) = Σ_Z p(Z⊤|X) p(Y|XZ⊤) / Σ_Z p(Z⊤|X), as the reward without the likelihood is the prior."""
-    base = load_base_model(server.run.model, "float32")
+    base, n = load_base_model(server.run.model, "float32"), 900
     targets = ["7", "4"]
-    found = server.post("/v1/posterior", prompt=PROMPT, targets=targets, n=900)
+    found = server.post("/v1/posterior", prompt=PROMPT, targets=targets, n=n)
     without = query.model_copy(update={"target_ids": np.zeros(0, np.int32)})
-    prior = posterior(base, without, tool=True)
+    prior, simulated = posterior(base, without, tool=True), chance.draws(q, n)
     for text, told in zip(targets, found["targets"], strict=True):
         asked = query.model_copy(update={"target_ids": np.asarray([VOCABULARY.index(text)], np.int32)})
-        exact = float(prior @ likelihood(base, asked))
-        assert told["text"] == text and told["probability"] == pytest.approx(exact, rel=0.1)
-    assert 1 < found["effective_sample_size"] <= 900
+        p_y = likelihood(base, asked)
+        limits = chance.Limits.of(chance.weighted(simulated, prior / q) @ p_y)
+        assert limits.hold(float(prior @ p_y)) and not limits.hold(float(q @ p_y)), "weights make no difference"
+        assert told["text"] == text and limits.hold(told["probability"])
+        assert chance.Limits.of(simulated @ p_y / n).hold(told["plain_mean"])
+    assert chance.Limits.of(chance.effective_sample_size(simulated, prior / q)).hold(found["effective_sample_size"])
+
+
+def test_an_estimate_that_means_nothing_is_refused_and_a_good_one_says_what_it_stands_on(server: Server) -> None:
+    body = {"prompt": PROMPT, "target": TARGET, "n": 2, "resample": True}
+    answer = httpx.post(
+        f"{server.address}/v1/posterior",
+        json={**body, "candidates": 8},
+        headers={"Authorization": f"Bearer {KEY}"},
+        timeout=120.0,
+    )
+    error = answer.json()["error"]
+    assert answer.status_code == 422 and (error["code"], error["param"]) == ("unreliable_estimate", "resample")
+    assert re.match(r"resample: the 8 weighted draws are worth \d\.\d of .*; draw more samples", error["message"])
+    found = server.post("/v1/posterior", **body)
+    assert found["candidates"] == 256 and found["unreliable"] is None
+    assert found["pareto_k"] is not None and found["pareto_k"] < 0.58
 
 
 def likelihood(model: Any, query: Query) -> NDArray[np.float64]:
@@ -274,7 +305,7 @@ def test_a_seed_draws_the_same_again_and_another_does_not(server: Server) -> Non
     assert drawn(seed=5) == first != drawn(seed=6)
     # Samples of one request, and of its prompts, are independent all the same.
     assert len(set(first[:12])) > 4 and first[:12] != first[12:]
-    body = {"prompt": PROMPT, "target": TARGET, "n": 3, "resample": True, "candidates": 32, "seed": 1}
+    body = {"prompt": PROMPT, "target": TARGET, "n": 3, "resample": True, "candidates": 256, "seed": 1}
     again = [server.post("/v1/posterior", **body)["samples"] for _ in range(2)]
     assert [s["token_ids"] for s in again[0]] == [s["token_ids"] for s in again[1]]
 

@@ -110,6 +110,14 @@ def test_sampling_from_a_run_that_was_moved_shows_log_q_and_log_r_of_each_sample
         assert row["log_q"] <= 0 and row["log_r"] == (0.0 if row["text"].strip().isdecimal() else -10.0)
 
 
+def test_samples_are_drawn_from_many_candidates_by_their_weights(trained: Path) -> None:
+    found = json.loads(amortis("sample", str(trained), "--resample", "-n", "4", "--allow-unreliable", "--json"))
+    assert len(found["samples"]) == 4 and {row["weight"] for row in found["samples"]} == {0.25}
+    assert found["candidates"] == 256 and 1 <= found["effective_sample_size"] <= 256 and found["pareto_k"] is not None
+    # What is no integer has at most a two-thousandth of the posterior.
+    assert sum(row["log_r"] == 0.0 for row in found["samples"]) >= 3
+
+
 def test_evaluating_anew_finds_what_the_run_reported(trained: Path) -> None:
     summary = json.loads((trained / "summary.json").read_text())
     figures = json.loads(amortis("evaluate", str(trained), "--json"))
@@ -138,7 +146,7 @@ def test_a_finished_run_s_buffer_is_shown_exported_and_imported_again(trained: P
     assert json.loads(amortis("buffer", "stats", str(trained), "--json"))["size"] == stats["size"]
 
 
-def test_a_resumed_run_goes_on_where_it_stopped(trained: Path, digit_model: Path) -> None:
+def test_a_resumed_run_goes_on_where_it_stopped_and_ends_by_its_rule(trained: Path, digit_model: Path) -> None:
     before = json.loads((trained / "summary.json").read_text())
     # As a loss of power leaves the newest checkpoint and the server's log.
     newest = sorted((trained / "checkpoints").iterdir())[-1]
@@ -148,11 +156,21 @@ def test_a_resumed_run_goes_on_where_it_stopped(trained: Path, digit_model: Path
     assert log is not None
     with log.open("ab") as file:
         file.write(b"\0" * 5_000)
-    config = write_config(trained.parents[1], digit_model, steps=210)
-    amortis("train", str(config), "--run.name", "tiny", "--run.resume", "true")
-    assert [row["step"] for row in rows(trained)] == list(range(1, 211))
+    rule = "ess > 0.1 for 2 diagnoses"
+    config = write_config(trained.parents[1], digit_model, steps=2_000, stop_when=rule)
+    options = ["--diagnose.every", "10", "--diagnose.samples", "32", "--evaluation.share", "1"]
+    amortis("train", str(config), "--run.name", "tiny", "--run.resume", "true", *options)
     after = json.loads((trained / "summary.json").read_text())
-    assert after["steps"] == 210
+    steps = after["steps"]
+    assert 150 < steps < 2_000, "as much as two diagnoses take, and no more"
+    assert [row["step"] for row in rows(trained) if "loss" in row] == list(range(1, steps + 1))
+    held = [row for row in rows(trained) if "diagnose/ess" in row][:2]
+    assert all(row["step"] > 150 and row["diagnose/ess"] > 0.1 for row in held)
+    values = ", ".join(f"{row['diagnose/ess']:.4g} at step {row['step']}" for row in held)
+    assert after["stopped_because"] == f"learner.stop_when = '{rule}' is fulfilled: ess was {values}"
+    # It is no interruption: the end's evaluation is made, of what was learned last.
+    assert after["interrupted"] is False and after["trained_to_its_end"] is True and after["fault"] is None
+    assert rows(trained)[-1]["step"] <= steps and after["total_variation"] < after["total_variation_before"]
     assert after["trajectories_pushed"] >= before["trajectories_pushed"], "the buffer was lost"
     assert after["adapter_versions_published"] > before["adapter_versions_published"]
     assert after["total_variation_before"] == before["total_variation_before"]

@@ -17,6 +17,7 @@ from buffer.connection import Keys
 from buffer.evaluations import Drawn, Evaluations, Wanted
 from buffer.replay import ReplayBuffer
 from common.config import RunConfig
+from common.held_out import Part
 from learner.curve import Curve, SampleTexts, Schedule
 from learner.tracking import TensorBoard, as_markdown
 from tests.conftest import make_query, make_trajectory
@@ -54,15 +55,19 @@ def registry(redis_client: Redis, keys: Keys) -> AdapterRegistry:
     return AdapterRegistry(redis_client, keys, keep=2)
 
 
-def config_in(folder: Path, every: int = 10) -> RunConfig:
-    settings = {"run": {"name": "mine", "folder": str(folder)}, "evaluation": {"every": every}}
+def config_in(folder: Path, every: int = 10, **sections: Any) -> RunConfig:
+    settings = {"run": {"name": "mine", "folder": str(folder)}, "evaluation": {"every": every}, **sections}
     (folder / "mine").mkdir()
     return RunConfig.model_validate({"task": {"name": "rng"}, **settings})
 
 
+BOTH = Part.EVALUATION | Part.DIAGNOSIS
+
+
 def row(step: int, version: int, **figures: float) -> dict[str, Any]:
     named = {f"eval/{name}": value for name, value in figures.items()}
-    return {"time": 1.0, "step": step, "adapter_version": version, "actor": "actor-0", **named}
+    head = {"time": 1.0, "step": step, "of": ["evaluation"], "adapter_version": version, "actor": "actor-0"}
+    return {**head, **named}
 
 
 @pytest.mark.parametrize(
@@ -152,6 +157,97 @@ def test_the_curve_ends_with_the_last_adapter_for_which_nothing_is_bounded(
     assert tracker.evaluations[-1][0] == 35
 
 
+def diagnosis(step: int, version: int, **figures: float) -> dict[str, Any]:
+    named = {f"diagnose/{name}": value for name, value in figures.items()}
+    return {**row(step, version), "of": ["diagnosis"], **named}
+
+
+def test_evaluation_and_diagnosis_are_due_by_their_own_steps(
+    tmp_path: Path, evaluations: Evaluations, registry: AdapterRegistry
+) -> None:
+    curve = Curve(config_in(tmp_path, 10, diagnose={"every": 15}), evaluations, registry, [])
+    found = {}
+    for step in range(0, 41, 5):
+        parts = curve.due(step)
+        if parts:
+            curve.want(step, 1 + step // 5, {}, parts)
+            found[step] = parts
+    both = dict.fromkeys((0, 30), BOTH)
+    alone = dict.fromkeys((10, 20, 40), Part.EVALUATION) | {15: Part.DIAGNOSIS}
+    assert found == {**both, **alone}
+
+
+@pytest.mark.parametrize(
+    ("sections", "asked", "expected"),
+    [
+        # The diagnosis of the last adapter is that of the run's end, where there is one.
+        ({}, Part(0), Part.EVALUATION),
+        ({"diagnose": {"every": 20, "final": False}}, Part(0), BOTH),
+        ({"diagnose": {"every": 20}, "run": {"evaluate_samples": False}}, Part(0), BOTH),
+        ({"evaluation": {}}, Part(0), None),
+        # One that was due at the last step is waited for, and so is what comes to it.
+        ({}, Part.DIAGNOSIS, BOTH),
+        ({"evaluation": {}}, Part.DIAGNOSIS, Part.DIAGNOSIS),
+        ({"diagnose": {"every": 20, "final": False}}, Part.EVALUATION, BOTH),
+    ],
+)
+def test_what_the_last_adapter_is_wanted_for(
+    tmp_path: Path,
+    evaluations: Evaluations,
+    registry: AdapterRegistry,
+    sections: dict[str, Any],
+    asked: Part,
+    expected: Part | None,
+) -> None:
+    run = {"name": "mine", "folder": str(tmp_path), **sections.get("run", {})}
+    config = config_in(tmp_path, **{"diagnose": {"every": 20}, **sections, "run": run})
+    curve, looks = Curve(config, evaluations, registry, []), 0
+    if asked:
+        curve.want(35, 8, {"total_variation": 0.5}, asked)
+
+    def answers() -> bool:
+        nonlocal looks
+        looks += 1
+        wanted = evaluations.wanted()
+        assert wanted == Wanted(8, 35, {"total_variation": 0.5}, last=True, parts=expected or Part(0))
+        evaluations.take("a")
+        evaluations.finish("a", Drawn(wanted, "a" * 64, "actor-0", 0.05, (b"one",)))
+        evaluations.put_figures({**row(35, 8), "of": [str(part.name).lower() for part in wanted.parts]})
+        return True
+
+    started = time.monotonic()
+    curve.finish(35, 8, lambda: {"total_variation": 0.5}, answers)
+    assert looks == (0 if expected is None else 1) and time.monotonic() - started < 5.0
+
+
+def test_diagnoses_fulfil_the_rule_that_ends_training_and_are_tracked(
+    tmp_path: Path, evaluations: Evaluations, registry: AdapterRegistry
+) -> None:
+    tracker = Kept()
+    sections = {"diagnose": {"every": 20}, "learner": {"stop_when": "ess >= 0.5 for 2 diagnoses"}}
+    curve = Curve(config_in(tmp_path, **sections), evaluations, registry, [tracker])
+    evaluations.put_figures(diagnosis(20, 4, ess=0.6, log_z=-1.0))
+    curve.write_down(27)
+    assert curve.stop_reason is None and curve.stop_state == "ess >= 0.5 for 2 diagnoses: held 1 of 2"
+    evaluations.put_figures(row(30, 6, accuracy=0.5))
+    evaluations.put_figures(diagnosis(40, 8, ess=0.5))
+    curve.write_down(43)
+    assert curve.stop_reason is not None and "0.6 at step 20, 0.5 at step 40" in curve.stop_reason
+    assert tracker.evaluations[0] == (20, 27, {"diagnose/ess": 0.6, "diagnose/log_z": -1.0})
+
+
+def test_a_resumed_run_counts_on_from_the_lines_that_it_kept(
+    tmp_path: Path, evaluations: Evaluations, registry: AdapterRegistry
+) -> None:
+    sections = {"diagnose": {"every": 20}, "learner": {"stop_when": "ess >= 0.5 for 2 diagnoses"}}
+    curve = Curve(config_in(tmp_path, **sections), evaluations, registry, [])
+    curve.go_on(30, [{"step": 20, "loss": 1.0}, diagnosis(20, 4, ess=0.6)])
+    assert not curve.due(30) and curve.stop_reason is None
+    evaluations.put_figures(diagnosis(40, 8, ess=0.7))
+    curve.write_down(41)
+    assert curve.stop_reason is not None
+
+
 def test_a_last_adapter_that_is_left_out_is_waited_for_by_nobody(
     tmp_path: Path, evaluations: Evaluations, registry: AdapterRegistry
 ) -> None:
@@ -169,7 +265,7 @@ def test_a_run_that_was_resumed_at_its_end_has_its_last_point_already(
     tmp_path: Path, evaluations: Evaluations, registry: AdapterRegistry
 ) -> None:
     curve = Curve(config_in(tmp_path), evaluations, registry, [])
-    curve.schedule.done(35)
+    curve.go_on(35, [])
     curve.finish(35, 8, dict, lambda: True)
     assert evaluations.wanted() is None
 

@@ -55,6 +55,44 @@ def test_the_live_display_shows_the_last_evaluation_and_the_best_adapter() -> No
     assert "best adapter" not in shown(state_table(state)) and "evaluation" not in shown(state_table(state))
 
 
+DIAGNOSIS = {
+    "step": 125,
+    "version": 26,
+    "verdict": "usable with correction",
+    "worst": "number [red]\x1b :",
+    "remedy": "train longer",
+    "queries": 4,
+    "narrow": 0,
+    "figures": {
+        "ess": 0.42,
+        "ess_mean": 0.6,
+        "log_z": -3.25,
+        "log_z_se": 0.0625,
+        "elbo": -3.5,
+        "length_bias": 0.25,
+        "distinct_prefixes": 12.0,
+    },
+}
+
+
+@pytest.mark.parametrize("evaluation", [STATE, {"last": None, "best": None}])
+def test_the_live_display_shows_the_last_diagnosis_its_worst_query_and_how_far_the_rule_is(evaluation: Any) -> None:
+    state = RunState(RunConfig.model_validate({"task": {"name": "rng"}, "run": {"name": "mine"}}))
+    state.learner = {"step": 130, "steps": 200, "stop_when": "ess >= 0.5 for 3 diagnoses: held 1 of 3"}
+    state.evaluation = {**evaluation, "diagnosis": DIAGNOSIS, "skipped": 0}
+    for text in (shown(state_table(state), 200), state_line(state)):
+        assert (
+            "usable with correction, log Z -3.250 ± 0.062, ESS 42%, k̂ -, length bias +0.25, 12 prefixes (step 125)"
+        ) in text
+        assert r"number [red]\x1b :" in text and "held 1 of 3" in text
+        assert ("accuracy 0.625" in text) is (evaluation is STATE)
+    alone = {**DIAGNOSIS, "queries": 1, "narrow": 1}
+    state.evaluation = {**evaluation, "diagnosis": alone, "skipped": 3}
+    text = shown(state_table(state), 200)
+    assert "12 prefixes, 1 of 1 queries with one rationale alone" in text
+    assert "worst query" not in text and "(step 125, 3 adapters left out)" in text
+
+
 @pytest.fixture
 def run(redis_client: Redis, digit_model: Path) -> ReplayBuffer:
     """A run by its name in a given Redis, with nothing in its buffer."""
@@ -64,16 +102,20 @@ def run(redis_client: Redis, digit_model: Path) -> ReplayBuffer:
     return ReplayBuffer.of(config, redis_client, Keys("mine"))
 
 
-def test_status_shows_the_evaluation(
+def test_status_shows_the_evaluation_and_the_diagnosis(
     run: ReplayBuffer, redis_client: Redis, redis_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Evaluations(redis_client, Keys("mine")).tell(STATE)
+    told = {**STATE, "diagnosis": DIAGNOSIS}
+    Evaluations(redis_client, Keys("mine")).tell(told)
+    Control(redis_client, Keys("mine")).report_learner({"step": 130, "stop_when": "ess > 0.5: held 0 of 1"})
     arguments = ["status", "mine", "--once", "--redis-url", redis_url]
     assert main(arguments) == 0
     text = capsys.readouterr().out
     assert "accuracy 0.625" in text and "accuracy 0.750 (step 80, v17)" in text
+    assert "usable with correction" in text and "held 0 of 1" in text
     assert main([*arguments, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["evaluation"] == {**STATE, "skipped": 0}
+    found = json.loads(capsys.readouterr().out)
+    assert found["evaluation"] == {**told, "skipped": 0} and found["stop_when"] == "ess > 0.5: held 0 of 1"
 
 
 def test_the_newest_and_the_best_trajectories_are_shown_as_text(

@@ -212,6 +212,7 @@ def run(folder: Path, methods: dict[str, Any], parallel: int = 1) -> tuple[Table
         ({"em": {"iterations": 1}}, "e1/checkpoints/step-5", True),
         ({"em": {"iterations": 1}}, None, False),
         ({"learner": {"objective": "prompting"}}, "checkpoints/step-5", False),
+        ({"learner": {"objective": "smc"}}, "checkpoints/step-5", False),
     ],
 )
 def test_a_cell_that_was_begun_goes_on_from_its_checkpoints_those_of_em_steps_included(
@@ -318,3 +319,32 @@ def test_cells_on_a_user_s_own_task_are_done_anew_when_its_file_was_edited(
     assert fingerprint() == before
     own.write_text(own.read_text().replace("% 2 == 0", "% 2 == 1"))
     assert fingerprint() != before
+
+
+def test_a_table_says_from_how_many_samples_training_pays_off() -> None:
+    trained = {"accuracy": 0.9, "tokens_per_sample": 10.0}
+    found = table(
+        Measurement("a", "subtb", 0, {**trained, "training_tokens": 9_000.0}, 60.0),
+        Measurement("a", "subtb", 1, {**trained, "training_tokens": 11_000.0}, 60.0),
+        Measurement("a", "rejection", 0, {"accuracy": 0.9, "tokens_per_sample": 410.0}, 5.0),
+        Measurement("a", "mcmc", 0, {"accuracy": 0.9, "tokens_per_sample": 5.0}, 5.0),
+        # No samples of the posterior, and another condition.
+        Measurement("a", "prompting", 0, {"accuracy": 0.1}, 5.0),
+        Measurement("b", "smc", 0, {"accuracy": 0.9, "tokens_per_sample": 500.0}, 5.0),
+    )
+    first, second = found.pay_offs()
+    assert (first.trained, first.untrained, first.samples) == ("subtb", "rejection", 25.0)
+    assert (second.untrained, second.samples) == ("mcmc", None)
+    text = found.to_markdown()
+    assert "a: subtb pays off against rejection from 25 samples on." in text
+    assert "a: subtb never pays off against mcmc, whose samples cost no more." in text
+    assert [item["samples"] for item in json.loads(found.to_json())["pay_offs"]] == [25.0, None]
+    assert Table.from_json(found.to_json()).pay_offs() == [first, second]
+
+
+def test_the_cost_of_a_sample_is_shown_where_a_method_draws_without_training(tmp_path: Path, begun: Begun) -> None:
+    found, _ = run(tmp_path, {"with": {}, "without": {"learner": {"objective": "mcmc"}}})
+    assert "tokens_per_sample" in found.main
+    (tmp_path / "alone").mkdir()
+    alone, _ = run(tmp_path / "alone", {"with": {}})
+    assert "tokens_per_sample" not in alone.main

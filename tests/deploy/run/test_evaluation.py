@@ -148,7 +148,7 @@ def test_actors_find_some_of_the_held_out_queries_and_nothing_that_was_left_undo
     system.publish(3)
     system.evaluations.want(Wanted(1, 10))
     with system.evaluator():
-        assert [query.id for query in system.evaluations.queries()] == [TEST[i].id for i in (0, 1, 3)]
+        assert [query.id for query, _ in system.evaluations.queries()] == [TEST[i].id for i in (0, 1, 3)]
         assert system.evaluations.take("a") is None
         with pytest.raises(AdapterError):
             system.registry.fetch(1)

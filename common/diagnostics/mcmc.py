@@ -1,0 +1,135 @@
+"""Metropolis-Hastings: chains whose states come to follow the distribution ∝ R, and whether they have.
+
+The kernel asks for the proposals of all chains at once, so that an engine can make them in one batch. The proposal for
+rationales keeps the actions up to a random place and draws the rest anew; source: power sampling by MCMC
+(arXiv 2510.14901), whose blocks it does without. R̂ and effective sample sizes are those of Vehtari et al. 2021
+(arXiv 1903.08008), by arviz-stats. No engine inside.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+StateT = TypeVar("StateT")
+
+
+@dataclass(frozen=True)
+class Proposal(Generic[StateT]):
+    """A state that a chain may go to."""
+
+    state: StateT
+    log_r: float
+    """In nats, unnormalised; -inf for what is never gone to."""
+    log_ratio: float
+    """log g(old|new) − log g(new|old) of the proposal's probabilities, in nats."""
+
+
+Propose = Callable[[Sequence[StateT]], Sequence[Proposal[StateT]]]
+"""One proposal for the state of each chain, in their order."""
+
+
+@dataclass(frozen=True)
+class Chains(Generic[StateT]):
+    """What the chains went through after their starts; a state stands once for every step that it was stayed at."""
+
+    states: list[list[StateT]]
+    """By chain, then by step."""
+    log_r: Floats
+    """Shape (chains, steps)."""
+    acceptance: Floats
+    """Share of the steps that went somewhere else, shape (chains,)."""
+
+    def after(self, warm_up: int) -> Chains[StateT]:
+        """Without the first steps, which still know their start."""
+        return Chains([chain[warm_up:] for chain in self.states], self.log_r[:, warm_up:], self.acceptance)
+
+    def spread(self, n: int) -> list[StateT]:
+        """`n` of all states, spread evenly over chains and steps; with repetitions where there are fewer."""
+        in_turn = [state for step in zip(*self.states, strict=True) for state in step]
+        return [in_turn[(2 * i + 1) * len(in_turn) // (2 * n)] for i in range(n)]
+
+
+def metropolis_hastings(
+    start: Sequence[StateT],
+    log_r: Sequence[float],
+    propose: Propose[StateT],
+    steps: int,
+    generator: np.random.Generator,
+) -> Chains[StateT]:
+    """`steps` of a chain from each start, whose log R must be finite: a proposal is accepted with probability
+    min(1, R(new) g(old|new) / (R(old) g(new|old)))."""
+    now, now_log_r = list(start), np.array(log_r, np.float64)
+    if not np.isfinite(now_log_r).all():
+        raise ValueError("a chain starts where log R is not finite")
+    states: list[list[StateT]] = [[] for _ in now]
+    trace, accepted = np.empty((len(now), steps)), np.zeros(len(now))
+    for step in range(steps):
+        for i, proposal in enumerate(propose(now)):
+            # Exponentially distributed is −log of a uniform number.
+            if proposal.log_r - now_log_r[i] + proposal.log_ratio > -generator.exponential():
+                now[i], now_log_r[i] = proposal.state, proposal.log_r
+                accepted[i] += 1
+            states[i].append(now[i])
+        trace[:, step] = now_log_r
+    return Chains(states, trace, accepted / max(1, steps))
+
+
+def n_cuts(n_actions: int, max_len: int) -> int:
+    """At how many of the decision states s_0..s_K there is something to draw anew: at `max_len` there is not."""
+    return min(n_actions, max_len - 1) + 1
+
+
+def suffix_log_ratio(cut: int, old: Floats, new: Floats, max_len: int) -> float:
+    """log g(old|new) − log g(new|old) where the actions before `cut` are kept and the rest is drawn anew.
+
+    `old` and `new` hold log g of each action given those before it and of ⊤ at the end, shape (K+1,), under the mask;
+    that of ⊤ is 0 at `max_len`. The place of the cut is uniform over those that there are, which is another number for
+    another length. What leads to `new` by another cut is a move of its own, with a balance of its own.
+    """
+    places = math.log(n_cuts(len(old) - 1, max_len)) - math.log(n_cuts(len(new) - 1, max_len))
+    return places + float(np.sum(old[cut:])) - float(np.sum(new[cut:]))
+
+
+@dataclass(frozen=True)
+class Convergence:
+    """Whether chains tell the same, by the worst of several quantities."""
+
+    r_hat: float
+    """Rank-normalised split R̂, 1 where chains agree; NaN where no quantity ever moved."""
+    effective_sample_size: float
+    """Of how many independent draws all of the chains' steps are worth: the lower of bulk and tail."""
+    acceptance: float
+    """Share of the proposals that were accepted."""
+
+    @property
+    def reached(self) -> bool:
+        """R̂ < 1.01 and 400 effective draws, as Vehtari et al. 2021 ask for."""
+        return self.r_hat < R_HAT_LIMIT and self.effective_sample_size >= MIN_EFFECTIVE
+
+
+R_HAT_LIMIT = 1.01
+MIN_EFFECTIVE = 400
+"""Both by Vehtari et al. 2021, sections 4.3 and 4.1; the latter with four chains."""
+
+
+def convergence(quantities: Sequence[Floats], acceptance: Floats) -> Convergence:
+    """Of chains of which numbers are known, each of shape (chains, steps) with 4 steps or more; those that never move
+    say nothing."""
+    from arviz_stats.base import array_stats
+
+    r_hats, sizes = [], []
+    for values in quantities:
+        if np.ptp(values) == 0:
+            continue
+        r_hats.append(float(array_stats.rhat(values, chain_axis=0, draw_axis=1, method="rank")))
+        sizes.append(float(array_stats.ess(values, chain_axis=0, draw_axis=1, method="bulk")))
+        sizes.append(float(array_stats.ess(values, chain_axis=0, draw_axis=1, method="tail", prob=(0.05, 0.95))))
+    sizes = [size for size in sizes if math.isfinite(size)]
+    return Convergence(max(r_hats, default=math.nan), min(sizes, default=math.nan), float(np.mean(acceptance)))

@@ -1,0 +1,250 @@
+"""From figures to words: may this sampler be trusted, and what helps if not.
+
+Every threshold stands here with its source. "good": its draws may be taken as the posterior's. "usable with
+correction": weighted or resampled they may, as they are they mislead. "not to be trusted": neither.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from common.diagnostics.diagnosis import QueryDiagnosis
+from common.diagnostics.estimate import Estimate
+
+PARETO_K_LIMIT = 0.7
+"""k̂ above it: more draws help too slowly to count on, however many there are (Vehtari et al. 2024, arXiv 1507.02646v9;
+as the rule for using amortised draws Li et al. 2024, arXiv 2409.04332)."""
+MIN_ESS = 10
+"""Effective draws below it: the relative standard error of Z is above a third, where the delta method on the log scale
+and every weighted mean end. Ours; Owen, chapter 9.3, asks for the check and leaves the number to the use."""
+EVEN_ESS = 0.9
+"""Share at or above which weights are even (their coefficient of variation is a third at most), so that the shape of
+their tail is of no account: k̂ has no scale, and a tail of a hundredth of the weight can have any shape. Ours."""
+GOOD_ESS = 0.8
+"""Share from which plain draws are as good as the posterior's: ess = 1/(1 + χ²(p‖q)), and by Cauchy and Schwarz total
+variation is at most √χ²/2, here a quarter; KL(p‖q) is at most −log ess, 0.22 nats."""
+GOOD_TV = math.sqrt(1 / GOOD_ESS - 1) / 2
+GOOD_KL = -math.log(GOOD_ESS)
+LOST_MASS, SOME_LOST_MASS = 0.1, 0.02
+"""Posterior mass that no draws show: from the first on an estimate means nothing, from the second on draws are not
+good as they are. Ours."""
+LENGTH_SHARE, LENGTH_TOKENS = 0.1, 0.5
+"""A length bias counts from a tenth of the posterior's length and half a token on, and three standard errors. Ours."""
+COLLAPSE_NATS = math.log(2)
+"""A prefix collapse counts where q has half as many first tokens as the posterior, beyond the error. Ours."""
+ONE_RATIONALE = 0.9
+"""Share of draws that are one rationale from which on weights tell too little of the others to be the only witness:
+of 256 draws no more than 26 are anything else. Ours."""
+REFUSED_SHARE = 0.1
+"""A run is not to be trusted when more than this share of its queries isn't, and good when as many are good. Ours."""
+Z_99_7 = 0.997
+"""Level of the intervals that a verdict rests on: three standard errors, so that it doesn't change with the seed."""
+
+MORE_DRAWS = "draw more samples (256 or more)"
+TRAIN_ON = "train longer (learner.steps), or steadier with a lower learner.lr"
+EXPLORE = (
+    "explore more: a higher actor.tempered_share or actor.temperature_high, learner.reward.temperature.start above 1, "
+    "or seed rationales (seeds)"
+)
+OTHER_LENGTHS = "train longer (learner.steps), or with another learner.normalize or learner.objective"
+LOOK_ELSEWHERE = "check it against rationales from elsewhere: known ones, enumeration, or draws of the posterior"
+
+
+class Verdict(StrEnum):
+    """From best to worst."""
+
+    GOOD = "good"
+    CORRECT = "usable with correction"
+    REFUSE = "not to be trusted"
+
+    @property
+    def rank(self) -> int:
+        """0 for the best."""
+        return list(Verdict).index(self)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The verdict on one query."""
+
+    verdict: Verdict
+    reasons: list[str]
+    """Each names a figure, its value and the threshold; those for the verdict, and for a good one what it rests on."""
+    remedy: str | None
+    """What to do, where the pattern points to something."""
+
+
+@dataclass(frozen=True)
+class RunJudgement:
+    """The verdict on all queries of a run together."""
+
+    verdict: Verdict
+    worst: str
+    """The query that fares worst, by its name."""
+    counts: dict[str, int]
+    """How many queries got each verdict, by its words."""
+    remedy: str | None
+    """That of most queries among those that fared worst."""
+
+
+def pareto_k_limit(n: int) -> float:
+    """The k̂ up to which `n` draws are enough: min(1 − 1/log10 n, 0.7) (arXiv 1507.02646v9)."""
+    return min(1 - 1 / math.log10(max(n, 2)), PARETO_K_LIMIT)
+
+
+def estimate_refused(pareto_k: float | None, n: int, ess: float) -> tuple[str, str] | None:
+    """Why a weighted estimate from `n` draws means nothing, and the remedy; None if it means something.
+
+    `ess` is the share of n. k̂ isn't asked where the weights are even (`EVEN_ESS`) or too few to tell it.
+    """
+    if n * ess < MIN_ESS:
+        return (
+            f"the {n} weighted draws are worth {n * ess:.1f} of the posterior's, fewer than {MIN_ESS}",
+            MORE_DRAWS if n * GOOD_ESS < MIN_ESS else f"{MORE_DRAWS}, or {TRAIN_ON}",
+        )
+    limit = pareto_k_limit(n)
+    if pareto_k is not None and pareto_k > limit and ess < EVEN_ESS:
+        return (
+            f"Pareto k̂ of the weights is {pareto_k:.2f}, above {limit:.2f} for {n} draws: a few draws decide it all",
+            f"{MORE_DRAWS}, or {TRAIN_ON}" if pareto_k <= PARETO_K_LIMIT else TRAIN_ON,
+        )
+    return None
+
+
+def judge(diagnosis: QueryDiagnosis) -> Judgement:
+    """The verdict on one query: the worst that any figure gives it."""
+    found = _refusals(diagnosis)
+    if found:
+        return Judgement(Verdict.REFUSE, [reason for reason, _ in found], found[0][1])
+    found = _corrections(diagnosis)
+    if found:
+        return Judgement(Verdict.CORRECT, [reason for reason, _ in found], found[0][1])
+    k = "" if diagnosis.pareto_k is None else f"; Pareto k̂ {diagnosis.pareto_k:.2f}"
+    reason = f"effective sample size {diagnosis.ess:.2f} of the draws, {GOOD_ESS} or more{k}"
+    return Judgement(Verdict.GOOD, [reason], None)
+
+
+def judge_run(named: Mapping[str, QueryDiagnosis]) -> RunJudgement:
+    """The verdict on a run's queries, given by name; at least one."""
+    judged = {name: judge(diagnosis) for name, diagnosis in named.items()}
+    counts = {str(verdict): sum(item.verdict is verdict for item in judged.values()) for verdict in Verdict}
+    total = len(judged)
+    if counts[Verdict.REFUSE] > REFUSED_SHARE * total:
+        verdict = Verdict.REFUSE
+    elif not counts[Verdict.REFUSE] and counts[Verdict.GOOD] >= (1 - REFUSED_SHARE) * total:
+        verdict = Verdict.GOOD
+    else:
+        verdict = Verdict.CORRECT
+    worst = max(judged, key=lambda name: (judged[name].verdict.rank, _hidden(named[name]), -named[name].ess))
+    remedies = Counter(item.remedy for item in judged.values() if item.remedy and item.verdict is judged[worst].verdict)
+    return RunJudgement(verdict, worst, counts, remedies.most_common(1)[0][0] if remedies else None)
+
+
+def _hidden(diagnosis: QueryDiagnosis) -> float:
+    """By how many nats log Z is known to lie above the estimate's interval; 0 where it doesn't."""
+    known = diagnosis.log_z_floor if diagnosis.log_z_exact is None else diagnosis.log_z_exact
+    return max(0.0, known - diagnosis.log_z.interval(Z_99_7)[1])
+
+
+def _refusals(diagnosis: QueryDiagnosis) -> list[tuple[str, str]]:
+    """Reasons and remedies; what shows missed modes comes first, as weights look fine without them."""
+    found = []
+    limit = -math.log(1 - LOST_MASS)
+    if _hidden(diagnosis) > limit:
+        exact = diagnosis.log_z_exact is not None
+        known = diagnosis.log_z_exact if exact else diagnosis.log_z_floor
+        found.append(
+            (
+                f"log Z is {'' if exact else 'at least '}{known:.2f} by {'' if exact else 'rationales '}known, its "
+                f"estimate {_told(diagnosis.log_z)}: more than {LOST_MASS:.0%} of the posterior is missed",
+                EXPLORE,
+            )
+        )
+    if diagnosis.modes and diagnosis.modes.missed_mass > LOST_MASS:
+        found.append(
+            (
+                f"known rationales with {diagnosis.modes.missed_mass:.0%} of the posterior, above {LOST_MASS:.0%}, are "
+                f"too unlikely to be seen in {diagnosis.n} draws",
+                EXPLORE,
+            )
+        )
+    if diagnosis.kl_p_q and diagnosis.kl_p_q[0] > math.log(diagnosis.n):
+        # Chatterjee and Diaconis 2018: importance sampling takes about exp(KL(p‖q)) draws.
+        found.append(
+            (
+                f"KL(p‖q) is {diagnosis.kl_p_q[0]:.2f} nats at least, above log n = {math.log(diagnosis.n):.2f}: "
+                f"{diagnosis.n} draws are too few for the weights to work",
+                EXPLORE,
+            )
+        )
+    refused = estimate_refused(diagnosis.pareto_k, diagnosis.n, diagnosis.ess)
+    if refused:
+        found.append(refused)
+    if diagnosis.largest_share > ONE_RATIONALE and not _known_elsewhere(diagnosis):
+        found.append(
+            (
+                f"{diagnosis.largest_share:.0%} of the draws, above {ONE_RATIONALE:.0%}, are one rationale: weights "
+                "say next to nothing of what the sampler misses, and nothing known from elsewhere speaks for it",
+                LOOK_ELSEWHERE,
+            )
+        )
+    return found
+
+
+def _corrections(diagnosis: QueryDiagnosis) -> list[tuple[str, str]]:
+    """Reasons and remedies for what weights repair."""
+    found = []
+    if (gap := diagnosis.prefix_collapse.interval()[0]) > COLLAPSE_NATS:
+        found.append(
+            (
+                f"prefix collapse: the first token's entropy is {diagnosis.first_token_entropy:.2f} nats, under the "
+                f"weights {diagnosis.first_token_entropy_weighted:.2f}; at least {gap:.2f} apart, above "
+                f"{COLLAPSE_NATS:.2f}",
+                EXPLORE,
+            )
+        )
+    bias, length = diagnosis.length_bias, diagnosis.mean_length_weighted
+    if abs(bias.value) > max(LENGTH_SHARE * length, LENGTH_TOKENS, 3 * bias.se):
+        found.append(
+            (
+                f"length bias: draws are {diagnosis.mean_length:.1f} tokens long, under the weights {length:.1f}; "
+                f"{bias.value:+.1f} ± {bias.se:.1f}, beyond {LENGTH_SHARE:.0%} of it",
+                OTHER_LENGTHS,
+            )
+        )
+    modes = diagnosis.modes
+    if modes and (lost := modes.mass_under_posterior - modes.mass_under_q) > GOOD_TV:
+        found.append(
+            (
+                f"known rationales have {modes.mass_under_posterior:.2f} of the posterior and {modes.mass_under_q:.2f} "
+                f"of the sampler: {lost:.2f} less, above {GOOD_TV:.2f}",
+                EXPLORE,
+            )
+        )
+    if modes and modes.missed_mass > SOME_LOST_MASS:
+        found.append(
+            (
+                f"known rationales with {modes.missed_mass:.0%} of the posterior, above {SOME_LOST_MASS:.0%}, are too "
+                f"unlikely to be seen in {diagnosis.n} draws",
+                EXPLORE,
+            )
+        )
+    if diagnosis.kl_p_q and diagnosis.kl_p_q[0] > GOOD_KL:
+        found.append((f"KL(p‖q) is {diagnosis.kl_p_q[0]:.2f} nats at least, above {GOOD_KL:.2f}", TRAIN_ON))
+    if diagnosis.ess < GOOD_ESS:
+        found.append((f"effective sample size {diagnosis.ess:.2f} of the draws, below {GOOD_ESS}", TRAIN_ON))
+    return found
+
+
+def _known_elsewhere(diagnosis: QueryDiagnosis) -> bool:
+    """Whether anything but the draws themselves tells of the posterior."""
+    others = diagnosis.modes is not None and diagnosis.modes.known > 1
+    return others or diagnosis.log_z_exact is not None or diagnosis.log_z_upper is not None
+
+
+def _told(estimate: Estimate) -> str:
+    return f"{estimate.value:.2f} ± {estimate.se:.2f}"

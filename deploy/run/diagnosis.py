@@ -1,0 +1,97 @@
+"""What a diagnosis is made of, filled in by whoever has an engine up; and the one that a run ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.adapter_files import files_sha256
+from common.config import RunConfig
+from common.errors import RunFault, UserError
+from common.log import get_logger
+from common.tasks import SampleRequest, Task
+from common.trajectory import Query, Trajectory
+from deploy.run.actor_pool import EvaluationStopped
+from deploy.run.cluster import own_gpus
+
+if TYPE_CHECKING:
+    from learner.policy import LoraPolicy
+
+log = get_logger("launcher")
+
+Collect = Callable[[Sequence[SampleRequest]], Mapping[str, Mapping[str, Sequence[Trajectory]]]]
+"""All samples of requests, by label and query id; what made no valid trajectory is missing."""
+BestKnown = Callable[[Sequence[str], int], Mapping[str, Sequence[Trajectory]]]
+"""Of each query by id the so many rationales of the highest log R that the run's buffer holds. Raises UserError or
+RedisError where it can't be read."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A sampler that is diagnosed, and what that takes."""
+
+    folder: Path
+    config: RunConfig
+    """Resolved, precisions included."""
+    task: Task[Any]
+    adapter_sha256: str | None
+    """None for the untrained model."""
+    queries: Sequence[Query]
+    collect: Collect
+    """Of these queries, at temperature 1, from the trained policy and from the base model."""
+    policy: Callable[[], LoraPolicy]
+    """The exact policy; loaded when it is asked for."""
+    best_known: BestKnown | None
+    """None where there never was a buffer."""
+
+
+Diagnose = Callable[[Subject], Mapping[str, Any]]
+"""Diagnoses, leaves diagnosis.json in the run's folder, and gives what summary.json is to say of it."""
+
+
+def of_adapter(
+    folder: Path,
+    config: RunConfig,
+    task: Task[Any],
+    queries: Sequence[Query],
+    collect: Collect,
+    best_known: BestKnown,
+) -> Subject:
+    """The sampler that a run's learner has just left, its engine still up."""
+    adapter = folder / "adapter"
+    files = {path.name: path.read_bytes() for path in adapter.iterdir()}
+
+    def policy() -> LoraPolicy:
+        import torch
+
+        from learner.policy import LoraPolicy
+
+        model, section = config.model.name, config.learner
+        assert model is not None
+        # Where the learner was, which has ended: an actor's GPU may have no room.
+        n_own = len(own_gpus(config))
+        place = f"cuda:{torch.cuda.device_count() - n_own}" if n_own else section.device
+        return LoraPolicy.trained(model, adapter, task.action_space, dtype=section.dtype, device=torch.device(place))
+
+    return Subject(folder, config, task, files_sha256(files), queries, collect, policy, best_known)
+
+
+def diagnosed(config: RunConfig, diagnose: Diagnose | None, subject: Callable[[], Subject]) -> dict[str, Any]:
+    """What summary.json says of a finished sampler; empty where it isn't diagnosed.
+
+    A run is as good without: why there is no diagnosis is said in its place.
+    """
+    if diagnose is None or not config.diagnose.final or not config.run.evaluate_samples:
+        return {}
+    try:
+        return dict(diagnose(subject()))
+    except EvaluationStopped:
+        raise
+    except (UserError, RunFault) as error:
+        log.error("no diagnosis: %s", error)
+        return {"diagnosis": f"none: {error}"}
+    except Exception as error:
+        log.exception("no diagnosis")
+        return {"diagnosis": f"none ({type(error).__name__}: {error}); `amortis diagnose` makes one"}

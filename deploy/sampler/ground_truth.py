@@ -1,0 +1,131 @@
+"""What is known of a posterior without the sampler that is judged: all of it where it can be enumerated, else draws by
+Metropolis-Hastings from the base model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from actors.inference import Inference, too_many
+from actors.sampler import TrajectorySampler
+from common.config import RunConfig
+from common.diagnostics.draws import Draws
+from common.diagnostics.enumeration import every_rationale
+from common.diagnostics.mcmc import MIN_EFFECTIVE, R_HAT_LIMIT, Convergence
+from common.tasks import Task
+from common.trajectory import Query, Trajectory
+from deploy.run.inference_checks import final_temperature
+
+if TYPE_CHECKING:
+    from learner.policy import LoraPolicy
+
+Method = Literal["enumerate", "mcmc"]
+POSTERIOR_DRAWS = 512
+"""Draws of the posterior that a sampler is held against, whatever the method gives."""
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """A query's posterior, as far as it is known."""
+
+    method: Method
+    log_z: float | None
+    """log Σ R, exact; None where it wasn't enumerated."""
+    draws: Draws | None
+    """Of the posterior, with the judged sampler's log q of each; None of chains that don't agree."""
+    convergence: Convergence | None
+    """Of the chains; None where there were none."""
+
+    def words(self) -> str:
+        """Where it is from, and what is wrong with it if something is."""
+        if self.convergence is None:
+            return f"enumerated: log Z = {self.log_z:.4f} nats"
+        told = (
+            f"chains with R̂ = {self.convergence.r_hat:.3f} and {self.convergence.effective_sample_size:.0f} effective "
+            "draws"
+        )
+        if self.draws is not None:
+            return told
+        return (
+            f"{told}, which is no ground truth: R̂ < {R_HAT_LIMIT:g} and {MIN_EFFECTIVE} are asked for; raise "
+            "inference.mcmc_steps"
+        )
+
+
+def chosen_method(task: Task[Any], config: RunConfig, asked: Literal["enumerate", "mcmc", "auto"]) -> Method:
+    """`auto` enumerates where `inference.enumerate_limit` allows it; no engine is asked for that. Raises UserError
+    where there is too much to enumerate."""
+    if asked == "mcmc":
+        return "mcmc"
+    if every_rationale(task.action_space, config.inference.enumerate_limit) is not None:
+        return "enumerate"
+    if asked == "enumerate":
+        raise too_many(config.inference.enumerate_limit)
+    return "mcmc"
+
+
+def inference_of(config: RunConfig, sampler: TrajectorySampler, seed: int) -> Inference:
+    """Draws of the posterior as a run's settings have them, by an engine that is up."""
+    return Inference(
+        sampler,
+        config.reward_weights,
+        final_temperature(config),
+        config.inference,
+        config.actor.max_in_flight,
+        np.random.default_rng(seed),
+    )
+
+
+def ground_truth(
+    config: RunConfig,
+    sampler: TrajectorySampler,
+    policy: Callable[[], LoraPolicy],
+    queries: Sequence[Query],
+    method: Method,
+    seed: int = 0,
+) -> dict[str, GroundTruth]:
+    """That of each query, by its id; `policy` is the sampler that is judged, whose log q is asked for.
+
+    Raises UserError where there is too much to enumerate, RunFault where a rationale has no reward.
+    """
+    inference = inference_of(config, sampler, seed)
+    found: dict[str, GroundTruth] = {}
+    if method == "enumerate":
+        for query in queries:
+            exact, trajectories = inference.enumerate(query)
+            chosen = [trajectories[i] for i in exact.draw(POSTERIOR_DRAWS, inference.generator).tolist()]
+            draws = _with_log_q(inference, policy(), query, chosen)
+            found[query.id] = GroundTruth("enumerate", exact.log_z, draws, None)
+        return found
+    for query, own in zip(queries, inference.chains(queries).values(), strict=True):
+        draws = None
+        if own.convergence.reached:
+            spread = [draft.trajectory for draft in own.chains.spread(POSTERIOR_DRAWS)]
+            draws = _with_log_q(inference, policy(), query, [item for item in spread if item is not None])
+        found[query.id] = GroundTruth("mcmc", None, draws, own.convergence)
+    return found
+
+
+def _with_log_q(inference: Inference, policy: LoraPolicy, query: Query, drawn: Sequence[Trajectory]) -> Draws:
+    """Each distinct rationale is asked about once."""
+    import torch
+
+    from learner.policy import SCORING_BATCH, Actions
+
+    distinct = {tuple(item.action_ids.tolist()): item for item in drawn}
+    actions = [Actions.of(item, query) for item in distinct.values()]
+    log_q: dict[tuple[int, ...], float] = {}
+    with torch.no_grad():
+        for start in range(0, len(actions), SCORING_BATCH):
+            part = actions[start : start + SCORING_BATCH]
+            totals = policy.log_probs(part).total().double().cpu().tolist()
+            log_q |= {tuple(item.action_ids.tolist()): value for item, value in zip(part, totals, strict=True)}
+    keys = tuple(tuple(item.action_ids.tolist()) for item in drawn)
+    return Draws(
+        np.array([log_q[key] for key in keys], np.float64),
+        np.array([inference.log_r(item) for item in drawn], np.float64),
+        keys,
+    )

@@ -1,0 +1,82 @@
+"""Metropolis-Hastings against a posterior that is known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from common.diagnostics.mcmc import Chains, Proposal, convergence, metropolis_hastings, n_cuts, suffix_log_ratio
+from tests.common.diagnostics.toy import LOG_R, MAX_LEN, SPACE, Drawn, draw, total_variation
+
+
+def run(n_chains: int, steps: int, seed: int, *, with_ratio: bool = True) -> Chains[Drawn]:
+    generator = np.random.default_rng(seed)
+
+    def propose(states: Sequence[Drawn]) -> list[Proposal[Drawn]]:
+        found = []
+        for old in states:
+            cut = int(generator.integers(n_cuts(len(old.z), MAX_LEN)))
+            new = draw(generator, old.z[:cut], old.log_g[:cut])
+            ratio = suffix_log_ratio(cut, old.log_g, new.log_g, MAX_LEN) if with_ratio else 0.0
+            found.append(Proposal(new, LOG_R[new.z], ratio))
+        return found
+
+    start = [draw(generator) for _ in range(n_chains)]
+    return metropolis_hastings(start, [LOG_R[item.z] for item in start], propose, steps, generator)
+
+
+def drawn(chains: Chains[Drawn]) -> list[tuple[int, ...]]:
+    return [state.z for chain in chains.states for state in chain]
+
+
+def test_chains_that_redraw_a_suffix_follow_the_posterior_whatever_the_lengths() -> None:
+    # Some 8,000 effective draws over 15 sequences: a total variation of 0.015 by chance.
+    found = run(40, 600, seed=1).after(100)
+    assert total_variation(drawn(found)) < 0.03
+    assert {len(z) for z in drawn(found)} == {0, 1, 2, 3}
+
+
+def test_without_the_ratio_of_the_proposals_they_follow_another() -> None:
+    assert total_variation(drawn(run(40, 600, seed=1, with_ratio=False).after(100))) > 0.1
+
+
+def test_chains_that_agree_are_told_from_those_that_do_not() -> None:
+    chains = run(4, 1_000, seed=2).after(200)
+    found = convergence([chains.log_r], chains.acceptance)
+    assert found.r_hat < 1.01 and found.reached
+    assert 0.05 * chains.log_r.size < found.effective_sample_size <= chains.log_r.size
+    assert 0.1 < found.acceptance < 0.9
+    apart = chains.log_r + 5.0 * np.arange(4)[:, None]
+    assert convergence([apart], chains.acceptance).r_hat > 1.5
+    assert not convergence([chains.log_r, apart], chains.acceptance).reached, "the worst quantity counts"
+
+
+def test_chains_that_never_moved_are_not_called_converged() -> None:
+    found = convergence([np.zeros((4, 100))], np.zeros(4))
+    assert np.isnan(found.r_hat) and not found.reached
+
+
+def test_what_has_no_reward_is_never_gone_to_and_no_start() -> None:
+    generator = np.random.default_rng(0)
+
+    def propose(states: Sequence[str]) -> list[Proposal[str]]:
+        return [Proposal("nowhere", -np.inf, 1e9) for _ in states]
+
+    found = metropolis_hastings(["here"], [-3.0], propose, 5, generator)
+    assert found.states == [["here"] * 5] and found.acceptance.tolist() == [0.0]
+    with pytest.raises(ValueError, match="log R is not finite"):
+        metropolis_hastings(["nowhere"], [-np.inf], propose, 5, generator)
+
+
+def test_states_are_taken_evenly_from_all_chains_and_steps() -> None:
+    chains = Chains([[1, 3, 5, 7], [2, 4, 6, 8]], np.zeros((2, 4)), np.zeros(2))
+    assert chains.spread(8) == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert chains.spread(4) == [2, 4, 6, 8] and chains.after(2).spread(2) == [6, 8]
+    assert len(chains.spread(12)) == 12 and set(chains.spread(12)) == set(range(1, 9))
+
+
+def test_there_is_nothing_to_draw_anew_at_the_greatest_length() -> None:
+    assert [n_cuts(k, 3) for k in range(4)] == [1, 2, 3, 3]
+    assert len(SPACE) == 15

@@ -1,0 +1,324 @@
+"""Draws of the posterior without training, on a real engine, held against a posterior enumerated elsewhere; and what
+they say of samplers.
+
+The task has a tool that writes into the rationale, targets and bounds on the length.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from actors.inference import Inference
+from actors.make_sampler import make_sampler
+from actors.sampler import TrajectorySampler
+from common.config import InferenceSection, RunConfig
+from common.config_loading import load_config
+from common.devices import resolve_devices
+from common.errors import RunFault, UserError
+from common.metrics import ActorMetrics, new_registry
+from common.tasks import make_task
+from common.tokens import codec_of
+from common.trajectory import Query, Trajectory
+from deploy.run.inference import run_inference
+from deploy.sampler.ground_truth import chosen_method, ground_truth
+from deploy.sampler.simulation import Infer, Simulated, calibrated, simulate, variants_of
+from learner.policy import LoraPolicy, load_base_model
+from tests.integration.test_enumerated import MAX_LEN, Z, every_sequence, log_rewards, q_of, write
+
+pytestmark = pytest.mark.integration
+SPACE = every_sequence()
+SECTION = InferenceSection(chains=8, mcmc_steps=300, particles=1_000, smc_block=1, max_proposals=30_000)
+
+
+@dataclass(frozen=True)
+class Known:
+    """A query with its posterior, enumerated with transformers alone."""
+
+    query: Query
+    log_r: NDArray[np.float64]
+
+    @property
+    def log_z(self) -> float:
+        return float(np.logaddexp.reduce(self.log_r))
+
+    @property
+    def posterior(self) -> NDArray[np.float64]:
+        return np.exp(self.log_r - self.log_z)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory, digit_model: Path) -> RunConfig:
+    settings = {"actor": {"max_in_flight": 128}}
+    return resolve_devices(load_config(write(tmp_path_factory.mktemp("run"), digit_model, tool=True, **settings)))
+
+
+@pytest.fixture(scope="module")
+def inference(config: RunConfig) -> Inference:
+    task = make_task(config.task, codec_of(config.model), config.actor.max_model_len)
+    sampler = make_sampler(config, task, seed=0)
+    generator = np.random.default_rng(0)
+    return Inference(sampler, config.reward_weights, 1.0, SECTION, config.actor.max_in_flight, generator)
+
+
+@pytest.fixture(scope="module")
+def known(inference: Inference, digit_model: Path) -> list[Known]:
+    model = load_base_model(str(digit_model), "float32")
+    return [Known(query, log_rewards(model, query, tool=True)) for query in inference.sampler.task.queries("train")]
+
+
+def coarse(rationales: Iterable[Z], weights: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
+    """Shares by the length and the last action: ten cells, of which few draws tell enough."""
+    cells = np.zeros((MAX_LEN + 1, 16))
+    for z, weight in zip(rationales, weights, strict=True):
+        cells[len(z), z[-1]] += weight
+    return cells.ravel() / cells.sum()
+
+
+def distance(drawn: Sequence[Z], of: Known) -> float:
+    """Total variation of draws to the posterior, in those cells."""
+    return 0.5 * float(np.abs(coarse(drawn, np.ones(len(drawn))) - coarse(SPACE, of.posterior)).sum())
+
+
+def test_the_walk_enumerates_the_posterior(inference: Inference, known: list[Known]) -> None:
+    for each in known:
+        exact, trajectories = inference.enumerate(each.query)
+        assert set(exact.actions) == set(SPACE) and len(exact.actions) == len(SPACE)
+        order = [exact.index[z] for z in SPACE]
+        assert exact.log_r[order] == pytest.approx(each.log_r, abs=2e-3)
+        assert exact.log_z == pytest.approx(each.log_z, abs=1e-3)
+        assert [tuple(item.action_ids.tolist()) for item in trajectories] == list(exact.actions)
+        assert any(len(item.input_ids) > len(item.action_ids) for item in trajectories), "the tool wrote nothing"
+
+
+def test_a_space_that_is_too_large_is_not_enumerated(inference: Inference) -> None:
+    tight = Inference(
+        inference.sampler,
+        inference.weights,
+        1.0,
+        InferenceSection(enumerate_limit=len(SPACE) - 1),
+        64,
+        inference.generator,
+    )
+    with pytest.raises(UserError, match=r"inference.enumerate_limit.*149.*rationales that the mask allows.*mcmc"):
+        tight.enumerate(known_query(inference))
+
+
+def known_query(inference: Inference) -> Query:
+    return inference.sampler.task.queries("train")[0]
+
+
+def test_the_base_model_alone_is_far_from_the_posterior(inference: Inference, known: list[Known]) -> None:
+    for each in known:
+        drawn = [tuple(draft.actions) for draft in inference.draw([each.query] * 1_000)]
+        assert distance(drawn, each) > 0.15
+
+
+def test_what_rejection_keeps_is_exact(inference: Inference, known: list[Known]) -> None:
+    each = known[0]
+    drafts = inference.draw([each.query] * 500)
+    log_g = {tuple(draft.actions): draft.log_prob for draft in drafts}
+    # The highest that was seen, and some: the true bound is far above it on so small a model.
+    log_r = dict(zip(SPACE, each.log_r, strict=True))
+    bound = max(log_r[z] - value for z, value in log_g.items()) + 0.2
+    found = inference.reject([each.query], 400, bound)[each.query.id]
+    assert len(found.kept) == 400 and 400 / found.proposals == pytest.approx(found.acceptance)
+    # Z over M is the share that is to be kept.
+    assert found.acceptance == pytest.approx(np.exp(each.log_z - bound), rel=0.3)
+    assert distance([tuple(draft.actions) for draft in found.kept], each) < 0.07
+
+
+def test_a_bound_that_does_not_hold_ends_a_rejection(inference: Inference, known: list[Known]) -> None:
+    each = known[0]
+    with pytest.raises(RunFault, match=r"above its bound -30.000; raise inference.constraint_bound"):
+        inference.reject([each.query], 10, -30.0)
+    assert inference.sampler.in_flight == 0
+
+
+def test_chains_agree_with_the_enumeration(inference: Inference, known: list[Known]) -> None:
+    found = inference.chains([each.query for each in known])
+    for each in known:
+        own = found[each.query.id]
+        states = [tuple(draft.actions) for chain in own.chains.states for draft in chain]
+        assert len(states) == SECTION.chains * SECTION.mcmc_steps // 2
+        assert own.convergence.r_hat < 1.1 and own.convergence.effective_sample_size > 100
+        assert distance(states, each) < 0.1
+        assert own.chains.log_r.mean() == pytest.approx(float(each.posterior @ each.log_r), abs=0.3)
+
+
+@pytest.mark.parametrize("block", [1, 2])
+def test_particles_agree_with_the_enumeration(inference: Inference, known: list[Known], block: int) -> None:
+    inference.section = SECTION.model_copy(update={"smc_block": block})
+    for each in known:
+        found = inference.particles(each.query)
+        assert found.log_z == pytest.approx(each.log_z, abs=0.2)
+        assert distance([tuple(draft.actions) for draft in found.draw(1_000, np.random.default_rng(1))], each) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("objective", "figures"),
+    [
+        ("rejection", {"acceptance"}),
+        ("mcmc", {"acceptance", "r_hat", "chains_effective_sample_size"}),
+        ("smc", {"log_z", "particles_effective_sample_size"}),
+    ],
+)
+def test_a_run_without_training_leaves_what_a_trained_one_is_compared_by(
+    inference: Inference,
+    known: list[Known],
+    config: RunConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    objective: str,
+    figures: set[str],
+) -> None:
+    # The engine that is there already, its tokens counted anew.
+    own = inference.sampler
+    engine = TrajectorySampler(own.task, own.policy, own.reference, new_metrics())
+    monkeypatch.setattr("deploy.run.inference.make_sampler", lambda *_: engine)
+    settings = {
+        "run": config.run.model_copy(update={"folder": tmp_path, "name": "drawn"}),
+        "learner": config.learner.model_copy(update={"objective": objective}),
+        "inference": InferenceSection(mcmc_steps=20, particles=20, max_proposals=2_000, constraint_bound=-3.5),
+    }
+    run = config.model_copy(update=settings)
+    run.run_folder.mkdir()
+    summary = run_inference(run)
+    wanted = 4 * len(known)
+    lines = [json.loads(line) for line in (run.run_folder / "samples.jsonl").read_text().splitlines()]
+    assert len(lines) == wanted - summary["samples_missing"] > 0
+    for line in lines:
+        (of,) = (each for each in known if each.query.id == line["query_id"])
+        assert line["log_r"] == pytest.approx(of.log_r[SPACE.index(tuple(line["rationale_ids"]))], abs=2e-3)
+    assert figures <= set(summary) and summary["objective"] == objective
+    assert {"mean_log_reward", "diversity"} <= set(summary["samplers"]["trained"]) and "training_tokens" not in summary
+    # Each costs the tokens that it was drawn and scored by at least; the rejected ones count for those that are kept.
+    assert summary["tokens_per_sample"] > 8
+    assert summary["tokens_per_sample"] * wanted >= engine.tokens * 0.999
+    assert (
+        json.loads((run.run_folder / "summary.json").read_text())["tokens_per_sample"] == summary["tokens_per_sample"]
+    )
+
+
+def test_tokens_are_counted_once_where_a_rationale_is_gone_on_with(inference: Inference, known: list[Known]) -> None:
+    (draft,) = inference.draw([known[0].query])
+    sampler, metrics = inference.sampler, inference.sampler.metrics
+    before = metrics.sampled_tokens._value.get()
+    (more,) = inference._go_on([draft.begun(1, draft.origin)])
+    assert metrics.sampled_tokens._value.get() - before == len(more.actions) - 1
+    assert more.actions[:1] == draft.actions[:1] and more.trajectory is not None
+    assert sampler.tokens == metrics.sampled_tokens._value.get() + metrics.scored_tokens._value.get()
+
+
+def test_a_sampler_is_held_against_what_is_enumerated(
+    inference: Inference, known: list[Known], config: RunConfig, digit_model: Path
+) -> None:
+    sampler, space = inference.sampler, inference.sampler.task.action_space
+    policy = LoraPolicy.load(str(digit_model), config.model.lora, space, dtype="float32", device=torch.device("cpu"))
+    task, small = sampler.task, config.model_copy(update={"inference": InferenceSection(enumerate_limit=10)})
+    assert chosen_method(task, config, "auto") == "enumerate" and chosen_method(task, config, "mcmc") == "mcmc"
+    assert chosen_method(task, small, "auto") == "mcmc"
+    with pytest.raises(UserError, match=r"inference.enumerate_limit.*10.*use mcmc"):
+        chosen_method(task, small, "enumerate")
+    found = ground_truth(config, sampler, lambda: policy, [each.query for each in known], "enumerate")
+    for each in known:
+        own, q, p = found[each.query.id], q_of(policy, each.query, tool=True), each.posterior
+        assert own.log_z == pytest.approx(each.log_z, abs=1e-3) and own.draws is not None
+        # The mean of log R − log q over draws of the posterior is log Z + KL(p ‖ q).
+        weights, divergence = own.draws.log_weights, float(p @ np.log(p / q))
+        error = float(np.std(weights)) / np.sqrt(len(weights))
+        assert divergence > 0.2
+        assert float(np.mean(weights)) == pytest.approx(each.log_z + divergence, abs=4 * error)
+
+
+def test_chains_that_do_not_agree_are_no_ground_truth(
+    inference: Inference, known: list[Known], config: RunConfig
+) -> None:
+    def policy() -> LoraPolicy:
+        raise AssertionError("asked for, though there is nothing to be asked")
+
+    few = config.model_copy(update={"inference": InferenceSection(mcmc_steps=12)})
+    (found,) = ground_truth(few, inference.sampler, policy, [known[0].query], "mcmc").values()
+    assert found.draws is None and found.log_z is None
+    assert "no ground truth" in found.words() and "raise inference.mcmc_steps" in found.words()
+
+
+@dataclass(frozen=True)
+class Told:
+    """A task whose sampler is told the target, in its prompt, and what can be drawn of its posteriors."""
+
+    inference: Inference
+    config: RunConfig
+
+    def simulated(self, repeats: int, other: bool) -> Simulated:
+        """Of draws from the exact posterior given Y, or given the other target."""
+        variants = variants_of(self.inference.sampler.task, self.config, repeats)
+        exact = {q.id: self.inference.enumerate(q) for each in variants for q in each.queries}
+        swapped = {q.id: each.queries[1 - i].id for each in variants for i, q in enumerate(each.queries)}
+
+        def infer(queries: Sequence[Query], n: int) -> dict[str, list[Trajectory]]:
+            found = {}
+            for query in queries:
+                table, trajectories = exact[query.id]
+                drawn = exact[swapped[query.id] if other else query.id][0].draw(n, self.inference.generator)
+                assert table.actions == exact[swapped[query.id]][0].actions
+                found[query.id] = [trajectories[i] for i in drawn.tolist()]
+            return found
+
+        draws: Infer = infer
+        return calibrated(self.inference, simulate(self.inference, variants, repeats), draws)
+
+
+@pytest.fixture(scope="module")
+def told(inference: Inference, config: RunConfig, digit_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Told:
+    path = write(
+        tmp_path_factory.mktemp("told"),
+        digit_model,
+        tool=False,
+        task={"prompt": "{b} {a} :", "reference_prompt": "{a} :", "choices": ["7", "4"]},
+        seeds={"data": False},
+    )
+    own = resolve_devices(load_config(path))
+    task = make_task(own.task, codec_of(own.model), own.actor.max_model_len)
+    inference.sampler.policy.use_action_space(task.action_space)
+    sampler = TrajectorySampler(task, inference.sampler.policy, inference.sampler.reference, new_metrics())
+    return Told(Inference(sampler, own.reward_weights, 1.0, SECTION, 128, np.random.default_rng(5)), own)
+
+
+def new_metrics() -> ActorMetrics:
+    return ActorMetrics(new_registry())
+
+
+def test_exact_draws_pass_a_simulation_and_those_for_the_other_target_fail(told: Told, tmp_path: Path) -> None:
+    exact, flipped = (told.simulated(200, other) for other in (False, True))
+    assert exact.passed and exact.repeats == 200
+    assert not flipped.passed and not flipped.quantities["log_likelihood"].passed
+    exact.save(tmp_path)
+    assert json.loads((tmp_path / "calibration.json").read_text())["passed"] is True
+    assert (tmp_path / "calibration.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_pool_of_the_base_model_s_draws_stands_in_for_an_enumeration(told: Told) -> None:
+    inference = told.inference
+    variants = variants_of(inference.sampler.task, told.config, 1)
+    _, trajectories = inference.enumerate(variants[0].queries[0])
+    inference.section = InferenceSection(enumerate_limit=1)
+    try:
+        pairs = simulate(inference, variants, 400)
+    finally:
+        inference.section = SECTION
+    # Σ_Y p(Y|XZ⊤) R'(Z), the exact distribution of Z*, by its length.
+    weights = np.zeros(MAX_LEN + 1)
+    for item in trajectories:
+        both = np.logaddexp(item.log_likelihood[-1], item.log_alternatives[0])
+        weights[len(item.action_ids)] += np.exp(item.log_prior[-1] + both)
+    share = float(np.mean([pair.length == MAX_LEN for pair in pairs]))
+    assert share == pytest.approx(weights[MAX_LEN] / weights.sum(), abs=0.12)
+    assert {pair.query.id for pair in pairs} <= {query.id for query in variants[0].queries}
