@@ -33,7 +33,7 @@ Tell = Callable[[str], None]
 
 
 WHOLE_SYSTEMS = "whole systems"
-ALONE = ("tests/integration/test_architectures.py", "tests/integration/test_agreement.py")
+ALONE = tuple(f"tests/integration/test_{name}.py" for name in ("architectures", "agreement", "without_training"))
 """Of the integration tests: an engine in the test's own process, and nothing beside it."""
 FIRST = (
     WHOLE_SYSTEMS,
