@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import RunFault, UserError
 from deploy.sampler.opened import Sampler
-from deploy.sampler.posterior import Posterior, Sample, TargetProbability
+from deploy.sampler.posterior import Posterior, Sample, TargetProbability, UnreliableEstimate
 
 if TYPE_CHECKING:
     from deploy.run.diagnosis import Subject
@@ -37,6 +37,7 @@ __all__ = [
     "Sampler",
     "TargetProbability",
     "TrainResult",
+    "UnreliableEstimate",
     "UserError",
     "load",
     "train",
@@ -91,7 +92,12 @@ def train(
     def say(text: str) -> None:
         print(text, file=sys.stderr)
 
-    trained = run_to_the_end(found, _evaluate, watch or in_lines(say), say, _diagnose)
+    def report(folder: Path) -> None:
+        from deploy.sampler.report.page import report_at_the_end
+
+        say(report_at_the_end(folder))
+
+    trained = run_to_the_end(found, _evaluate, watch or in_lines(say), say, _diagnose, report)
     return TrainResult(trained.config.run_folder, trained.summary)
 
 

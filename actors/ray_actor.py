@@ -39,9 +39,11 @@ class RayActor:
             self._actor = Actor(config, index, redis_url, generation=generation)
         self._actor.run()
 
-    def evaluate(self, requests: Sequence[SampleRequest], split: Split) -> dict[str, dict[str, list[bytes]]]:
+    def evaluate(
+        self, requests: Sequence[SampleRequest], split: Split, most: int | None
+    ) -> dict[str, dict[str, list[bytes]]]:
         """Samples for a task's evaluation; only after `run` has returned."""
-        found: dict[str, dict[str, list[bytes]]] = self._actor.evaluate(requests, split)
+        found: dict[str, dict[str, list[bytes]]] = self._actor.evaluate(requests, split, most)
         return found
 
     def close(self) -> None:

@@ -181,4 +181,4 @@ class Evaluations:
 
 def _wanted(raw: bytes, parts: Any) -> Wanted:
     """A request, with what it is wanted for by now: also for what those were whose place it took."""
-    return replace(Wanted.from_text(raw.decode()), parts=Part(int(parts)))
+    return replace(Wanted.from_text(raw), parts=Part(int(parts)))

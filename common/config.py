@@ -600,6 +600,11 @@ class RunConfig(Section):
         )
 
     @property
+    def final_temperature(self) -> float:
+        """What log R is divided by at the end of training: of the posterior that is learned."""
+        return self.learner.reward.temperature.at(self.learner.steps)
+
+    @property
     def near_duplicate_tolerance(self) -> float:
         """The configured tolerance, the task's own where none is configured."""
         configured = self.buffer.near_duplicate_tolerance

@@ -32,20 +32,64 @@ ToolFinder = Callable[[str], Path]
 Tell = Callable[[str], None]
 
 
+WHOLE_SYSTEMS = "whole systems"
+ALONE = tuple(f"tests/integration/test_{name}.py" for name in ("architectures", "agreement", "without_training"))
+"""Of the integration tests: an engine in the test's own process, and nothing beside it."""
+FIRST = (
+    WHOLE_SYSTEMS,
+    "tests/test_minimal.py",
+    "tests/buffer/test_distribution.py",
+    "tests/learner/test_distributed.py",
+    "tests/learner/test_exactness.py",
+    "tests/learner/test_exactness_replay.py",
+    "tests/actors/test_tensor_parallel.py",
+    "tests/deploy/docker/test_image_install.py",
+    "tests/common/test_json_schema.py",
+    "tests/deploy/sampler/test_export.py",
+)
+"""What takes longest: what comes at the end is short, so that no worker waits long for the other."""
+
+
+def scope_of(nodeid: str) -> str:
+    """What one worker runs without a break."""
+    file = nodeid.split("::")[0]
+    whole = file.startswith("tests/integration/") or file in (
+        "tests/buffer/test_concurrency.py",
+        "tests/test_forked.py",
+    )
+    return WHOLE_SYSTEMS if whole and file not in ALONE else file
+
+
+def place_of(item: pytest.Item) -> int:
+    """Where it comes: the longest first, and last what imports vLLM, which slows down all that comes after it."""
+    scope = scope_of(item.nodeid)
+    if scope in FIRST:
+        return FIRST.index(scope)
+    if scope in ALONE:
+        return len(FIRST) + 1 + ALONE.index(scope)
+    return len(FIRST) + (len(ALONE) + 1 if scope.startswith("tests/actors/") else 0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The order of files; within one it stays."""
+    items.sort(key=place_of)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """With `-n 2` one worker runs all that starts whole systems, one after the other, the other one the rest.
 
     What keeps every core busy for a while belongs to the first, where nothing waits for an answer in time meanwhile.
+    Whoever is through first takes what is left of the rest.
     """
     from xdist.scheduler import LoadScopeScheduling
 
     class OneForWholeSystems(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.split("::")[0]
-            whole = file.startswith("tests/integration/") or file == "tests/buffer/test_concurrency.py"
-            return "whole systems" if whole else file
+            return scope_of(nodeid)
 
+    # As collected, and not by their numbers of tests.
+    config.option.loadscopereorder = False
     return OneForWholeSystems(config, log)
 
 

@@ -61,13 +61,13 @@ def resample(log_weights: Floats, n: int, generator: np.random.Generator) -> NDA
 
 def pareto_smoothed(log_weights: Floats, labels: NDArray[np.int64] | None = None) -> Smoothed:
     """Pareto-smoothed weights and k̂ (PSIS) of weights of shape (n,); draws of one label (shape (n,)) are the same
-    rationale, and without labels those of exactly one weight are.
+    rationale and have one weight.
 
     The fit takes weights for draws of a continuous distribution, and a discrete space repeats them. Where most of the
-    tail's weight beyond its cut-off lies on rationales drawn twice or more, the tail is a list that is known and no
+    tail's weight beyond its cut-off lies on weights drawn twice or more, the tail is a list that is known and no
     sample of something longer (Good and Turing's estimate of what hasn't been seen): k̂ is 0 and the weights stay as
     they are. Else ties are drawn apart by up to a tenth for the fit, as it needs different values, and weights are
-    smoothed if no rationale of the tail is repeated. Fewer than `MIN_PARETO_DRAWS` weights stay as they are.
+    smoothed if none of the tail is repeated. Fewer than `MIN_PARETO_DRAWS` weights stay as they are.
     """
     found = np.array(_checked(log_weights), np.float64)
     n = len(found)
@@ -99,18 +99,17 @@ def pareto_smoothed(log_weights: Floats, labels: NDArray[np.int64] | None = None
 
 
 def _distinct_weights(log_weights: Floats, labels: NDArray[np.int64] | None) -> tuple[Floats, Any, Any]:
-    """Log-weights of the distinct rationales, rising, which of them each draw is, and how many draws each has; all of
-    a label have the weight of its first, whatever rounding makes of the others."""
-    if labels is None:
-        return np.unique(log_weights, return_inverse=True, return_counts=True)
-    _, first, which, counts = np.unique(labels, return_index=True, return_inverse=True, return_counts=True)
-    rising = np.argsort(log_weights[first], kind="stable")
-    return log_weights[first][rising], np.argsort(rising)[which], counts[rising]
+    """Distinct log-weights, rising, which of them each draw has, and how many draws each; all of a label have the
+    weight of its first, whatever rounding makes of the others."""
+    if labels is not None:
+        _, first, which = np.unique(labels, return_index=True, return_inverse=True)
+        log_weights = log_weights[first][which]
+    return np.unique(log_weights, return_inverse=True, return_counts=True)
 
 
 def _apart(values: Floats, which: Any, counts: Any) -> Floats:
-    """Each draw's log-weight, those of one rationale spread evenly over at most a tenth of its weight to either side
-    and at most half-way to the neighbouring weights."""
+    """Each draw's log-weight, equal ones spread evenly over at most a tenth of the weight to either side and at most
+    half-way to the neighbouring weights."""
     weights = np.exp(values - values[-1])
     middles = (weights[1:] + weights[:-1]) / 2
     low = np.maximum(np.append(weights[0], middles), 0.9 * weights)

@@ -10,7 +10,7 @@ import numpy as np
 
 from common.diagnostics.diagnosis import QueryDiagnosis, diagnose
 from common.diagnostics.draws import Draws
-from common.diagnostics.verdict import RunJudgement, judge_run
+from common.diagnostics.verdict import ONE_RATIONALE, RunJudgement, judge_run
 
 PREFIX_DEPTH = 3
 """Tokens of the prefixes that are counted, fewer where rationales are shorter: a sampler whose beginnings have
@@ -26,6 +26,8 @@ class LiveDiagnosis:
     judgement: RunJudgement
     queries: int
     draws: int
+    narrow: int
+    """Queries nearly all of whose draws are one rationale: equal weights say nothing of what lies outside."""
 
 
 def diagnose_live(draws: Mapping[str, Draws]) -> LiveDiagnosis:
@@ -34,7 +36,8 @@ def diagnose_live(draws: Mapping[str, Draws]) -> LiveDiagnosis:
         raise ValueError("no query has draws enough")
     found = {query: diagnose(item) for query, item in draws.items()}
     n = sum(item.n for item in draws.values())
-    return LiveDiagnosis(figures_of_all(list(found.values())), judge_run(found), len(found), n)
+    narrow = sum(item.largest_share > ONE_RATIONALE for item in found.values())
+    return LiveDiagnosis(figures_of_all(list(found.values())), judge_run(found), len(found), n, narrow)
 
 
 def figures_of_all(found: list[QueryDiagnosis]) -> dict[str, float]:

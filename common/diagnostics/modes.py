@@ -42,7 +42,8 @@ def mode_coverage(known: Draws, n: int, log_z: float) -> ModeCoverage:
     """How q, of which `n` draws were made, covers the `known` rationales; `log_z` is the best that is known of it,
     at least Σ R of them."""
     once = known.distinct()
-    log_p = once.log_r - log_z
+    # Rounding may bring a share above 1.
+    log_p = np.minimum(once.log_r - log_z, 0.0)
     lost = log_p - once.log_q > np.log(n)
     return ModeCoverage(
         known=once.n,

@@ -69,8 +69,10 @@ def _first_tokens(draws: Draws, weights: Floats) -> tuple[float, float, Estimate
     """Entropy of the first token (⊤ among them) under q and under the weights, and the second less the first."""
     first = np.array([item[0] if item else -1 for item in draws.actions])
     _, which = np.unique(first, return_inverse=True)
+    # Shares too small for floating point count as the smallest; their weight is 0 then.
     surprise, surprise_weighted = (
-        -np.log(np.bincount(which, weights=shares)[which]) for shares in (np.full(draws.n, 1.0 / draws.n), weights)
+        -np.log(np.maximum(np.bincount(which, weights=shares), np.finfo(np.float64).tiny))[which]
+        for shares in (np.full(draws.n, 1.0 / draws.n), weights)
     )
     plain, weighted = float(surprise.mean()), float(weights @ surprise_weighted)
     # The influence function of an entropy Σ −p log p is −log p less the entropy.

@@ -90,12 +90,17 @@ def task_class(config: TaskConfig) -> type[Task[Any]]:
     return _OWN.get((type(config), config.name)) or TASKS[config.name]
 
 
-def make_task(config: TaskConfig, codec: TokenCodec, max_model_len: int | None = None) -> Task[Any]:
+def make_task(
+    config: TaskConfig, codec: TokenCodec, max_model_len: int | None = None, reward_temperature: float = 1.0
+) -> Task[Any]:
     """The task that a configuration describes; raises UserError where its input can't be used.
 
-    `max_model_len` is what prompt, rationale and target may take together, in tokens.
+    `max_model_len` is what prompt, rationale and target may take together, in tokens, and `reward_temperature` what log
+    R is divided by at the end of training.
     """
-    return task_class(config)(config, codec, max_model_len)
+    task = task_class(config)(config, codec, max_model_len)
+    task.reward_temperature = reward_temperature
+    return task
 
 
 __all__ = [

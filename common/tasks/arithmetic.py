@@ -56,7 +56,7 @@ class ArithmeticTask(TemplateTask[ArithmeticConfig]):
     def info(self, row: Row) -> dict[str, Any]:
         return {"answer": fill_row(self.config.answer, row, "task.answer")}
 
-    def figures(self, groups: Groups, weights: RewardWeights) -> dict[str, float]:
+    def figures(self, groups: Groups, weights: RewardWeights) -> dict[str, Any]:
         found = super().figures(groups, weights)
         answers = {query.id: str(query.info["answer"]) for query in self.queries("test")}
         right = [majority([self.read_answer(item) for item in group]) == answers[key] for key, group in groups.items()]

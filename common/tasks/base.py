@@ -162,6 +162,9 @@ class Task(ABC, Generic[ConfigT]):
     takes_prompts: ClassVar[bool] = True
     """Whether a trained sampler can be asked for prompts that are none of the task's queries."""
 
+    reward_temperature: float = 1.0
+    """What log R is divided by at the end of training: what draws are weighed by where an evaluation does so."""
+
     def __init__(self, config: ConfigT, codec: TokenCodec, max_model_len: int | None = None) -> None:
         self.config, self.codec, self.max_model_len = config, codec, max_model_len
 

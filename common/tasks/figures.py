@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from common.diagnostics.correction import of_targets
+from common.diagnostics.verdict import REFUSED_SHARE
 from common.reward import RewardWeights
-from common.trajectory import Trajectory
+from common.trajectory import SAMPLED, Trajectory
 
 
 def summarise(groups: Sequence[Sequence[Trajectory]], weights: RewardWeights) -> dict[str, float]:
@@ -43,6 +45,41 @@ def target_wins(group: Sequence[Trajectory]) -> bool:
 def accuracy(groups: Mapping[str, Sequence[Trajectory]]) -> float:
     """Share of queries whose own target wins."""
     return float(np.mean([target_wins(group) for group in groups.values()]))
+
+
+def corrected_accuracy(
+    groups: Mapping[str, Sequence[Trajectory]], weights: RewardWeights, tau: float, misleading_penalty: float
+) -> dict[str, float | str | None]:
+    """Classification as in `accuracy`, by p(Y|X) under the rationales that R prefers and no longer those that were
+    drawn: each weighs R/q, R of the prompt alone at temperature `tau`.
+
+    `corrected_accuracy` is None where the estimates mean nothing for more than a tenth of the queries, which
+    `corrected_refused` then explains. `corrected_ess` is the mean over queries of the effective share of the draws, and
+    `corrected_pareto_k` the k̂ that nine of ten queries stay within. Nothing at all for what no policy sampled, as the
+    likeliest rationales of a beam search, or the posterior's own draws.
+    """
+    if not all(item.source in SAMPLED for group in groups.values() for item in group):
+        return {}
+    shares, pareto_k, wins, refused = [], [], [], []
+    for group in groups.values():
+        found, log_p = of_targets(group, weights, tau, misleading_penalty)
+        own, *others = (found.log_mean(column) for column in log_p)
+        wins.append(all(own > other for other in others))
+        shares.append(found.effective_sample_size / len(group))
+        pareto_k += [] if found.pareto_k is None else [found.pareto_k]
+        refused += [(shares[-1], found.refused)] if found.refused else []
+    problem = None
+    if len(refused) > REFUSED_SHARE * len(groups):
+        _, worst = min(refused)
+        problem = (
+            f"p(Y|X) means nothing for {len(refused)} of {len(groups)} queries, for the worst as {'; '.join(worst)}"
+        )
+    return {
+        "corrected_accuracy": float(np.mean(wins)) if problem is None else None,
+        "corrected_ess": float(np.mean(shares)),
+        "corrected_pareto_k": float(np.quantile(pareto_k, 0.9)) if len(pareto_k) == len(groups) else None,
+        "corrected_refused": problem,
+    }
 
 
 def majority(answers: Sequence[str | None]) -> str | None:

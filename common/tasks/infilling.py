@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -48,7 +48,7 @@ class InfillingTask(TemplateTask[InfillingConfig]):
         beam = [SampleRequest("beam search", False, 1.0, n, beams=n)] if self.config.evaluation_beam else []
         return [*found, *beam]
 
-    def figures(self, groups: Groups, weights: RewardWeights) -> dict[str, float]:
+    def figures(self, groups: Groups, weights: RewardWeights) -> dict[str, Any]:
         """Besides the common ones BLEU-4 and the embeddings' similarity to the true middle, means over samples."""
         found = super().figures(groups, weights)
         middles = {query.id: str(query.info["rationale"]).strip() for query in self.queries("test")}

@@ -17,7 +17,7 @@ from common.reward import RewardWeights
 from common.row import BadRow, Row
 from common.rows import read
 from common.tasks.base import PolicyScorer, SampleRequest, SampleSets, SamplingTemperature, TokenCodec, base_and_trained
-from common.tasks.figures import accuracy, summarise
+from common.tasks.figures import accuracy, corrected_accuracy, summarise
 from common.tasks.text import Example, TextConfig, TextTask, fill_row
 from common.templates import check_template, places
 from common.tools import ToolError, ToolSection
@@ -273,9 +273,12 @@ class TemplateTask(TextTask[TemplateConfigT]):
                     found[f"{name} (file)" if name in (*found, "samplers") else name] = self.figures(part, weights)
         return found
 
-    def figures(self, groups: Groups, weights: RewardWeights) -> dict[str, float]:
+    def figures(self, groups: Groups, weights: RewardWeights) -> dict[str, Any]:
         """Figures of one sampler on some test queries."""
-        found = summarise(list(groups.values()), weights)
+        found: dict[str, Any] = dict(summarise(list(groups.values()), weights))
         if self.config.choices and self.config.target is not None:
             found["accuracy"] = accuracy(groups)
+            found |= corrected_accuracy(groups, weights, self.reward_temperature, self.misleading_penalty)
+            if found.get("corrected_refused"):
+                found["corrected_refused"] += " (task.evaluation_samples is how many a row)"
         return found

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 
 from rich import box
 from rich.console import Console
@@ -15,20 +14,19 @@ from common.errors import UserError
 from common.files import check_writable
 from common.json_text import dumps
 from common.terminal import cells, visible
-from common.trajectory import Query
-from deploy.run.summary import DIAGNOSIS
+from deploy.run.summary import BEST_DIAGNOSIS, DIAGNOSIS
 from deploy.sampler.diagnosed_run import chosen_queries, subject_of
-from deploy.sampler.diagnosis import SHOWN_ID, Diagnosis, Drawn, Exact, Finding
+from deploy.sampler.diagnosis import SHOWN_ID, Diagnosis, Drawn, Finding
 from deploy.sampler.diagnosis import diagnose as diagnosis_of
 from deploy.sampler.finished_run import FinishedRun
-from deploy.sampler.ground_truth import GroundTruth, chosen_method, ground_truth
+from deploy.sampler.ground_truth import chosen_method, ground_truth
+from deploy.sampler.report.page import report_at_the_end
 from deploy.sampler.simulation import calibration_of, variants_of
 
 LEAST_SAMPLES = 25
 """Of fewer weights Pareto k̂ can't be read."""
 LEAST_REPEATS = 50
 """Of fewer the bands of a calibration are as wide as what they are to find."""
-BEST = "diagnosis-best.json"
 CALIBRATION, CALIBRATION_BEST = "calibration", "calibration-best"
 TOLD = 8
 """Queries whose prompts and reasons are printed, from the worst on; the file has all."""
@@ -54,12 +52,13 @@ def diagnose(options: argparse.Namespace, overrides: list[str], console: Console
     method = None if options.truth is None else chosen_method(run.task, run.config, options.truth)
     variants = variants_of(run.task, run.config, options.sbc) if options.sbc else []
     seed = run.config.run.seed if options.seed is None else options.seed
-    name, policy = BEST if options.best else DIAGNOSIS, cache(run.policy)
+    name, policy = BEST_DIAGNOSIS if options.best else DIAGNOSIS, cache(run.policy)
     calibrated = None
     sampler, adapter = run.sampler(seed)
     try:
-        truth = None if method is None else _truth(ground_truth(run.config, sampler, policy, queries, method, seed))
-        found = diagnosis_of(subject_of(run, queries, lambda: (sampler, adapter), policy), options.samples, truth)
+        subject = subject_of(run, queries, lambda: (sampler, adapter), policy)
+        truth = None if method is None else partial(ground_truth, run.config, sampler, policy, method=method, seed=seed)
+        found = diagnosis_of(subject, options.samples, truth)
         # Kept before the calibration, which may fail.
         found.save(options.run, name)
         if variants:
@@ -71,18 +70,13 @@ def diagnose(options: argparse.Namespace, overrides: list[str], console: Console
     if options.json:
         more = {} if calibrated is None else {"calibration": calibrated.to_dict()}
         print(dumps({**asdict(found), **more}))
-        return 0
-    show(console, str(options.run), found, name)
-    if calibrated is not None:
-        place = f"{options.run}/{CALIBRATION_BEST if options.best else CALIBRATION}.png"
-        console.print(f"calibration {calibrated.words()}; {place}", markup=False, highlight=False)
+    else:
+        show(console, str(options.run), found, name)
+        if calibrated is not None:
+            place = f"{options.run}/{CALIBRATION_BEST if options.best else CALIBRATION}.png"
+            console.print(f"calibration {calibrated.words()}; {place}", markup=False, highlight=False)
+    console.print(report_at_the_end(options.run), markup=False, highlight=False, soft_wrap=True)
     return 0
-
-
-def _truth(found: Mapping[str, GroundTruth]) -> Callable[[Query], Exact]:
-    """As a diagnosis takes it."""
-    known = {key: Exact(each.log_z, each.draws, each.words()) for key, each in found.items()}
-    return lambda query: known[query.id]
 
 
 def show(console: Console, run: str, found: Diagnosis, name: str = DIAGNOSIS) -> None:

@@ -119,6 +119,8 @@ def diagnosis_line(diagnosis: Mapping[str, Any]) -> str:
         f"length bias {found['length_bias']:+.2f}" if "length_bias" in found else "length bias -",
         f"{found['distinct_prefixes']:.0f} prefixes" if "distinct_prefixes" in found else "prefixes -",
     ]
+    if diagnosis["narrow"]:
+        parts.append(f"{diagnosis['narrow']} of {diagnosis['queries']} queries with one rationale alone")
     return ", ".join(parts)
 
 

@@ -19,6 +19,7 @@ from common.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_USER, RunFault, Use
 from common.json_text import dumps
 from common.terminal import cells, visible_lines
 from deploy.cli.arguments import Command, add_buffer_command, add_run_commands
+from deploy.cli.report import add_report_command
 from deploy.cli.sampler import add_sampler_commands
 from deploy.cli.termination import Terminated, terminating
 
@@ -96,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--parallel", type=int, default=1, metavar="N", help="cells to run at a time (default: 1)")
     sub.add_argument("--data", type=Path, help="folder that relative paths of data are in (default: the working one)")
     add_sampler_commands(add)
+    add_report_command(add)
     add_buffer_command(commands)
     add_run_commands(commands)
     sub = add("doctor", doctor, "Check that every component is there and works.")
@@ -130,18 +132,28 @@ def train(options: argparse.Namespace, overrides: list[str], console: Console) -
 
         return at_the_end(subject)
 
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False)
+    def report(folder: Path) -> None:
+        from deploy.sampler.report.page import report_at_the_end
 
-    with LiveDisplay(console) as display:
-        try:
-            trained = run_to_the_end(config, evaluate, display.watch, say, diagnose)
-        except UserError as error:
-            raise given.located_check(error) from error
-    summary = trained.summary
-    if options.json:
-        print(dumps(summary))
-    print_figures(console, f"{trained.config.run_folder}", summary)
+        closing.append(report_at_the_end(folder))
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    closing: list[str] = []
+    try:
+        with LiveDisplay(console) as display:
+            trained = run_to_the_end(config, evaluate, display.watch, say, diagnose, report)
+        summary = trained.summary
+        if options.json:
+            print(dumps(summary))
+        print_figures(console, f"{trained.config.run_folder}", summary)
+    except UserError as error:
+        raise given.located_check(error) from error
+    finally:
+        # Of a run that stopped itself too, whose error comes after it.
+        for line in closing:
+            say(line)
     from deploy.cli.runs import OPERATOR_STOP
 
     # Stopped on purpose is no failure; a supervisor that starts failed runs again must leave it alone.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,8 @@ from deploy.cli.arguments import later
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from deploy.sampler.posterior import Posterior
 
 AddCommand = Callable[..., argparse.ArgumentParser]
 """Declares a command: name, function, help."""
@@ -69,6 +73,23 @@ def add_sampler_commands(add: AddCommand) -> None:
     sub.add_argument("--prompt", help="X; without it the task's first test query")
     sub.add_argument("-n", type=int, default=8, help="samples (default: 8)")
     sub.add_argument("--temperature", type=float, default=1.0, help="sampling temperature (default: 1)")
+    sub.add_argument(
+        "--resample",
+        action="store_true",
+        help="draw the samples from many candidates ∝ their weights R/q, which makes good what the sampler is off by",
+    )
+    sub.add_argument(
+        "--candidates", type=int, metavar="N", help="with --resample (default: 16 a sample, and 256 or more in all)"
+    )
+    sub.add_argument(
+        "--target",
+        help="Y that log R is for, as it follows Z: the task's rows have one, --prompt has none",
+    )
+    sub.add_argument(
+        "--allow-unreliable",
+        action="store_true",
+        help="with --resample: show the samples even where the weights say that they mean nothing",
+    )
     sub.add_argument("--best", action="store_true", help=best)
     sub.add_argument("--base", action="store_true", help="sample from the base model under the same mask")
     sub.set_defaults(takes_settings=True)
@@ -129,9 +150,10 @@ def evaluate(options: argparse.Namespace, overrides: list[str], console: Console
 
 
 def sample(options: argparse.Namespace, overrides: list[str], console: Console) -> int:
-    """`amortis sample RUN --prompt … -n 8`."""
+    """`amortis sample RUN --prompt … -n 8 --resample`."""
     if options.n < 1:
         raise UserError("-n", options.n, "draws nothing", "give 1 or more")
+    _check_resampling(options)
     from common.tasks import SampleRequest
     from common.tasks.base import HIGHEST_TEMPERATURE
     from common.terminal import visible_lines
@@ -140,16 +162,20 @@ def sample(options: argparse.Namespace, overrides: list[str], console: Console) 
         problem = f"is not above 0 and up to {HIGHEST_TEMPERATURE:g}"
         raise UserError("--temperature", options.temperature, problem, "give e.g. 1.0")
     from deploy.sampler.finished_run import FinishedRun
-    from deploy.sampler.posterior import PosteriorMaker
+    from deploy.sampler.posterior import PosteriorMaker, candidates_for
 
     run = FinishedRun(options.run, overrides, best=options.best)
-    query = run.query(options.prompt)
+    query = run.query(options.prompt, target=options.target)
     sampler, adapter = run.sampler()
-    request = SampleRequest("samples", not options.base, options.temperature, options.n)
+    n = options.candidates or candidates_for(options.n) if options.resample else options.n
+    request = SampleRequest("samples", not options.base, options.temperature, n)
     drawn = sampler.collect([query], request, adapter, run.config.actor.max_in_flight)[query.id]
     if not drawn:
         raise RunFault(f"none of the samples could be scored, the last: {sampler.last_rejection}")
-    maker = PosteriorMaker(run.config, run.task)
+    maker, prompt = PosteriorMaker(run.config, run.task), run.codec.decode_prompt(query.prompt_ids)
+    if options.resample:
+        found = maker.make(prompt, drawn, target=run.target_of(query), resampled=options.n, seed=run.config.run.seed)
+        return _show_resampled(found, options, console)
     rows = [
         {
             "text": run.codec.decode(item.action_ids),
@@ -162,8 +188,40 @@ def sample(options: argparse.Namespace, overrides: list[str], console: Console) 
     if options.json:
         print(dumps(rows))
         return 0
-    console.print(visible_lines(run.codec.decode_prompt(query.prompt_ids)), markup=False, highlight=False)
+    console.print(visible_lines(prompt), markup=False, highlight=False)
     console.print(drawn_table(rows))
+    return 0
+
+
+def _check_resampling(options: argparse.Namespace) -> None:
+    """Raises UserError for options that go with --resample alone."""
+    if options.candidates is not None and options.candidates < 1:
+        raise UserError("--candidates", options.candidates, "draws nothing", "give 1 or more")
+    for name, value in (("--candidates", options.candidates), ("--allow-unreliable", options.allow_unreliable or None)):
+        if value is not None and not options.resample:
+            raise UserError(name, value, "is given without --resample", "add --resample, or leave it out")
+
+
+def _show_resampled(found: Posterior, options: argparse.Namespace, console: Console) -> int:
+    """What was resampled, and what it stands on. Raises UserError if that is nothing, unless it is wanted all the
+    same."""
+    from common.terminal import visible_lines
+    from deploy.sampler.posterior import refuse
+
+    way_out = "raise --candidates, leave out --resample for plain samples, or add --allow-unreliable"
+    error = refuse(found, "--resample", way_out)
+    if error is not None and not options.allow_unreliable:
+        raise error
+    if options.json:
+        print(dumps(asdict(found)))
+    else:
+        console.print(visible_lines(found.prompt), markup=False, highlight=False)
+        console.print(drawn_table([asdict(item) for item in found.samples]))
+        k = "can't be told of so few" if found.pareto_k is None else f"{found.pareto_k:.2f}"
+        worth = f"{found.candidates} candidates are worth {found.effective_sample_size:.1f} exact draws, Pareto k̂ {k}"
+        console.print(worth, markup=False, highlight=False, soft_wrap=True)
+    if error is not None:
+        print(f"amortis: unreliable: {found.unreliable}", file=sys.stderr)
     return 0
 
 

@@ -50,7 +50,7 @@ class Evaluator:
         self._registry, self._control, self._metrics = registry, control, metrics
         self._request = requests_of(config, task)[Part.EVALUATION]
         # What is trained for in the end; one for all, so that values can be compared.
-        self._tau = config.learner.reward.temperature.at(config.learner.steps)
+        self._tau = config.final_temperature
         mend_best(config.run_folder)
         self._best = load_best(config.run_folder)
         self._metric: str | None = None

@@ -64,13 +64,20 @@ def run_inference(config: RunConfig) -> dict[str, Any]:
             "samples_missing": float(n * len(queries) - n_drawn),
             "without_reward": float(inference.without_reward),
         }
-        samples = {request.label: {key: group[: request.n] for key, group in drawn.items()} for request in requests}
+        exact = {key: of_no_policy(group) for key, group in drawn.items()}
+        samples = {request.label: {key: group[: request.n] for key, group in exact.items()} for request in requests}
         found = {**task.evaluate_samples(with_samples(samples), config.reward_weights), **figures}
         (folder / "evaluation_samples.json").write_text(dumps(found, indent=2))
     finally:
         sampler.close()
     counts = {"trajectories_pushed": 0}
     return write_summary(config, folder, counts, time.monotonic() - started, None, interrupted=False)
+
+
+def of_no_policy(group: Sequence[Trajectory]) -> list[Trajectory]:
+    """The posterior's own draws as what they are: the policy that proposed them says nothing of how often they come, so
+    that nothing may weigh them by it."""
+    return [item.model_copy(update={"source": "dataset"}) for item in group]
 
 
 def _keep(drawn: Mapping[str, Sequence[Trajectory]], config: RunConfig) -> None:

@@ -49,7 +49,7 @@ def log_bound(config: RunConfig, task: Task[Any]) -> float:
 
 def final_temperature(config: RunConfig) -> float:
     """That which training would end with."""
-    return config.learner.reward.temperature.at(config.learner.steps)
+    return config.final_temperature
 
 
 def replaced_requests(task: Task[Any]) -> list[SampleRequest]:

@@ -150,7 +150,8 @@ class Launcher:
         self.control.reset()
         self.control.put_config(self.config)
         self.buffer.open()
-        task = make_task(self.config.task, codec_of(self.config.model), self.config.actor.max_model_len)
+        codec, limit = codec_of(self.config.model), self.config.actor.max_model_len
+        task = make_task(self.config.task, codec, limit, self.config.final_temperature)
         keep_identity(self.config, task)
         self.buffer.put_queries([*task.queries("train")])
         if not self.config.run.resume:
@@ -312,8 +313,11 @@ class Launcher:
             if self._draw:
                 self._keep_samples(actors, folder)
             if requests:
-                self._show("evaluating samples")
-                samples = _decoded(actors.evaluate(requests, should_stop=self._is_interrupted))
+                samples: dict[str, dict[str, list[Trajectory]]] = {}
+                # One by one, to tell how far it is: beam search alone can take minutes.
+                for number, request in enumerate(requests, start=1):
+                    self._show(f"evaluating samples, {number} of {len(requests)} ({request.label})")
+                    samples |= _decoded(actors.evaluate([request], should_stop=self._is_interrupted))
                 found = task.evaluate_samples(with_samples(samples), self.config.reward_weights)
                 found |= tokens_per_sample(samples)
                 write_whole(folder / "evaluation_samples.json", dumps(found, indent=2))

@@ -17,6 +17,7 @@ from common.held_out import DIAGNOSIS_PREFIX, Part
 from common.log import get_logger
 from common.metrics import LauncherMetrics
 from common.shown import shortened
+from common.stop_rule import NARROW
 from common.tasks import Task
 from common.terminal import visible
 from common.trajectory import Query, Trajectory
@@ -71,6 +72,7 @@ class LiveDiagnoser:
             **counts,
             VERDICT: str(judgement.verdict),
             "worst_query": judgement.worst,
+            NARROW: found.narrow,
             **{DIAGNOSIS_PREFIX + name: value for name, value in found.figures.items()},
         }
         state = {
@@ -80,6 +82,7 @@ class LiveDiagnoser:
             "worst": self._prompt(judgement.worst),
             "remedy": judgement.remedy,
             "queries": found.queries,
+            "narrow": found.narrow,
             "figures": found.figures,
         }
         return Looked(row, state)

@@ -28,7 +28,7 @@ def run_prompting(config: RunConfig, diagnose: Diagnose | None = None) -> dict[s
     started, folder = time.monotonic(), config.run_folder
     assert config.model.name is not None
     save_resolved(config, folder / "config.yaml")
-    task = make_task(config.task, codec_of(config.model), config.actor.max_model_len)
+    task = make_task(config.task, codec_of(config.model), config.actor.max_model_len, config.final_temperature)
     space, section = task.action_space, config.learner
     lora, device = config.model.lora, torch.device(section.device)
 

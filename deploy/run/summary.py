@@ -18,8 +18,8 @@ from common.tokens import codec_of
 from deploy.run.best import in_summary, load_best
 from deploy.run.curve import draw_curve
 
-DIAGNOSIS = "diagnosis.json"
-"""In a run's folder: how far its sampler is from the posterior."""
+DIAGNOSIS, BEST_DIAGNOSIS = "diagnosis.json", "diagnosis-best.json"
+"""In a run's folder: how far its sampler is from the posterior, and that of the adapter which was best."""
 BOOKKEEPING = {
     "wall_s",
     "elapsed_s",

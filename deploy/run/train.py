@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from common.config import WITHOUT_TRAINING, RunConfig
-from common.errors import UserError
+from common.errors import RunFault, UserError
 from deploy.run.checks import prepare
 from deploy.run.diagnosis import Diagnose
 from deploy.run.launcher import RunState, Watcher
-from deploy.run.run_folder import claimed
+from deploy.run.run_folder import PRODUCED, claimed
 
 SAY_EVERY_S = 10.0
 """Between lines that say how far a run is."""
@@ -35,18 +35,27 @@ def train(
     watch: Watcher = lambda state: None,
     say: Callable[[str], None] = lambda text: None,
     diagnose: Diagnose | None = None,
+    report: Callable[[Path], None] = lambda folder: None,
 ) -> Trained:
     """Check the configuration, claim the run's folder, and run to the end.
 
     `evaluate` gives the figures of the finished run in a folder, its diagnosis included, which an expectation
     maximisation ends with; `diagnose` diagnoses the sampler that any other run ends with. `watch` sees the state of a
-    run's training, `say` gets a line at each step of an expectation maximisation. Raises UserError and RunFault.
+    run's training, `say` gets a line at each step of an expectation maximisation. `report` makes the report of a run's
+    folder at its end, or when it stops itself. Raises UserError and RunFault.
     """
     if threading.current_thread() is not threading.main_thread():
         # Signals, by which a run is stopped in good order, come to that thread alone.
         raise UserError("train", None, "is called in a thread beside the main one", "call it in the main thread")
     with claimed(prepare(config)) as named:
-        return Trained(named, _run(named, evaluate, watch, say, diagnose))
+        try:
+            summary = _run(named, evaluate, watch, say, diagnose)
+        except RunFault:
+            if any((named.run_folder / name).is_file() for name in PRODUCED):
+                report(named.run_folder)
+            raise
+        report(named.run_folder)
+        return Trained(named, summary)
 
 
 def _run(

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from redis.exceptions import RedisError
@@ -39,19 +39,23 @@ SHOWN_ID = 8
 """Letters of a query's id by which it is told from the others."""
 
 
-@dataclass(frozen=True)
-class Exact:
+class Known(Protocol):
     """What is known of a query's posterior without the sampler."""
 
-    log_z: float | None = None
-    """log Σ R, enumerated."""
-    draws: Draws | None = None
-    """Of the posterior itself, with the sampler's log q of each."""
-    words: str | None = None
-    """Where it is from, and what is wrong with it if something is."""
+    @property
+    def log_z(self) -> float | None:
+        """log Σ R, enumerated; None where it wasn't."""
+
+    @property
+    def draws(self) -> Draws | None:
+        """Of the posterior itself, with the sampler's log q of each; None where there are none."""
+
+    def words(self) -> str:
+        """Where it is from, in a line."""
 
 
-Truth = Callable[[Query], Exact]
+Truth = Callable[[Sequence[Query]], Mapping[str, Known]]
+"""What is known of queries, by id; asked for when the sampler has been drawn from."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +77,10 @@ class Finding:
     figures: QueryDiagnosis
     judgement: Judgement
     samples: list[Sample]
+    truth: str | None
+    """Where what is known of the posterior otherwise is from; None where nothing is."""
     base: Drawn | None
     """The base model under the same mask; None where it was not drawn from."""
-    truth: str | None = None
-    """Where what is known without the sampler is from; None where nobody asked for it."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ class Diagnosis:
 
     @property
     def worst(self) -> Finding:
-        """The query by which the run is judged."""
+        """The query that fares worst."""
         return next(finding for finding in self.queries if finding.query_id == self.verdict.worst)
 
     def words(self) -> str:
@@ -110,7 +114,7 @@ class Diagnosis:
         parts = [f"{self.verdict.verdict.value} ({len(self.queries)} queries: {of})"]
         if len(self.queries) == 1:
             parts = [self.verdict.verdict.value]
-        if self.verdict.verdict is not Verdict.GOOD:
+        if self.worst.judgement.verdict is not Verdict.GOOD:
             reason = self.worst.judgement.reasons[0]
             parts.append(f"worst is query {self.verdict.worst[:SHOWN_ID]}: {reason}")
         if self.verdict.remedy:
@@ -162,7 +166,7 @@ def diagnose(subject: Subject, samples: int, truth: Truth | None = None) -> Diag
     valid trajectory.
     """
     config, task = subject.config, subject.task
-    tau = config.learner.reward.temperature.at(config.learner.steps)
+    tau = config.final_temperature
     # Before anything is drawn: a server that has to read a long log back takes its time.
     stored, why_none = _stored(subject)
     found = subject.collect(requests_of(samples, base=subject.adapter_sha256 is not None))
@@ -179,11 +183,12 @@ def diagnose(subject: Subject, samples: int, truth: Truth | None = None) -> Diag
         draws = draws_of(trajectories, config.reward_weights, tau)
         return Drawn(figures_of(draws, **more), maker.make("", trajectories).samples)
 
-    findings = []
+    findings, truths = [], truth(queries) if truth is not None else {}
     for query in queries:
-        exact = truth(query) if truth is not None else Exact()
-        more = {"posterior_draws": exact.draws, "log_z_exact": exact.log_z, "modes": modes.get(query.id)}
-        own = drawn(found[TRAINED][query.id], more)
+        exact = truths.get(query.id)
+        log_z_exact = exact.log_z if exact else None
+        more = {"posterior_draws": exact.draws if exact else None, "modes": modes.get(query.id)}
+        own = drawn(found[TRAINED][query.id], {"log_z_exact": log_z_exact, **more})
         base = found.get(BASE, {}).get(query.id, ())
         findings.append(
             Finding(
@@ -193,8 +198,8 @@ def diagnose(subject: Subject, samples: int, truth: Truth | None = None) -> Diag
                 own.figures,
                 judge(own.figures),
                 own.samples,
-                drawn(base, {"log_z_exact": exact.log_z}) if len(base) >= LEAST_DRAWS else None,
-                exact.words,
+                exact.words() if exact else None,
+                drawn(base, {"log_z_exact": log_z_exact}) if len(base) >= LEAST_DRAWS else None,
             )
         )
     by_id = {query.id: query for query in subject.queries}

@@ -58,7 +58,9 @@ class FinishedRun:
         check_models(config, folder)
         self.config: RunConfig = resolve_devices(config)
         self.codec: HuggingFaceCodec = codec_of(self.config.model)
-        self.task: Task[Any] = make_task(self.config.task, self.codec, self.config.actor.max_model_len)
+        self.task: Task[Any] = make_task(
+            self.config.task, self.codec, self.config.actor.max_model_len, self.config.final_temperature
+        )
 
     def query(
         self,

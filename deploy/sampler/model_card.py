@@ -89,7 +89,6 @@ def is_proportional(config: RunConfig) -> bool:
 def sampler_facts(run: FinishedRun, merge: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """What another program needs to sample from the same distribution, and what is known of it."""
     config, space, task = run.config, run.task.action_space, run.task
-    reward = config.learner.reward
     return {
         "format": FORMAT,
         "amortis": version("amortis"),
@@ -109,7 +108,7 @@ def sampler_facts(run: FinishedRun, merge: Mapping[str, Any] | None = None) -> d
         "reward": {
             "prior_weight": config.reward_weights.prior,
             "likelihood_weight": config.reward_weights.likelihood,
-            "temperature": reward.temperature.at(config.learner.steps),
+            "temperature": config.final_temperature,
             "misleading_penalty": task.misleading_penalty,
             "has_target": _has_target(run),
             "own_function": _own_function(run),

@@ -16,7 +16,7 @@ from common.errors import UserError
 from common.tasks import SampleRequest
 from common.tasks.base import HIGHEST_TEMPERATURE
 from common.trajectory import Query, Trajectory
-from deploy.sampler.posterior import Posterior, PosteriorMaker, Sample
+from deploy.sampler.posterior import Posterior, PosteriorMaker, Sample, refuse
 
 if TYPE_CHECKING:
     from actors.engine import LoadedAdapter
@@ -110,6 +110,7 @@ class Sampler:
         target: str | None = None,
         targets: Sequence[str] = (),
         resample: int | None = None,
+        allow_unreliable: bool = False,
     ) -> Posterior: ...
 
     @overload
@@ -121,6 +122,7 @@ class Sampler:
         target: str | None = None,
         targets: Sequence[str] = (),
         resample: int | None = None,
+        allow_unreliable: bool = False,
     ) -> list[Posterior]: ...
 
     def posterior(
@@ -132,11 +134,15 @@ class Sampler:
         target: str | None = None,
         targets: Sequence[str] = (),
         resample: int | None = None,
+        allow_unreliable: bool = False,
     ) -> Posterior | list[Posterior]:
         """Draw `n` rationales and weigh each by R/q: what the sampler is still off by is made good.
 
         With `target` the reward is that of a rationale for this Y. With `targets` it is that of the prompt alone, and
         p(Y|X) is estimated for each Y of them. With `resample` so many of the draws are drawn again ∝ their weights.
+
+        Raises UnreliableEstimate where the weights say that `targets` or `resample` can't be answered by these draws,
+        unless `allow_unreliable`: what was drawn is in the error's `found`, and the reason in `unreliable` of it.
         """
         if resample is not None:
             _at_least_one("resample", resample)
@@ -152,6 +158,8 @@ class Sampler:
                 text, group, target=self.run.target_of(query), targets=targets, resampled=resample, seed=seed
             )
             found.append(posterior)
+        if (resample is not None or targets) and not allow_unreliable:
+            self._refuse(prompt, found, "resample" if resample is not None else "targets")
         return _like(prompt, found)
 
     @overload
@@ -207,6 +215,16 @@ class Sampler:
         if possible:
             found[possible] = self._exact().log_prob(query, [rows[i] for i in possible])
         return found
+
+    @staticmethod
+    def _refuse(prompt: Prompt | Prompts, found: list[Posterior], setting: str) -> None:
+        """Raises UnreliableEstimate with all that was drawn, for the first that means nothing."""
+        way_out = "take weighted draws alone, or this all the same with allow_unreliable=True"
+        for posterior in found:
+            error = refuse(posterior, setting, way_out)
+            if error is not None:
+                error.found = _like(prompt, found)
+                raise error
 
     def _queries(
         self,

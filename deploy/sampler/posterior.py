@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from common.config import RunConfig
-from common.diagnostics.importance import (
-    effective_sample_size,
-    log_mean_weight,
-    normalized_weights,
-    resample,
-    self_normalized_mean,
-)
+from common.diagnostics.correction import Correction, of_targets, parts_without_target
+from common.diagnostics.importance import log_mean_weight, normalized_weights, resample
+from common.diagnostics.verdict import estimate_refused
+from common.errors import UserError
 from common.reward import weighted_sum
 from common.tasks import Task
 from common.trajectory import Trajectory
+
+CANDIDATES_A_SAMPLE, LEAST_CANDIDATES = 16, 256
+"""Drawn for each sample that is resampled, and in all, where nothing else is asked for: of fewer the weights' tail can
+hardly be told, and good samplers would be refused by chance."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class Sample:
     log_constraint: float
     """Constraint terms, and the reward function of one's own."""
     weight: float
-    """Its share of the posterior's estimate, ∝ R/q over all draws; 1/n where it was resampled by that."""
+    """Its share of the posterior's estimate, ∝ R/q over all draws and not smoothed; 1/n where it was resampled by that.
+    """
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class TargetProbability:
 
     text: str
     probability: float
-    """Σ w p(Y|XZ⊤) / Σ w with w = R/q, R without the likelihood: under the rationales that the reward alone prefers."""
+    """Σ w p(Y|XZ⊤) / Σ w with w = R/q, R without the likelihood: under the rationales that the reward alone prefers.
+    The tail of w is Pareto-smoothed."""
     plain_mean: float
     """The mean of p(Y|XZ⊤) under the sampler itself."""
 
@@ -66,11 +68,39 @@ class Posterior:
     """log Σ_Z R(Z), estimated by the mean weight."""
     effective_sample_size: float
     """Of how many draws of the posterior itself the weighted draws are worth; of p(Y|X) where targets are given."""
+    pareto_k: float | None
+    """k̂ of the same weights, how heavy their tail is; None where it can't be told, as of fewer than 25 draws."""
     candidates: int
     """Draws that all of this was estimated from."""
+    unreliable: str | None
+    """Why estimates by these weights mean nothing, and what helps; None if they mean something."""
     targets: list[TargetProbability]
     target: str | None
     """Y whose likelihood is part of R; None where R has none, as for a prompt alone and for `targets`."""
+
+
+class UnreliableEstimate(UserError):
+    """What was asked for can't be estimated from the draws: their weights say so. What it would be is in `found`."""
+
+    found: Posterior | list[Posterior] | None = None
+    """What was drawn, as the call would have returned it; None behind a process' border."""
+
+
+def refuse(found: Posterior, setting: str, way_out: str) -> UnreliableEstimate | None:
+    """Why this posterior's resampled draws or p(Y|X) are no answer to what `setting` asked for, with the remedy and the
+    caller's own `way_out`; None if they are one."""
+    refused = estimate_refused(found.pareto_k, found.candidates, found.effective_sample_size / found.candidates)
+    if refused is None:
+        return None
+    problem, remedy = refused
+    return UnreliableEstimate(setting, None, problem, f"{remedy}, or {way_out}")
+
+
+def candidates_for(n: int, most: int | None = None) -> int:
+    """How many to draw where `n` are resampled and nothing else is asked for; `most` is what may be drawn at a time,
+    which may still be too few for so many samples."""
+    least = LEAST_CANDIDATES if most is None else min(LEAST_CANDIDATES, most)
+    return max(CANDIDATES_A_SAMPLE * n, least)
 
 
 class PosteriorMaker:
@@ -78,7 +108,7 @@ class PosteriorMaker:
 
     def __init__(self, config: RunConfig, task: Task[Any]) -> None:
         self._task, self._weights = task, config.reward_weights
-        self._temperature = config.learner.reward.temperature.at(config.learner.steps)
+        self._temperature = config.final_temperature
 
     def make(
         self,
@@ -98,19 +128,27 @@ class PosteriorMaker:
         log_q = np.array([item.behaviour.log_prob for item in drawn], np.float64)
         parts = [self._parts(item, with_target=not targets) for item in drawn]
         log_r = np.array([self._of_parts(*part) for part in parts], np.float64)
-        log_weights = log_r - log_q
-        if resampled is None:
-            chosen, weights = np.arange(len(drawn)), normalized_weights(log_weights)
+        if targets:
+            correction, log_p = of_targets(drawn, self._weights, self._temperature, self._task.misleading_penalty)
         else:
-            chosen = resample(log_weights, resampled, np.random.default_rng(seed))
+            correction, log_p = Correction.of(log_r - log_q, drawn), np.zeros((0, len(drawn)))
+        if resampled is None:
+            chosen, weights = np.arange(len(drawn)), normalized_weights(correction.log_weights)
+        else:
+            chosen = resample(correction.log_weights, resampled, np.random.default_rng(seed))
             weights = np.full(len(drawn), 1.0 / resampled)
         return Posterior(
             prompt=prompt,
             samples=[self._sample(drawn[i], log_q[i], log_r[i], parts[i], weights[i]) for i in chosen.tolist()],
-            log_z=log_mean_weight(log_weights),
-            effective_sample_size=effective_sample_size(log_weights),
+            log_z=log_mean_weight(correction.log_weights),
+            effective_sample_size=correction.effective_sample_size,
+            pareto_k=correction.pareto_k,
             candidates=len(drawn),
-            targets=_target_probabilities(drawn, targets, log_weights),
+            unreliable="; ".join(correction.refused) if correction.refused else None,
+            targets=[
+                TargetProbability(text, correction.mean(column), float(column.mean()))
+                for text, column in zip(targets, np.exp(log_p), strict=True)
+            ],
             target=None if targets else target,
         )
 
@@ -120,15 +158,9 @@ class PosteriorMaker:
 
     def _parts(self, item: Trajectory, *, with_target: bool) -> tuple[float, float, float]:
         """log_prior, log_likelihood and log_constraint of the whole rationale, as they enter R."""
-        prior, likelihood, constraint = (
-            float(component[-1]) for component in (item.log_prior, item.log_likelihood, item.log_constraint)
-        )
-        if with_target:
-            return prior, likelihood, constraint
-        if (item.log_alternatives > item.log_likelihood[-1]).any():
-            # Taken off for a target that is asked about here, and not given.
-            constraint += self._task.misleading_penalty
-        return prior, 0.0, constraint
+        if not with_target:
+            return parts_without_target(item, self._task.misleading_penalty)
+        return float(item.log_prior[-1]), float(item.log_likelihood[-1]), float(item.log_constraint[-1])
 
     def _of_parts(self, prior: float, likelihood: float, constraint: float) -> float:
         return weighted_sum(prior, likelihood, constraint, self._weights) / self._temperature
@@ -147,16 +179,3 @@ class PosteriorMaker:
             log_constraint=constraint,
             weight=float(weight),
         )
-
-
-def _target_probabilities(
-    drawn: Sequence[Trajectory], targets: Sequence[str], log_weights: NDArray[np.float64]
-) -> list[TargetProbability]:
-    if not targets:
-        return []
-    log_p = np.array([[item.log_likelihood[-1], *item.log_alternatives] for item in drawn], np.float64)
-    columns = np.exp(log_p).T
-    return [
-        TargetProbability(text, self_normalized_mean(column, log_weights), float(column.mean()))
-        for text, column in zip(targets, columns, strict=True)
-    ]

@@ -18,7 +18,7 @@ from tests.buffer.worker import SMALL, buffers
 from tests.conftest import Tell
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 60
+SECONDS = 30
 WRITERS, SAMPLERS = 16, 4
 
 

@@ -47,6 +47,21 @@ def test_a_duplicate_is_kept_once_with_the_newer_behaviour_and_becomes_the_newes
     assert newest.action_ids.tolist() == [0] and newest.behaviour.adapter_version == 2
 
 
+@pytest.mark.parametrize("shards", [1, 3])
+def test_the_best_of_each_query_that_is_asked_for_come_the_best_first(
+    redis_client: Redis, keys: Keys, shards: int
+) -> None:
+    buffer = make_buffer(redis_client, keys, shards=shards, replay_priority="loss")
+    queries = [make_query(i) for i in range(5)]
+    buffer.push([make_trajectory(query, [i, 3], -float((i * 3) % 7)) for query in queries for i in range(7)])
+    unknown = make_query(9)
+    found = buffer.best_of([queries[1].id, unknown.id, queries[4].id], 3)
+    assert list(found) == [queries[1].id, queries[4].id]
+    for query_id, group in found.items():
+        assert {item.query_id for item in group} == {query_id}
+        assert [float(item.log_constraint[-1]) for item in group] == [0.0, -1.0, -2.0]
+
+
 @pytest.mark.parametrize(("policy", "kept"), [("lowest_reward", {2, 3, 4}), ("oldest", {0, 1, 2})])
 def test_a_full_query_evicts_by_policy(redis_client: Redis, keys: Keys, policy: str, kept: set[int]) -> None:
     buffer = make_buffer(redis_client, keys, capacity_per_query=3, evict=policy)

@@ -14,8 +14,7 @@ from buffer.connection import Keys, connect
 from buffer.replay import ReplayBuffer
 from common.config import BufferSection, RedisSection
 from common.reward import RewardWeights
-from common.trajectory import Behaviour, Trajectory
-from tests.conftest import make_query
+from common.trajectory import Behaviour, Query, Trajectory
 
 BIG = BufferSection(capacity=10**7, capacity_per_query=10**6, fresh=0.5, replay_priority="loss")
 SMALL = BufferSection(capacity=200, capacity_per_query=40, max_bytes=150_000, evict="stalest")
@@ -33,7 +32,7 @@ def make(worker: int, index: int) -> Trajectory:
     rng = np.random.default_rng([worker, index])
     actions = np.concatenate([[worker, index], rng.integers(0, 999, int(rng.integers(1, 38)))]).astype(np.int32)
     return Trajectory.without_tools(
-        query_id=make_query(1, index % N_QUERIES).id,
+        query_id=Query(task="test", prompt_ids=np.array([1, index % N_QUERIES], np.int32)).id,
         task="test",
         action_ids=actions,
         log_prior=pattern(actions, 1),

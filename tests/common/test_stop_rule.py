@@ -120,6 +120,16 @@ def test_what_comes_between_two_diagnoses(between: dict[str, Any], goes_on: bool
     assert found[0] is None and found[1] is None and (found[2] is not None) is goes_on
 
 
+@pytest.mark.parametrize("rule", ["ess >= 0.5", "ess_mean > 0.5", "pareto_k < 0.7", "log_z_se < 0.1"])
+def test_a_sampler_that_has_collapsed_onto_one_rationale_is_no_success_by_its_equal_weights(rule: str) -> None:
+    collapsed = {f"diagnose/{name}": value for name, value in (("ess", 1.0), ("ess_mean", 1.0), ("pareto_k", 0.0))}
+    collapsed |= {"diagnose/log_z_se": 0.0, "diagnose/distinct_prefixes": 1.0}
+    assert count(rule, [{**collapsed, "narrow_queries": 0}])[0] is not None
+    assert count(rule, [{**collapsed, "narrow_queries": 1}])[0] is None
+    # That it has collapsed may be just what is asked for.
+    assert count("distinct_prefixes < 2", [{**collapsed, "narrow_queries": 1}])[0] is not None
+
+
 def test_an_evaluation_without_samples_does_not_count_by_the_learner_s_exact_figures() -> None:
     rows = [{"eval/total_variation": 0.01, "left_out": "no sample"}, {"eval/total_variation": 0.01}]
     found = count("eval/total_variation < 0.05", rows)

@@ -107,6 +107,63 @@ def test_the_label_is_predicted_by_the_mean_likelihood_over_rationales(codec: Hu
     assert found["accuracy"] == 0.5 and found["samplers"]["base"]["accuracy"] == 0.5
 
 
+def test_the_corrected_label_is_that_under_the_weights_and_left_out_where_they_mean_nothing(
+    codec: HuggingFaceCodec, tmp_path: Path
+) -> None:
+    task = task_of(codec, "subjectivity", train_path=write(tmp_path / "r.jsonl", REVIEWS), test_size=2)
+    first, second = task.queries("test")
+
+    def drawn(query: Query, likely: int, unlikely: int) -> list[Trajectory]:
+        """A rationale for the wrong label, drawn 9 times as often as one for the right one, and by p(Z|X) a ninth as
+        likely."""
+        kinds = ((" fun", 0.9, 0.1, -3.0, -0.1, likely), (" not fun", 0.1, 0.9, -0.1, -3.0, unlikely))
+        found = []
+        for text, q, prior, own, other, times in kinds:
+            item = sample(codec, query, text, log_likelihood=own, others=[other])
+            log_q = np.zeros(len(item.action_ids))
+            log_q[0] = np.log(q)
+            update = {
+                "log_prior": np.append(np.zeros(len(log_q)), np.log(prior)),
+                # The penalty for misleading is of a target that is given, and must not count here.
+                "log_constraint": np.zeros(len(log_q) + 1) - (50.0 if other > own else 0.0),
+                "behaviour": Behaviour(sampler_log_prob=log_q, stop_log_prob=0.0),
+            }
+            found += [item.model_copy(update=update)] * times
+        return found
+
+    def figures(likely: int, unlikely: int) -> dict[str, Any]:
+        groups = {query.id: drawn(query, likely, unlikely) for query in (first, second)}
+        return dict(task.evaluate_samples({"base": groups, "trained": groups}, WEIGHTS))
+
+    many = figures(900, 100)
+    assert many["accuracy"] == 0.0 and many["corrected_accuracy"] == 1.0 and many["corrected_refused"] is None
+    # Weights of 1/9 and 9, which are drawn 900 and 100 times.
+    assert many["corrected_ess"] == pytest.approx(1000**2 / (900 / 81 + 100 * 81) / 1000, rel=1e-4)
+    assert many["corrected_pareto_k"] is not None
+    assert many["samplers"]["base"]["corrected_accuracy"] == 1.0
+    few = figures(9, 1)
+    assert few["accuracy"] == 0.0 and few["corrected_accuracy"] is None
+    assert few["corrected_refused"].startswith(
+        "p(Y|X) means nothing for 2 of 2 queries, for the worst as the 10 weighted"
+    )
+    assert "draw more samples" in few["corrected_refused"] and "task.evaluation_samples" in few["corrected_refused"]
+    json.dumps(few, allow_nan=False)
+    # A tempered posterior, R^(1/2) ∝ 0.32 and 0.95: weights of √0.1/0.9 and √0.9/0.1.
+    task.reward_temperature = 2.0
+    ratio = 27.0
+    assert figures(900, 100)["corrected_ess"] == pytest.approx((900 + 100 * ratio) ** 2 / (900 + 100 * ratio**2) / 1000)
+
+
+def test_what_was_not_sampled_has_no_corrected_label(codec: HuggingFaceCodec, tmp_path: Path) -> None:
+    task = task_of(codec, "subjectivity", train_path=write(tmp_path / "r.jsonl", REVIEWS), test_size=2)
+    beams = {}
+    for query in task.queries("test"):
+        item = sample(codec, query, " fun", others=[-9.0])
+        beams[query.id] = [item.model_copy(update={"source": "seed"})] * 4
+    found = task.evaluate_samples({"beam search": beams}, WEIGHTS)["samplers"]["beam search"]
+    assert found["accuracy"] == 1.0 and not {name for name in found if name.startswith("corrected")}
+
+
 def test_without_a_target_the_choices_are_classified_directly(codec: HuggingFaceCodec, tmp_path: Path) -> None:
     task = task_of(
         codec,

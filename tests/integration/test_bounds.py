@@ -15,15 +15,17 @@ from redis import Redis
 from buffer.connection import Keys
 from buffer.control import Control
 from buffer.embedded import EmbeddedRedis
-from tests.integration.conftest import ROOT, TIMEOUT_S, amortis, command, write_config
+from tests.integration.conftest import ROOT, TIMEOUT_S, Join, amortis, command, write_config
 
 pytestmark = pytest.mark.integration
 
 
-def test_everyone_waits_while_redis_has_no_memory_and_goes_on_when_it_has(tmp_path: Path, digit_model: Path) -> None:
+def test_everyone_waits_while_redis_has_no_memory_and_goes_on_when_it_has(
+    tmp_path: Path, digit_model: Path, shared_ray: list[str]
+) -> None:
     path = write_config(tmp_path, digit_model, steps=60, evaluate_every=0)
     with EmbeddedRedis(tmp_path / "redis") as server, Redis.from_url(server.url) as client:
-        arguments = ["train", str(path), "--run.name", "tiny", "--redis.url", server.url, "--json"]
+        arguments = ["train", str(path), "--run.name", "tiny", "--redis.url", server.url, "--json", *shared_ray]
         process = subprocess.Popen(
             command(*arguments), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -59,13 +61,13 @@ def wait_for(process: subprocess.Popen[str], condition: Any, otherwise: str) -> 
     ],
 )
 def test_a_run_goes_on_where_the_buffer_takes_most_trajectories_out(
-    tmp_path: Path, digit_model: Path, buffer: dict[str, Any]
+    tmp_path: Path, digit_model: Path, join: Join, buffer: dict[str, Any]
 ) -> None:
     path = write_config(tmp_path, digit_model, steps=40, evaluate_every=0)
     config = yaml.safe_load(path.read_text())
     config["buffer"].update(buffer)
     path.write_text(yaml.safe_dump(config))
-    summary = json.loads(amortis("train", str(path), "--run.name", "tiny", "--json"))
+    summary = json.loads(amortis("train", str(path), "--run.name", "tiny", "--json", *join()))
     assert summary["steps"] == 40 and summary["fault"] is None
     last = json.loads((tmp_path / "runs" / "tiny" / "metrics.jsonl").read_text().splitlines()[-1])
     if "near_duplicate_tolerance" in buffer:

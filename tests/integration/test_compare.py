@@ -21,7 +21,7 @@ def steps(folder: Path) -> list[int]:
     return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def test_a_comparison_goes_on_where_it_was_interrupted(tmp_path: Path, digit_model: Path) -> None:
+def test_a_comparison_goes_on_where_it_was_interrupted(tmp_path: Path, digit_model: Path, joined: list[str]) -> None:
     base = yaml.safe_load(
         write_config(tmp_path, digit_model, steps=60, checkpoint_every=5, evaluate_every=0).read_text()
     )
@@ -38,7 +38,7 @@ def test_a_comparison_goes_on_where_it_was_interrupted(tmp_path: Path, digit_mod
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump(comparison, sort_keys=False))
     folder = tmp_path / "result"
-    arguments = ["compare", str(path), "--folder", str(folder)]
+    arguments = ["compare", str(path), "--folder", str(folder), *joined]
     process = subprocess.Popen(command(*arguments), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     deadline = time.monotonic() + TIMEOUT_S
     while not any(10 <= len(steps(run)) < 60 for run in folder.glob("cells/subtb-*-seed0")):
@@ -49,6 +49,9 @@ def test_a_comparison_goes_on_where_it_was_interrupted(tmp_path: Path, digit_mod
     assert process.returncode == 1 and "goes on from here" in errors.decode()
     table = json.loads((folder / "table.json").read_text())
     assert {entry["method"] for entry in table["entries"]} == {"prompting"}
+    (untrained,) = folder.glob("cells/prompting-*-seed0/summary.json")
+    summary = json.loads(untrained.read_text())
+    assert "it is the base model" in summary["trained_for"] and summary["diagnosis"].startswith(summary["verdict"])
 
     printed = amortis(*arguments, "--parallel", "2")
     assert "prompting" not in [line.split("-")[0] for line in printed.splitlines() if line.startswith("cell")]

@@ -35,7 +35,7 @@ from deploy.sampler.finished_run import FinishedRun
 from learner.policy import Actions, LoraPolicy, load_base_model
 from tests import chance
 from tests.conftest import Tell
-from tests.integration.conftest import amortis
+from tests.integration.conftest import Join, amortis
 from tests.tiny import VOCABULARY
 
 pytestmark = pytest.mark.integration
@@ -154,7 +154,7 @@ def with_subtb(tmp_path_factory: pytest.TempPathFactory, digit_model: Path) -> P
 
 @dataclass
 class Watched:
-    """A run that was evaluated on two held-out questions while it trained."""
+    """A run that was evaluated, and now and then diagnosed, on two held-out questions while it trained."""
 
     folder: Path
     exported: str
@@ -163,6 +163,7 @@ class Watched:
 
 HELD_OUT = [{"a": "9", "b": "5"}, {"a": "number 9", "b": "2"}]
 EVALUATION = {"every": 50, "share": 0.2, "samples": 8, "metric": "log_z_bound"}
+DIAGNOSE = {"every": 100, "samples": 64}
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +171,7 @@ def with_vargrad(tmp_path_factory: pytest.TempPathFactory, digit_model: Path) ->
     folder = tmp_path_factory.mktemp("vargrad")
     test = folder / "held_out.jsonl"
     test.write_text("".join(json.dumps(row) + "\n" for row in HELD_OUT))
-    settings: dict[str, Any] = {"task": {"test_path": str(test)}, "evaluation": EVALUATION}
+    settings: dict[str, Any] = {"task": {"test_path": str(test)}, "evaluation": EVALUATION, "diagnose": DIAGNOSE}
     path = write(folder, digit_model, tool=True, learner={"objective": "vargrad"}, **settings)
     run, seen, over = folder / "runs" / "tiny", [""], threading.Event()
     scraper = threading.Thread(target=_scrape, args=(run / "logs" / "launcher.log", seen, over))
@@ -210,6 +211,49 @@ def test_a_sampler_with_a_tool_and_seeds_reaches_the_enumerated_posterior(
         assert total_variation(target, q_of(policy, query, tool=True)) < 0.05
 
 
+def test_training_ends_with_a_verdict_and_what_the_reward_s_precision_is(with_subtb: Path) -> None:
+    summary = json.loads((with_subtb / "summary.json").read_text())
+    assert summary["verdict"] == "good" and summary["diagnosis"].startswith("good (2 queries: 2 good)")
+    assert "posterior" in summary["trained_for"] and summary["reward_precision"].startswith("exact")
+    kept = json.loads((with_subtb / "diagnosis.json").read_text())
+    files = {path.name: path.read_bytes() for path in (with_subtb / "adapter").iterdir()}
+    assert kept["adapter_sha256"] == files_sha256(files) and kept["samples"] == 128
+    assert all(len(query["samples"]) == 128 and len(query["base"]["samples"]) == 8 for query in kept["queries"])
+
+
+def test_a_diagnosis_holds_the_enumerated_posterior(with_subtb: Path, digit_model: Path, tell: Tell) -> None:
+    found = json.loads(amortis("diagnose", str(with_subtb), "--samples", "256", "--seed", "3", "--json"))
+    assert found == json.loads((with_subtb / "diagnosis.json").read_text())
+    # The report is made anew with it.
+    assert (with_subtb / "report.html").stat().st_mtime_ns >= (with_subtb / "diagnosis.json").stat().st_mtime_ns
+    assert found["verdict"]["verdict"] == "good" and found["known"] == "64, for 2 of 2 queries"
+    run, base = FinishedRun(with_subtb), load_base_model(str(digit_model), "float32")
+    policy = run.policy()
+    for query, finding in zip(run.task.queries("test"), found["queries"], strict=True):
+        log_r = log_rewards(base, query, tool=True)
+        q, log_z, figures = q_of(policy, query, tool=True), float(np.logaddexp.reduce(log_r)), finding["figures"]
+        value, se = figures["log_z"]["value"], figures["log_z"]["se"]
+        tell(f"log Z {value:.4f} ± {se:.4f}, enumerated {log_z:.4f}; effective sample size {figures['ess']:.3f}")
+        assert abs(value - log_z) < 4 * se + 1e-3, "the interval of four standard errors must hold it"
+        elbo = float(q @ (log_r - np.log(q)))
+        assert figures["elbo"]["value"] == pytest.approx(elbo, abs=4 * figures["elbo"]["se"] + 1e-3)
+        # The buffer's best are known by their exact probabilities.
+        best = np.argsort(-log_r)[:32]
+        modes = figures["modes"]
+        assert modes["log_known_mass"] == pytest.approx(float(np.logaddexp.reduce(log_r[best])), abs=1e-3)
+        assert modes["mass_under_q"] == pytest.approx(float(q[best].sum()), abs=1e-3)
+
+
+def test_a_sampler_that_was_trained_to_collapse_is_not_to_be_trusted(
+    tmp_path: Path, digit_model: Path, join: Join
+) -> None:
+    learner = {"objective": "rloo", "kl_coef": 0.0, "steps": 120}
+    path = write(tmp_path, digit_model, tool=True, learner=learner, diagnose={"queries": 1})
+    summary = json.loads(amortis("train", str(path), "--json", *join()))
+    assert summary["verdict"] == "not to be trusted", summary["diagnosis"]
+    assert summary["trained_for"] == "a high reward, with a KL term of 0 (rloo), and not for the posterior"
+
+
 def test_a_run_is_evaluated_on_held_out_questions_while_it_trains(with_vargrad: Watched, tell: Tell) -> None:
     run = with_vargrad.folder
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -228,6 +272,24 @@ def test_a_run_is_evaluated_on_held_out_questions_while_it_trains(with_vargrad: 
     assert bounds[-1] > bounds[0] + 0.5, "training on other questions helps on these"
     shares = ", ".join(f"{row['evaluation_share']:.3f}" for row in curve)
     tell(f"evaluation took {shares} of the actor's time up to each, {EVALUATION['share']} may be")
+
+
+def test_a_run_is_diagnosed_on_held_out_questions_while_it_trains(with_vargrad: Watched, digit_model: Path) -> None:
+    run = FinishedRun(with_vargrad.folder)
+    lines = (with_vargrad.folder / "metrics.jsonl").read_text().splitlines()
+    found = [row for row in map(json.loads, lines) if "diagnose/ess" in row]
+    # The last adapter's is the diagnosis at the end of the run.
+    assert found[0]["step"] == 0 and {row["step"] for row in found[1:]} & {100, 150, 200, 250}
+    assert all(row["diagnosis_samples"] == 2 * DIAGNOSE["samples"] for row in found)
+    base = load_base_model(str(digit_model), "float32")
+    log_z = [np.logaddexp.reduce(log_rewards(base, query, tool=True)) for query in run.task.queries("test")]
+    for row in found:
+        # Of a sampler that is not the posterior yet; four standard errors, and what they leave out of its tail.
+        assert row["diagnose/log_z"] == pytest.approx(np.mean(log_z), abs=4 * row["diagnose/log_z_se"] + 0.2)
+        assert row["diagnose/elbo"] < row["diagnose/log_z"] and 0 < row["diagnose/ess"] <= row["diagnose/ess_mean"] < 1
+    # Training on other questions helps on these.
+    assert found[-1]["diagnose/ess_mean"] > found[0]["diagnose/ess_mean"]
+    assert found[-1]["diagnose/elbo"] > found[0]["diagnose/elbo"]
 
 
 def test_the_best_adapter_is_that_of_the_best_point_of_the_curve(with_vargrad: Watched) -> None:
@@ -265,6 +327,8 @@ def test_a_run_s_evaluations_and_trajectories_can_be_watched(with_vargrad: Watch
     found = dict(re.findall(r"^(amortis_evaluation\S+) (\S+)$", with_vargrad.exported, re.MULTILINE))
     assert float(found["amortis_evaluation_step"]) >= 50
     assert float(found['amortis_evaluation_figure{figure="log_z_bound"}']) < 0
+    diagnosed = dict(re.findall(r"^(amortis_diagnos\S+) (\S+)$", with_vargrad.exported, re.MULTILINE))
+    assert 0 < float(diagnosed['amortis_diagnosis_figure{figure="ess"}']) < 1
     assert float(found["amortis_evaluation_best"]) >= float(found['amortis_evaluation_figure{figure="log_z_bound"}'])
     shown = json.loads(amortis("status", str(with_vargrad.folder), "--samples", "3", "--json"))
     assert [len(shown[order]) for order in ("newest", "best")] == [3, 3]
@@ -279,14 +343,17 @@ def test_a_run_s_evaluations_and_trajectories_can_be_watched(with_vargrad: Watch
 
 
 def test_the_e_step_after_an_m_step_reaches_the_posterior_of_the_fine_tuned_model(
-    tmp_path: Path, digit_model: Path
+    tmp_path: Path, digit_model: Path, join: Join
 ) -> None:
     em = {"iterations": 2, "m_steps": 40, "m_lr": 0.003, "samples_per_query": 32}
     # The fine-tuned model is sharper than the base model, which takes more steps to match as closely.
     learner = {"steps": 500, "trajectories_per_query": 20}
     path = write(tmp_path, digit_model, tool=False, em=em, learner=learner)
-    summary = json.loads(amortis("train", str(path), "--json"))
+    summary = json.loads(amortis("train", str(path), "--json", *join()))
     assert summary["iterations"] == 2 and summary["interrupted"] is False
+    # Of the last sampler, for the last M step's model; the buffers are the steps' own.
+    diagnosis = json.loads((tmp_path / "runs" / "tiny" / "diagnosis.json").read_text())
+    assert diagnosis["verdict"]["verdict"] == summary["verdict"] and "has no Redis of its own" in diagnosis["known"]
     folder = tmp_path / "runs" / "tiny"
     assert all((folder / step / "adapter" / "adapter_config.json").is_file() for step in ("e1", "m1", "e2", "m2"))
     fine_tuned = PeftModel.from_pretrained(load_base_model(str(digit_model), "float32"), str(folder / "m1" / "adapter"))
@@ -304,7 +371,7 @@ PATTERN = "1(2|3)*4|[1-3]5|5"
 
 
 def test_under_a_grammar_the_sampler_keeps_the_conditional_distribution_where_masking_alone_distorts_it(
-    tmp_path: Path, digit_model: Path
+    tmp_path: Path, digit_model: Path, join: Join
 ) -> None:
     path = write(
         tmp_path,
@@ -313,7 +380,7 @@ def test_under_a_grammar_the_sampler_keeps_the_conditional_distribution_where_ma
         task={"name": "constrained", "regex": PATTERN, "min_len": 0, "max_len": 4, "rationale": None},
         seeds={"data": False},
     )
-    summary = json.loads(amortis("train", str(path), "--json"))
+    summary = json.loads(amortis("train", str(path), "--json", *join()))
     assert summary["samplers"]["trained"]["satisfied"] == 1.0
     language = [
         z

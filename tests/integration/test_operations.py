@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.conftest import ROOT, TIMEOUT_S, amortis, command, write_config
+from tests.integration.conftest import ROOT, TIMEOUT_S, amortis, command, result_of, write_config
 
 pytestmark = pytest.mark.integration
 
@@ -120,9 +120,12 @@ def _check_sinks(run: Path, steps: int) -> None:
         (["stop", "nowhere", "--redis-url", "redis://127.0.0.1:1/0"], "no Redis server can be reached"),
     ],
 )
-def test_what_can_not_be_looked_at_is_said_in_one_line(arguments: list[str], message: str) -> None:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("AMORTIS_")}
-    result = subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=60, env=environment)
+def test_what_can_not_be_looked_at_is_said_in_one_line(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("AMORTIS_")]:
+        monkeypatch.delenv(name)
+    result = result_of(*arguments)
     assert result.returncode == 2 and message in result.stderr and result.stderr.count("\n") == 1, result.stderr
 
 

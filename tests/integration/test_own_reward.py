@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from common.tasks import SampleRequest
 from deploy.sampler.finished_run import FinishedRun
 from learner.policy import LoraPolicy, load_base_model
-from tests.integration.conftest import amortis, command
+from tests.integration.conftest import Join, amortis, result_of
 from tests.integration.test_enumerated import every_sequence, posterior, q_of, total_variation, write
 from tests.tiny import VOCABULARY
 
@@ -74,9 +73,11 @@ def prepare(folder: Path, model: Path, source: str, **sections: Any) -> Path:
     return path
 
 
-def test_the_sampler_reaches_the_posterior_with_the_user_s_own_reward(tmp_path: Path, digit_model: Path) -> None:
+def test_the_sampler_reaches_the_posterior_with_the_user_s_own_reward(
+    tmp_path: Path, digit_model: Path, join: Join
+) -> None:
     path = prepare(tmp_path, digit_model, REWARD)
-    amortis("train", str(path))
+    amortis("train", str(path), *join())
     run = FinishedRun(tmp_path / "runs" / "tiny")
     base, policy = load_base_model(str(digit_model), "float32"), run.policy()
     untrained = LoraPolicy.load(
@@ -127,13 +128,13 @@ def test_a_reward_that_never_works_ends_the_run_at_once_or_is_refused_before_it(
     tmp_path: Path, digit_model: Path
 ) -> None:
     path = prepare(tmp_path, digit_model, "def score(prompts, texts, rows): raise ValueError('not yet written')\n")
-    found = subprocess.run(command("train", str(path)), capture_output=True, text=True, timeout=120, check=False)
+    found = result_of("train", str(path))
     assert found.returncode == 2 and "ValueError: not yet written (mine.py, line 1)" in found.stderr
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_run_whose_reward_stops_working_before_its_first_value_ends_with_its_message(
-    tmp_path: Path, digit_model: Path
+    tmp_path: Path, digit_model: Path, join: Join
 ) -> None:
     source = """
 import pathlib
@@ -146,7 +147,7 @@ def score(prompts, texts, rows):
     return [0.0] * len(texts)
 """
     path = prepare(tmp_path, digit_model, source)
-    found = subprocess.run(command("train", str(path)), capture_output=True, text=True, timeout=300, check=False)
+    found = result_of("train", str(path), *join())
     assert found.returncode == 1, found.stderr[-2000:]
     assert "task.reward" in found.stderr and "gave no value for any of its first 20 texts" in found.stderr
     assert "ConnectionError: the judge is away (mine.py, line 8)" in found.stderr and "Traceback" not in found.stderr

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +13,7 @@ import yaml
 
 from deploy.sampler.finished_run import FinishedRun
 from learner.policy import LoraPolicy, load_base_model
-from tests.integration.conftest import ROOT, command
+from tests.integration.conftest import ROOT, Join, amortis
 from tests.tiny import VOCABULARY
 
 pytestmark = pytest.mark.integration
@@ -42,23 +40,14 @@ CONFIG = {
 }
 
 
-def amortis(folder: Path, *arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-    """A command started in the user's folder."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(
-        command(*arguments), cwd=folder, env=environment, capture_output=True, text=True, timeout=400, check=False
-    )
-    assert result.returncode == status, result.stdout[-3000:] + result.stderr[-3000:]
-    return result
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, digit_model: Path) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, digit_model: Path, join: Join) -> Path:
     """A user's folder with the file, a configuration, and the run that was trained with them."""
     folder = tmp_path_factory.mktemp("own")
     shutil.copy(EXAMPLE, folder / "mine.py")
     (folder / "mine.yaml").write_text(yaml.safe_dump(CONFIG))
-    amortis(folder, "train", "mine.yaml", "--model.name", str(digit_model), "--task.penalty", "5")
+    options = ["--model.name", str(digit_model), "--task.penalty", "5", *join()]
+    amortis("train", "mine.yaml", *options, cwd=folder)
     return folder
 
 

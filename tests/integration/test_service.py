@@ -238,7 +238,9 @@ def test_resampled_draws_follow_the_posterior_and_no_longer_the_sampler(
     n, candidates, times = 4, 64, 60
 
     def ask(_: int) -> list[list[int]]:
-        found = server.post("/v1/posterior", prompt=PROMPT, target=TARGET, n=n, resample=True, candidates=candidates)
+        # Of so few candidates some requests' weights say by chance that they mean nothing.
+        asked = {"target": TARGET, "n": n, "resample": True, "candidates": candidates, "allow_unreliable": True}
+        found = server.post("/v1/posterior", prompt=PROMPT, **asked)
         assert found["candidates"] == candidates and {sample["weight"] for sample in found["samples"]} == {1 / n}
         return [sample["token_ids"] for sample in found["samples"]]
 
@@ -267,6 +269,22 @@ def test_probabilities_of_targets_are_the_enumerated_ones(server: Server, query:
     assert chance.Limits.of(chance.effective_sample_size(simulated, prior / q)).hold(found["effective_sample_size"])
 
 
+def test_an_estimate_that_means_nothing_is_refused_and_a_good_one_says_what_it_stands_on(server: Server) -> None:
+    body = {"prompt": PROMPT, "target": TARGET, "n": 2, "resample": True}
+    answer = httpx.post(
+        f"{server.address}/v1/posterior",
+        json={**body, "candidates": 8},
+        headers={"Authorization": f"Bearer {KEY}"},
+        timeout=120.0,
+    )
+    error = answer.json()["error"]
+    assert answer.status_code == 422 and (error["code"], error["param"]) == ("unreliable_estimate", "resample")
+    assert re.match(r"resample: the 8 weighted draws are worth \d\.\d of .*; draw more samples", error["message"])
+    found = server.post("/v1/posterior", **body)
+    assert found["candidates"] == 256 and found["unreliable"] is None
+    assert found["pareto_k"] is not None and found["pareto_k"] < 0.58
+
+
 def likelihood(model: Any, query: Query) -> NDArray[np.float64]:
     """p(Y|XZ⊤) of every sequence."""
     prompt, (target,) = query.prompt_ids.tolist(), query.target_ids.tolist()
@@ -287,7 +305,7 @@ def test_a_seed_draws_the_same_again_and_another_does_not(server: Server) -> Non
     assert drawn(seed=5) == first != drawn(seed=6)
     # Samples of one request, and of its prompts, are independent all the same.
     assert len(set(first[:12])) > 4 and first[:12] != first[12:]
-    body = {"prompt": PROMPT, "target": TARGET, "n": 3, "resample": True, "candidates": 32, "seed": 1}
+    body = {"prompt": PROMPT, "target": TARGET, "n": 3, "resample": True, "candidates": 256, "seed": 1}
     again = [server.post("/v1/posterior", **body)["samples"] for _ in range(2)]
     assert [s["token_ids"] for s in again[0]] == [s["token_ids"] for s in again[1]]
 

@@ -54,8 +54,10 @@ def test_the_run_leaves_everything_that_it_promises(trained: Path) -> None:
     assert 0 <= summary["sampler_gap_max"] < 1e-3
     assert 0 <= summary["total_variation"] <= 1 and 0 <= summary["total_variation_before"] <= 1
     assert 0 <= summary["valid_fraction"] <= 1 and summary["samples"] == 64 and summary["wall_s"] > 0
-    names = ["config.yaml", "metrics.jsonl", "adapter", "checkpoints", "distribution.png"]
+    names = ["config.yaml", "metrics.jsonl", "adapter", "checkpoints", "distribution.png", "report.html"]
     assert [name for name in names if not (trained / name).exists()] == []
+    page = (trained / "report.html").read_text(encoding="utf-8")
+    assert summary["verdict"] in page and "What is missing" not in page and 'alt="distribution.png"' in page
     assert (trained / "distribution.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -110,6 +112,14 @@ def test_sampling_from_a_run_that_was_moved_shows_log_q_and_log_r_of_each_sample
         assert row["log_q"] <= 0 and row["log_r"] == (0.0 if row["text"].strip().isdecimal() else -10.0)
 
 
+def test_samples_are_drawn_from_many_candidates_by_their_weights(trained: Path) -> None:
+    found = json.loads(amortis("sample", str(trained), "--resample", "-n", "4", "--allow-unreliable", "--json"))
+    assert len(found["samples"]) == 4 and {row["weight"] for row in found["samples"]} == {0.25}
+    assert found["candidates"] == 256 and 1 <= found["effective_sample_size"] <= 256 and found["pareto_k"] is not None
+    # What is no integer has at most a two-thousandth of the posterior.
+    assert sum(row["log_r"] == 0.0 for row in found["samples"]) >= 3
+
+
 def test_evaluating_anew_finds_what_the_run_reported(trained: Path) -> None:
     summary = json.loads((trained / "summary.json").read_text())
     figures = json.loads(amortis("evaluate", str(trained), "--json"))
@@ -138,7 +148,7 @@ def test_a_finished_run_s_buffer_is_shown_exported_and_imported_again(trained: P
     assert json.loads(amortis("buffer", "stats", str(trained), "--json"))["size"] == stats["size"]
 
 
-def test_a_resumed_run_goes_on_where_it_stopped(trained: Path, digit_model: Path) -> None:
+def test_a_resumed_run_goes_on_where_it_stopped_and_ends_by_its_rule(trained: Path, digit_model: Path) -> None:
     before = json.loads((trained / "summary.json").read_text())
     # As a loss of power leaves the newest checkpoint and the server's log.
     newest = sorted((trained / "checkpoints").iterdir())[-1]
@@ -148,11 +158,21 @@ def test_a_resumed_run_goes_on_where_it_stopped(trained: Path, digit_model: Path
     assert log is not None
     with log.open("ab") as file:
         file.write(b"\0" * 5_000)
-    config = write_config(trained.parents[1], digit_model, steps=210)
-    amortis("train", str(config), "--run.name", "tiny", "--run.resume", "true")
-    assert [row["step"] for row in rows(trained)] == list(range(1, 211))
+    rule = "ess > 0.1 for 2 diagnoses"
+    config = write_config(trained.parents[1], digit_model, steps=2_000, stop_when=rule)
+    options = ["--diagnose.every", "10", "--diagnose.samples", "32", "--evaluation.share", "1"]
+    amortis("train", str(config), "--run.name", "tiny", "--run.resume", "true", *options)
     after = json.loads((trained / "summary.json").read_text())
-    assert after["steps"] == 210
+    steps = after["steps"]
+    assert 150 < steps < 2_000, "as much as two diagnoses take, and no more"
+    assert [row["step"] for row in rows(trained) if "loss" in row] == list(range(1, steps + 1))
+    held = [row for row in rows(trained) if "diagnose/ess" in row][:2]
+    assert all(row["step"] > 150 and row["diagnose/ess"] > 0.1 for row in held)
+    values = ", ".join(f"{row['diagnose/ess']:.4g} at step {row['step']}" for row in held)
+    assert after["stopped_because"] == f"learner.stop_when = '{rule}' is fulfilled: ess was {values}"
+    # It is no interruption: the end's evaluation is made, of what was learned last.
+    assert after["interrupted"] is False and after["trained_to_its_end"] is True and after["fault"] is None
+    assert rows(trained)[-1]["step"] <= steps and after["total_variation"] < after["total_variation_before"]
     assert after["trajectories_pushed"] >= before["trajectories_pushed"], "the buffer was lost"
     assert after["adapter_versions_published"] > before["adapter_versions_published"]
     assert after["total_variation_before"] == before["total_variation_before"]
@@ -224,13 +244,13 @@ def test_two_actors_share_a_given_redis_whose_password_is_written_nowhere(
 
 
 def test_training_goes_on_when_a_node_of_a_redis_cluster_is_lost(
-    tmp_path: Path, digit_model: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, digit_model: Path, shared_ray: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = write_config(tmp_path, digit_model, steps=120)
     run = tmp_path / "runs" / "spread"
     with redis_cluster(tmp_path / "cluster", replicas=1) as cluster:
         monkeypatch.setenv("AMORTIS_REDIS__URL", cluster.url)
-        arguments = command("train", str(config), "--run.name", "spread", "--buffer.shards", "5")
+        arguments = command("train", str(config), "--run.name", "spread", "--buffer.shards", "5", *shared_ray)
         process = subprocess.Popen(
             arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
         )

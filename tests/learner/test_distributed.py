@@ -25,6 +25,7 @@ from torch import Tensor
 
 from buffer.connection import Keys
 from buffer.control import Control
+from buffer.evaluations import Evaluations
 from buffer.replay import ReplayBuffer
 from common.action_space import ActionSpace
 from common.config import LoraSection, RunConfig
@@ -43,12 +44,13 @@ SCRIPT = Path(__file__).with_name("several_processes.py")
 STEPS = 12
 LIMIT_S = 240
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SCRIPT))
+STOPPED = "stopped"
 OBJECTIVES = ("subtb", "vargrad", "tb", "sft", "rloo", "grpo")
 QUERIES = [make_query(14, 15, 3, 9, 2), make_query(7), make_query(14, 8, 1, 1, 4, 4, 4, 9)]
 DIGITS = range(3, 13)
 
 
-def prepare(client: Redis, folder: Path, model: Path, name: str, **learner: Any) -> RunConfig:
+def prepare(client: Redis, folder: Path, model: Path, name: str, diagnose: int = 0, **learner: Any) -> RunConfig:
     """A run's folder, and its buffer with the same trajectories whatever the run."""
     settings: dict[str, Any] = {
         "task": {"name": "rng"},
@@ -58,6 +60,7 @@ def prepare(client: Redis, folder: Path, model: Path, name: str, **learner: Any)
         "buffer": {"min_size": 16, "samples_per_insert": 1000, "replay_priority": "loss"},
         "metrics": {"enabled": False},
         "seeds": {"data": True},
+        "diagnose": {"every": diagnose},
         "learner": {
             "steps": STEPS,
             "queries_per_step": 3,
@@ -141,14 +144,26 @@ def assert_same_curve(one: list[dict[str, float]], two: list[dict[str, float]]) 
     assert len(set(losses)) == STEPS, "it must be a curve"
 
 
+def stopped_by_rule(client: Redis, folder: Path, model: Path) -> RunConfig:
+    """A run of two processes whose rule holds once its first step's figures are written down."""
+    settings = {"num_processes": 2, "stop_when": "ess >= 0.5 for 2 diagnoses"}
+    config = prepare(client, folder, model, STOPPED, diagnose=3, **settings)
+    evaluations = Evaluations(client, Keys(config.redis_name))
+    for step, ess in ((0, 0.75), (1, 0.5)):
+        evaluations.put_figures({"step": step, "of": ["diagnosis"], "adapter_version": 1, "diagnose/ess": ess})
+    return config
+
+
 @pytest.fixture(scope="module")
 def by_two(redis_url: str, digit_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunConfig]:
-    """A run of each objective by two processes."""
+    """A run of each objective by two processes, and one that its rule ends."""
     folder = tmp_path_factory.mktemp("runs")
     with Redis.from_url(redis_url) as client:
         client.flushall()
         settings = {name: {"objective": name, "num_processes": 2} for name in OBJECTIVES}
-        runs = {name: prepare(client, folder, digit_model, f"two-{name}", **settings[name]) for name in OBJECTIVES}
+        # The others are still in step with the first process when that has ended a run by its rule.
+        runs = {STOPPED: stopped_by_rule(client, folder, digit_model)}
+        runs |= {name: prepare(client, folder, digit_model, f"two-{name}", **settings[name]) for name in OBJECTIVES}
     done = torchrun(redis_url, *(config.run_folder for config in runs.values()))
     assert done.returncode == 0, done.stderr
     return runs
@@ -171,6 +186,19 @@ def test_two_processes_have_the_loss_curve_of_one(
     for name, value in ended.items():
         assert value.numpy() == pytest.approx(expected[name].numpy(), abs=1e-3), name
     assert (together.run_folder / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_all_processes_end_with_the_step_after_which_the_rule_holds_and_in_order(
+    by_two: dict[str, RunConfig], redis_url: str
+) -> None:
+    folder = by_two[STOPPED].run_folder
+    summary = json.loads((folder / "learner_summary.json").read_text())
+    assert (summary["steps"], summary["trained_to_its_end"]) == (1, True)
+    assert "'ess >= 0.5 for 2 diagnoses' is fulfilled: ess was 0.75 at step 0, 0.5" in summary["stopped_because"]
+    # What was learned last was published, though no version was due; checkpoint, adapter and exact figures are there.
+    assert summary["adapter_versions_published"] == 2
+    assert [path.name for path in checkpoints(folder / "checkpoints")] == ["step-000001"]
+    assert (folder / "adapter" / "adapter_model.safetensors").is_file() and (folder / "evaluation_after.json").is_file()
 
 
 @pytest.mark.parametrize(

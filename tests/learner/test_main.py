@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from redis import Redis
 
 from buffer.connection import Keys
-from buffer.control import STARTING, Control
+from buffer.control import DONE, STARTING, Control
 from buffer.rate_limiter import RateLimiter
 from buffer.replay import ReplayBuffer
 from buffer.seed_queue import SeedQueue
@@ -161,3 +162,76 @@ def test_seeds_that_were_all_set_aside_end_the_run_at_once(redis_client: Redis) 
     with pytest.raises(RunFault, match=r"none of the seeds can be trained on: 2 set aside, the last: .* for \(4,\)"):
         trainer._wait_for_trajectories()
     assert time.monotonic() - started < 0.3
+
+
+class Stopping:
+    """A curve whose rule holds from a step on."""
+
+    def __init__(self, reason_from: int | None) -> None:
+        self.reason_from, self.trainer, self.finished = reason_from, Trainer.__new__(Trainer), list[tuple[int, int]]()
+
+    @property
+    def stop_reason(self) -> str | None:
+        step, first = self.trainer.progress.step, self.reason_from
+        return None if first is None or step < first else "learner.stop_when = 'ess > 0' is fulfilled"
+
+    def due(self, step: int) -> bool:
+        return False
+
+    def finish(self, step: int, version: int, *_: object) -> None:
+        self.finished.append((step, version))
+
+    def write_down(self, step: int) -> None:
+        """Nothing comes."""
+
+
+@pytest.mark.parametrize(
+    ("holds_from", "stop", "steps", "why"),
+    [
+        (7, None, 7, "learner.stop_when = 'ess > 0' is fulfilled"),
+        # As of a resumed run whose lines fulfil it already.
+        (0, None, 0, "learner.stop_when = 'ess > 0' is fulfilled"),
+        (None, None, 20, None),
+        (7, "interrupted", 3, "interrupted"),
+    ],
+)
+def test_a_rule_that_holds_ends_training_in_the_order_of_its_last_step(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    holds_from: int | None,
+    stop: str | None,
+    steps: int,
+    why: str | None,
+) -> None:
+    curve = Stopping(holds_from)
+    trainer: Any = curve.trainer
+    learner = {"steps": 20, "sync_every": 5}
+    trainer.config = RunConfig.model_validate({"task": {"name": "rng"}, "learner": learner})
+    trainer.section, trainer.folder = trainer.config.learner, tmp_path
+    trainer.progress, trainer.curve = Progress(), curve
+    trainer.policy = SimpleNamespace(save_adapter=lambda folder: done.append("adapter"))
+    trainer.gaps, trainer.sinks = SimpleNamespace(means=[]), []
+    trainer.stopped_because = trainer.satisfied_by = None
+    trainer.control = SimpleNamespace(stop_reason=lambda: stop if trainer.progress.step >= 3 else None)
+    done: list[str] = []
+
+    def publish() -> None:
+        trainer.progress.version += 1
+        done.append("publish")
+
+    def step() -> None:
+        trainer.progress.step += 1
+
+    for name in ("_report_phase", "_record_evaluation"):
+        monkeypatch.setattr(trainer, name, lambda what: done.append(what))
+    monkeypatch.setattr(trainer, "_one_step", step)
+    monkeypatch.setattr(trainer, "_checkpoint", lambda: done.append("checkpoint"))
+    monkeypatch.setattr(trainer, "publish", publish)
+    trainer.run()
+    summary = json.loads((tmp_path / "learner_summary.json").read_text())
+    assert (summary["steps"], summary["stopped_because"]) == (steps, why)
+    assert summary["trained_to_its_end"] is (stop is None)
+    order = [what for what in done if what in ("publish", "checkpoint", "adapter", "after", DONE)]
+    # The last version is of the last step, also where none was due there.
+    assert order == ["publish", "checkpoint", "adapter", *["publish"] * (steps % 5 > 0), "after", DONE]
+    assert curve.finished == ([] if stop else [(steps, trainer.progress.version)])

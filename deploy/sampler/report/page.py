@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -39,13 +39,19 @@ def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
     return path
 
 
-def report_at_the_end(run: Path, say: Callable[[str], None]) -> None:
-    """Make a run's report and say where it is. What keeps it from being made is told, and is no fault of the run's."""
+def told(report: Path) -> str:
+    """Where a report is, as an address that terminals open."""
+    return f"report: {report.resolve().as_uri()}"
+
+
+def report_at_the_end(run: Path) -> str:
+    """Make a run's report; a line that says where it is. What keeps it from being made is said in that line, and is no
+    fault of the run's."""
     try:
-        say(f"report: {write_report([run])}")
+        return told(write_report([run]))
     except Exception as error:
         log.warning("the report can't be made", exc_info=True)
-        say(f"the report can't be made: {error}; `amortis report {run}` makes it later")
+        return f"the report can't be made: {error}; `amortis report {run}` makes it later"
 
 
 def render(runs: Sequence[Path]) -> str:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Kind = Literal["both", "lower", "upper"]
+"""Whether it is an estimate, or a bound from below or above."""
 Floats = NDArray[np.float64]
 _FONT_SIZE = 8
 _WIDTH = 3.6
@@ -60,8 +62,7 @@ class Interval:
     value: float
     low: float
     high: float
-    kind: Literal["both", "lower", "upper"]
-    """Whether it is an estimate, or a bound from below or above."""
+    kind: Kind
 
 
 def color_of(number: int) -> int:
@@ -74,7 +75,7 @@ def draw_curves(title: str, caption: str, curves: Sequence[Curve | None], *, pos
 
     A run that hasn't the figure keeps its place, as places have colours.
     """
-    figure, axes = _axes(across="step")
+    figure, axes = _axes(across="step", whole=True)
     every = np.concatenate([curve.values for curve in curves if curve is not None])
     logarithmic = positive and every.min() > 0 and every.max() / every.min() > _LOG_FROM
     if logarithmic:
@@ -92,7 +93,10 @@ def draw_curves(title: str, caption: str, curves: Sequence[Curve | None], *, pos
         if (low < high).any():
             axes.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
         # A figure of a few evaluations is points; one is nothing but a point.
-        axes.plot(steps, middle, "-", color=color, linewidth=1.2, marker="o" if len(steps) <= 12 else "", markersize=3)
+        style = "--" if number >= len(SERIES) else "-"
+        axes.plot(
+            steps, middle, style, color=color, linewidth=1.2, marker="o" if len(steps) <= 12 else "", markersize=3
+        )
     return Plot(title, caption + (", on a logarithmic scale" if logarithmic else ""), inline(figure, title))
 
 
@@ -117,7 +121,8 @@ def draw_weights(log_weights: Floats) -> Plot:
     """How far draws' weights are from all being the same; `log_weights` of shape (n,)."""
     figure, axes = _axes(across="log w minus the log of their mean, in nats")
     centred = log_weights - (np.logaddexp.reduce(log_weights) - math.log(len(log_weights)))
-    axes.hist(centred, bins=_bins(centred), color=SERIES[0])
+    # One shape, where `hist` makes one for each bar, which takes as long as all the rest.
+    axes.stairs(*np.histogram(centred, bins=_bins(centred)), fill=True, color=SERIES[0])
     axes.axvline(0.0, color=MUTED, linewidth=1, linestyle="--")
     caption = (
         "Draws by their weight w = R/q. A sampler of the posterior has all of them at 0; a long tail to the right "
@@ -127,21 +132,21 @@ def draw_weights(log_weights: Floats) -> Plot:
 
 def draw_lengths(lengths: Floats, shares: Floats) -> Plot:
     """Lengths as they are drawn, and as the weights have them; both of shape (n,)."""
-    figure, axes = _axes(across="tokens")
+    figure, axes = _axes(across="tokens", whole=True)
     span = int(lengths.max() - lengths.min()) + 1
     # No more bars than can be told apart.
     wide = max(1, -(-span // 24))
     edges = np.arange(lengths.min() - 0.5, lengths.max() + 0.5 + wide, wide)
-    heights = np.full(len(lengths), 1.0 / len(lengths))
-    axes.hist(lengths, bins=edges, weights=heights, color=SERIES[0], alpha=0.45)
-    axes.hist(lengths, bins=edges, weights=shares, color=SERIES[1], histtype="step", linewidth=1.5)
+    drawn, wanted = np.histogram(lengths, edges)[0] / len(lengths), np.histogram(lengths, edges, weights=shares)[0]
+    axes.stairs(drawn, edges, fill=True, color=SERIES[0], alpha=0.45)
+    axes.stairs(wanted, edges, color=SERIES[1], linewidth=1.5)
     caption = "Share of draws by length: filled as q draws them, outlined as the weights say that they should be."
     return Plot("Length", caption, inline(figure, "histograms of lengths under q and under the weights"))
 
 
 def draw_prefixes(distinct: Sequence[float], n: int) -> Plot:
     """How many different beginnings the draws have, by tokens."""
-    figure, axes = _axes(across="tokens from the beginning")
+    figure, axes = _axes(across="tokens from the beginning", whole=True)
     depth = np.arange(1, len(distinct) + 1)
     axes.plot(
         depth, distinct, "-", color=SERIES[0], linewidth=1.2, marker="o" if len(depth) <= 30 else "", markersize=3
@@ -177,21 +182,25 @@ def draw_queries(ess: Sequence[float], pareto_k: Sequence[float], limit: float) 
     )
 
 
-def _axes(*, across: str, left: float = 0.14, height: float = 2.0) -> tuple[Figure, Axes]:
-    """An empty figure of one part, its place fixed: to look for the best one takes longer than to draw it."""
+def _axes(*, across: str, whole: bool = False, left: float = 0.14, height: float = 2.0) -> tuple[Figure, Axes]:
+    """An empty figure of one part, its place fixed: to look for the best one takes longer than to draw it.
+
+    `whole`: what is across comes in whole numbers.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     below = 0.44 / height
     figure = Figure(figsize=(_WIDTH, height))
     axes = figure.add_axes((left, below, 0.96 - left, 0.95 - below))
-    axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=whole))
+    axes.yaxis.set_major_locator(MaxNLocator(3))
     axes.tick_params(colors=MUTED, labelsize=_FONT_SIZE, length=2)
-    axes.grid(color=GRID, linewidth=0.6)
+    axes.grid(axis="y", color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.set_xlabel(across, fontsize=_FONT_SIZE, color=INK)
     axes.xaxis.set_label_coords(0.5, -0.27 / (height * (0.95 - below)))
+    axes.yaxis.set_label_coords(0.0, 0.5)
     axes.set_title("", y=1.0)
     for side, spine in axes.spines.items():
         spine.set(visible=side in ("left", "bottom"), color=MUTED, linewidth=0.8)
@@ -199,7 +208,7 @@ def _axes(*, across: str, left: float = 0.14, height: float = 2.0) -> tuple[Figu
 
 
 def _bins(values: Floats) -> Any:
-    """So many that there is something to see, and few enough that none is lost; where all are the same, one."""
+    """So many that there is something to see; where all values are the same, one."""
     spread = float(values.max() - values.min())
     return 24 if spread > 1e-6 else np.array([values[0] - 0.5, values[0] + 0.5])
 

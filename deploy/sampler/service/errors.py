@@ -41,6 +41,11 @@ def refused(param: str, value: object, problem: str, remedy: str) -> ApiError:
     return from_user_error(UserError(param, value, problem, remedy))
 
 
+def unreliable(error: UserError) -> ApiError:
+    """An estimate that means nothing: the request is right, and what was drawn for it doesn't carry an answer."""
+    return ApiError(422, str(error), param=error.field, code="unreliable_estimate")
+
+
 def from_user_error(error: UserError) -> ApiError:
     """One line naming parameter, value and remedy."""
     return ApiError(400, str(error), param=error.field)

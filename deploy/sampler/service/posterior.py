@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import asdict
 from typing import Any
 
 from common.trajectory import Query, Trajectory
 from deploy.sampler.finished_run import FinishedRun
-from deploy.sampler.posterior import PosteriorMaker
-from deploy.sampler.service.errors import ApiError, refused, without_folders
+from deploy.sampler.posterior import PosteriorMaker, candidates_for, refuse
+from deploy.sampler.service.errors import ApiError, refused, unreliable, without_folders
 from deploy.sampler.service.loop import Draw, Job
 from deploy.sampler.service.schemas import PosteriorRequest
-
-CANDIDATES_A_SAMPLE = 16
-"""Drawn for each sample of a resampled answer, where the request doesn't say."""
 
 
 def query_of(run: FinishedRun, request: PosteriorRequest) -> Query:
@@ -30,7 +28,7 @@ def draw_of(request: PosteriorRequest, query: Query, trained: bool, max_samples:
     """What the engine is to do. Raises ApiError."""
     if request.candidates is not None and not request.resample:
         raise refused("candidates", request.candidates, "is given without resample", "set resample to true, or give n")
-    n = request.candidates or CANDIDATES_A_SAMPLE * request.n if request.resample else request.n
+    n = request.candidates or candidates_for(request.n, max_samples) if request.resample else request.n
     for param, wanted in (("n", request.n), ("candidates", n)):
         if wanted > max_samples:
             problem = "makes more samples than the service takes at a time"
@@ -42,7 +40,8 @@ def draw_of(request: PosteriorRequest, query: Query, trained: bool, max_samples:
 
 
 async def answer(run: FinishedRun, request: PosteriorRequest, query: Query, model: str, job: Job) -> dict[str, Any]:
-    """The answer, when all is drawn and scored, of the draws that have a valid reward; raises ApiError if none has."""
+    """The answer, when all is drawn and scored, of the draws that have a valid reward; raises ApiError if none has, or
+    if their weights say that what was asked for can't be estimated from them."""
     drawn, rejected, reason = dict[int, Trajectory](), 0, None
     async for update in job.updates():
         if update.draft.trajectory is None:
@@ -52,7 +51,9 @@ async def answer(run: FinishedRun, request: PosteriorRequest, query: Query, mode
     if not drawn:
         why = without_folders(reason or "")
         raise ApiError(500, f"none of the {rejected} draws has a valid reward ({why}); see the run's task")
-    found = PosteriorMaker(run.config, run.task).make(
+    # Beside the event loop: of a thousand draws it takes a while.
+    found = await asyncio.to_thread(
+        PosteriorMaker(run.config, run.task).make,
         run.codec.decode_prompt(query.prompt_ids) if request.prompt is None else request.prompt,
         # In an order that a seed decides, and not who finished first.
         [drawn[number] for number in sorted(drawn)],
@@ -61,4 +62,9 @@ async def answer(run: FinishedRun, request: PosteriorRequest, query: Query, mode
         resampled=request.n if request.resample else None,
         seed=None if request.seed is None else abs(request.seed),
     )
+    if (request.resample or request.targets) and not request.allow_unreliable:
+        way_out = "ask for weighted draws alone, or for this all the same with allow_unreliable: true"
+        error = refuse(found, "resample" if request.resample else "targets", way_out)
+        if error is not None:
+            raise unreliable(error)
     return {"object": "posterior", "model": model, **asdict(found), "rejected": rejected}

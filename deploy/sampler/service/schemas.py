@@ -87,7 +87,10 @@ class PosteriorRequest(_Body):
     targets: list[str] = Field([], description="texts whose p(Y|X) is wanted")
     n: int = Field(8, ge=1, description="samples of the answer")
     resample: bool = Field(False, description="draw the samples from `candidates` of them ∝ R/q")
-    candidates: int | None = Field(None, ge=1, description="with `resample`; without it 16 for each sample")
+    candidates: int | None = Field(None, ge=1, description="with `resample`; else 16 a sample, and 256 or more in all")
+    allow_unreliable: bool = Field(
+        False, description="answer `resample` and `targets` even where the weights say that the answer means nothing"
+    )
     seed: Seed | None = None
 
 

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from common.diagnostics.diagnosis import diagnose
+from common.diagnostics.draws import Draws
+from common.diagnostics.verdict import judge
 from tests.common.diagnostics.enumerable import Enumerable, mediocre, posterior, sampler
 
 REPEATS, N = 200, 256
@@ -119,3 +121,17 @@ def test_a_diagnosis_is_json_whatever_was_drawn() -> None:
 def test_one_draw_is_no_diagnosis() -> None:
     with pytest.raises(ValueError, match="two draws at least"):
         diagnose(mediocre().of(np.array([1])))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("n", [2, 24, 25, 226, 256])
+@pytest.mark.parametrize("scale", [0.0, 1e-14, 1.0, 300.0, 3_000.0])
+def test_whatever_the_weights_every_figure_is_finite_and_a_verdict_is_found(n: int, scale: float) -> None:
+    generator = np.random.default_rng(n)
+    for space in (1, 3, 100, 10**6):
+        indices = generator.integers(space, size=n)
+        log_r = np.random.default_rng(1).normal(size=1_000)[indices % 1_000] * scale
+        draws = Draws(np.full(n, -np.log(space)), log_r, tuple((i % 3,) * (i % 4) + (i,) for i in indices.tolist()))
+        found = diagnose(draws, posterior_draws=draws, modes=draws)
+        json.dumps(asdict(found), allow_nan=False)
+        assert 0 < found.ess <= 1 + 1e-12 and judge(found).reasons

@@ -123,6 +123,12 @@ def test_a_tail_of_repeated_rationales_is_no_heavy_tail_and_stays_as_it_is(seed:
     assert found.pareto_k == 0.0 and (found.log_weights == log_weights).all()
 
 
+@pytest.mark.parametrize("heavy", [2, 30, 48, 49, 200])
+def test_a_reward_of_two_levels_has_a_bounded_tail_however_many_draws_have_the_higher(heavy: int) -> None:
+    log_weights = np.append(np.zeros(256 - heavy), np.full(heavy, np.log(5.0)))
+    assert pareto_smoothed(log_weights, np.arange(256)).pareto_k == 0.0
+
+
 def test_a_single_heavy_draw_above_ties_is_a_heavy_tail() -> None:
     log_weights = np.append(np.zeros(255), np.log(20.0))
     found = pareto_smoothed(log_weights)

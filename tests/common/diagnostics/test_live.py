@@ -40,7 +40,7 @@ def test_the_worst_query_stands_for_all_where_trust_is_concerned_and_the_mean_el
     # All are of two tokens, and ⊤ is the third.
     assert found.figures["distinct_prefixes"] == pytest.approx(np.mean([item.distinct for item in each.values()]))
     assert found.judgement.worst == "bad" and found.judgement.verdict is Verdict.REFUSE
-    assert (found.queries, found.draws) == (3, 600)
+    assert (found.queries, found.draws, found.narrow) == (3, 600, 0)
 
 
 def test_a_figure_that_one_query_has_not_is_nobody_s() -> None:
@@ -53,6 +53,13 @@ def test_a_sampler_that_is_the_posterior_is_good_and_knows_log_z() -> None:
     found = diagnose_live({"a": draws(3, 1.0), "b": draws(4, 1.0)})
     assert found.judgement.verdict is Verdict.GOOD
     assert found.figures["log_z"] == pytest.approx(2.0) and found.figures["ess"] == pytest.approx(1.0)
+
+
+def test_a_query_with_one_rationale_alone_is_counted_and_not_trusted_for_its_equal_weights() -> None:
+    collapsed = Draws(np.full(200, -0.01), np.full(200, -4.0), ((1, 2),) * 200)
+    found = diagnose_live({"collapsed": collapsed, "good": draws(3, 1.0)})
+    assert found.figures["ess"] == pytest.approx(1.0) and found.narrow == 1
+    assert (found.judgement.verdict, found.judgement.worst) == (Verdict.REFUSE, "collapsed")
 
 
 def test_nothing_is_diagnosed_without_draws() -> None:

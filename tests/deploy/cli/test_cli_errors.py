@@ -1,4 +1,4 @@
-"""Wrong input on the real command line: one line, the right exit status, no traceback, nothing started."""
+"""Wrong input on the command line: one line, the right exit status, no traceback, nothing started."""
 
 from __future__ import annotations
 
@@ -6,28 +6,33 @@ import json
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from deploy.cli.main import main
+from tests.forked import ROOT, Commands
 
 RNG = "task: {name: rng}\n"
 
 
-def amortis(*arguments: str, cwd: Path) -> tuple[int, str]:
-    """Exit status and standard error of a command."""
-    result = subprocess.run(
-        [sys.executable, "-m", "deploy.cli.main", *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={"PYTHONPATH": str(Path(__file__).parents[3]), "PATH": "/usr/bin:/bin", "HOME": str(Path.home())},
-        check=False,
-    )
-    return result.returncode, result.stderr.strip()
+ENVIRONMENT = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(Path.home())}
+LIMIT_S = 120
+Amortis = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture(scope="module")
+def amortis() -> Iterator[Amortis]:
+    """Gives the exit status and standard error of a command in a folder, whose environment says nothing of amortis."""
+    commands = Commands(ENVIRONMENT)
+
+    def run(*arguments: str, cwd: Path) -> tuple[int, str]:
+        result = commands.run(*arguments, cwd=cwd, environment=ENVIRONMENT, timeout_s=LIMIT_S)
+        return result.returncode, result.stderr.strip()
+
+    yield run
+    commands.close()
 
 
 @pytest.fixture
@@ -100,7 +105,13 @@ def taken_port() -> Iterator[int]:
     ],
 )
 def test_a_mistake_is_one_line_with_field_value_and_remedy(
-    tmp_path: Path, digit_model: Path, taken_port: int, text: str, overrides: list[str], expected: list[str]
+    amortis: Amortis,
+    tmp_path: Path,
+    digit_model: Path,
+    taken_port: int,
+    text: str,
+    overrides: list[str],
+    expected: list[str],
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "prompts.txt").write_text("\n  \n")
@@ -147,7 +158,7 @@ def test_a_mistake_is_one_line_with_field_value_and_remedy(
     ],
 )
 def test_a_model_that_cannot_be_used_is_refused_in_one_line_and_nobody_is_asked(
-    tmp_path: Path, config: dict[str, object], expected: str
+    amortis: Amortis, tmp_path: Path, config: dict[str, object], expected: str
 ) -> None:
     model = tmp_path / "model"
     model.mkdir()
@@ -162,7 +173,7 @@ def test_a_model_that_cannot_be_used_is_refused_in_one_line_and_nobody_is_asked(
 
 
 def test_an_adapter_that_no_actor_could_load_is_refused_before_anything_starts(
-    tmp_path: Path, digit_model: Path
+    amortis: Amortis, tmp_path: Path, digit_model: Path
 ) -> None:
     adapter = tmp_path / "adapter"
     adapter.mkdir()
@@ -176,7 +187,21 @@ def test_an_adapter_that_no_actor_could_load_is_refused_before_anything_starts(
     assert "model.lora.start_from = " in line and "use_dora = true" in line
 
 
-def test_an_existing_run_is_never_overwritten_unasked(tmp_path: Path, digit_model: Path) -> None:
+def test_a_process_of_its_own_that_imports_everything_says_one_line_too(tmp_path: Path, digit_model: Path) -> None:
+    (tmp_path / "config.yaml").write_text(RNG)
+    # Found by one of the last checks: the model's and the task's come before it.
+    options = ("--actor.max_model_len", "64", "--model.lora.target_modules", '["query"]')
+    wrong = ["--model.name", str(digit_model), *options]
+    command = [sys.executable, "-m", "deploy.cli.main", "train", "config.yaml", *wrong]
+    result = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=LIMIT_S, env=ENVIRONMENT, check=False
+    )
+    assert result.returncode == 2 and result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("amortis: model.lora.target_modules = ")
+
+
+def test_an_existing_run_is_never_overwritten_unasked(amortis: Amortis, tmp_path: Path, digit_model: Path) -> None:
     (tmp_path / "config.yaml").write_text(RNG)
     kept = tmp_path / "runs" / "mine" / "adapter"
     kept.mkdir(parents=True)
@@ -198,7 +223,7 @@ def test_an_existing_run_is_never_overwritten_unasked(tmp_path: Path, digit_mode
     ],
 )
 def test_commands_say_what_is_wrong_with_their_arguments(
-    tmp_path: Path, arguments: tuple[str, ...], expected: str
+    amortis: Amortis, tmp_path: Path, arguments: tuple[str, ...], expected: str
 ) -> None:
     status, errors = amortis(*arguments, cwd=tmp_path)
     assert status == 2 and expected in errors and len(errors.splitlines()) == 1

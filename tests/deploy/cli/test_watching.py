@@ -62,6 +62,7 @@ DIAGNOSIS = {
     "worst": "number [red]\x1b :",
     "remedy": "train longer",
     "queries": 4,
+    "narrow": 0,
     "figures": {
         "ess": 0.42,
         "ess_mean": 0.6,
@@ -85,9 +86,10 @@ def test_the_live_display_shows_the_last_diagnosis_its_worst_query_and_how_far_t
         ) in text
         assert r"number [red]\x1b :" in text and "held 1 of 3" in text
         assert ("accuracy 0.625" in text) is (evaluation is STATE)
-    alone = {**DIAGNOSIS, "queries": 1}
+    alone = {**DIAGNOSIS, "queries": 1, "narrow": 1}
     state.evaluation = {**evaluation, "diagnosis": alone, "skipped": 3}
     text = shown(state_table(state), 200)
+    assert "12 prefixes, 1 of 1 queries with one rationale alone" in text
     assert "worst query" not in text and "(step 125, 3 adapters left out)" in text
 
 

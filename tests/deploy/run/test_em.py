@@ -10,11 +10,11 @@ import torch
 import deploy.run.em
 from common.action_space import ActionSpace
 from common.config import LoraSection, RunConfig
-from common.config_loading import load_run
+from common.config_loading import as_data, load_run
 from common.errors import UserError
 from deploy.run.best import Best, keep_best, load_best
 from deploy.run.checks import prepare
-from deploy.run.em import _finish, _m_step
+from deploy.run.em import _e_step, _finish, _m_step
 from deploy.sampler.finished_run import FinishedRun
 from learner.policy import LoraPolicy
 from tests.deploy.run.runs import config_of, make_run
@@ -33,6 +33,18 @@ def test_an_m_step_waits_for_all_samples_and_takes_every_core_then(
     step = _m_step(config, 1, None, tmp_path / "samples.jsonl")
     assert (step.learner.objective, step.learner.threads, step.buffer.min_size) == ("sft", threads, 5)
     assert config.evaluation.every == 5 and step.evaluation.every is None, "its adapter is no sampler"
+
+
+def test_a_rule_that_ends_training_is_of_e_steps_alone(tmp_path: Path) -> None:
+    (tmp_path / "samples.jsonl").write_text("{}\n")
+    settings = {"task": {"name": "rng"}, "run": {"name": "em", "folder": tmp_path}, "em": {"iterations": 1}}
+    rule = {"learner": {"stop_when": "ess > 0.5"}, "diagnose": {"every": 5}}
+    config = RunConfig.model_validate({**settings, **rule})
+    e_step, m_step = _e_step(config, 1, None, None), _m_step(config, 1, None, tmp_path / "samples.jsonl")
+    for step, has_a_rule in ((e_step, True), (m_step, False)):
+        # As the step's learner reads it.
+        read = RunConfig.model_validate(as_data(step))
+        assert (read.learner.stop_rule is not None) is has_a_rule and (read.diagnose.every > 0) is has_a_rule
 
 
 def save_adapter(model: Path, folder: Path, seed: int) -> Path:

@@ -82,7 +82,7 @@ def test_figures_and_the_verdict_reach_the_learner_the_gauges_and_whoever_looks(
     row = run.take_in(3, EVEN, ONE_DECIDES)
     assert (row["step"], row["of"], row["adapter_version"], row["evaluation_share"]) == (30, ["diagnosis"], 3, 0.07)
     assert (row["diagnosis_samples"], row["diagnosis_samples_missing"]) == (2 * SAMPLES, 0)
-    assert (row["verdict"], row["worst_query"]) == (str(REFUSED), TEST[1].id)
+    assert (row["verdict"], row["worst_query"], row["narrow_queries"]) == (str(REFUSED), TEST[1].id, 0)
     assert not any(name.startswith("eval/") for name in row) and "samples" not in row
     assert row["diagnose/ess"] == pytest.approx(1 / SAMPLES, rel=0.01)
     assert row["diagnose/ess_mean"] == pytest.approx(0.5 + 0.5 / SAMPLES, rel=0.01)

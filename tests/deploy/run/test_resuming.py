@@ -231,7 +231,8 @@ def test_a_resumed_run_that_is_stopped_before_its_first_step_leaves_the_good_one
         tensors, state = load_checkpoint(folder / "checkpoints")
         save_checkpoint(folder / "checkpoints", state.pop("step"), tensors, state, keep=2)
         (folder / "evaluation_after.json").write_text("{}")
-        (folder / "learner_summary.json").write_text(json.dumps({"stopped_because": stopped_because}))
+        of_learner = {"stopped_because": stopped_because, "trained_to_its_end": stopped_because is None}
+        (folder / "learner_summary.json").write_text(json.dumps(of_learner))
         self._stopped = stopped_because
 
     monkeypatch.setattr(launcher.Launcher, "_run_parts", does_no_step)

@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 from rich.console import Console
 
 from common.config import LearnerSection
+from common.diagnostics.draws import Draws
 from common.diagnostics.verdict import Verdict
 from common.errors import EXIT_USER, RunFault, UserError
 from common.tasks import SampleRequest
@@ -27,7 +28,7 @@ from deploy.cli.main import main
 from deploy.run.diagnosis import Subject, diagnosed
 from deploy.sampler import reward_precision
 from deploy.sampler.diagnosed_run import chosen_queries, subject_of
-from deploy.sampler.diagnosis import BASE, GIVEN, TRAINED, Exact, at_the_end, diagnose, trained_for
+from deploy.sampler.diagnosis import BASE, GIVEN, TRAINED, at_the_end, diagnose, trained_for
 from deploy.sampler.finished_run import FinishedRun
 from learner.policy import Actions, load_base_model
 from tests.deploy.run.runs import config_of, make_run, put_adapter
@@ -222,10 +223,17 @@ def test_all_that_is_drawn_is_scored_at_the_last_state_alone_and_untempered(run:
 
 def test_what_is_known_otherwise_of_a_query_is_part_of_its_figures(run: FinishedRun, by_hand: ByHand) -> None:
     (query,) = run.task.queries("test")[:1]
-    found = diagnose(by_hand.subject([query]), 200, truth=lambda query: Exact(log_z=by_hand.log_z(query)))
-    figures = found.queries[0].figures
-    assert figures.log_z_exact == by_hand.log_z(query)
-    assert found.queries[0].base is not None and found.queries[0].base.figures.log_z_exact == by_hand.log_z(query)
+    log_z, log_q = by_hand.log_z(query), by_hand.policy.log_prob(query, EVERY)
+    log_r = by_hand.log_r[query.id].sum(0)
+    chosen = np.random.default_rng(1).choice(len(EVERY), 2_000, p=np.exp(log_r - log_z))
+    draws = Draws(log_q[chosen], log_r[chosen], tuple(EVERY[i] for i in chosen.tolist()))
+    known = SimpleNamespace(log_z=log_z, draws=draws, words=lambda: "enumerated")
+    found = diagnose(by_hand.subject([query]), 200, truth=lambda queries: {query.id: known for query in queries})
+    (finding,) = found.queries
+    assert finding.figures.log_z_exact == log_z and finding.truth == "enumerated"
+    assert finding.base is not None and finding.base.figures.log_z_exact == log_z
+    low, high = finding.figures.kl_p_q or (0.0, 0.0)
+    assert low < float(np.exp(log_r - log_z) @ (log_r - log_z - log_q)) < high
 
 
 def test_a_query_without_a_valid_draw_is_left_out_and_named(run: FinishedRun, by_hand: ByHand) -> None:
@@ -249,7 +257,7 @@ def test_the_end_of_a_run_leaves_the_file_and_says_the_verdict(run: FinishedRun,
     assert said["verdict"] == kept["verdict"]["verdict"] and said["diagnosis"].startswith(said["verdict"])
     assert kept["reward_precision"] == {"dtype": "float32", "sequences": 0, "mean_nats": 0.0, "max_nats": 0.0}
     assert said["reward_precision"].startswith("exact")
-    expected = {"query_id", "prompt", "target", "figures", "judgement", "samples", "base"}
+    expected = {"query_id", "prompt", "target", "figures", "judgement", "samples", "truth", "base"}
     assert {frozenset(query) for query in kept["queries"]} == {frozenset(expected)}
     sample = {"text", "token_ids", "log_q", "log_r", "log_prior", "log_likelihood", "log_constraint", "weight"}
     assert all(set(row) == sample for row in kept["queries"][0]["samples"])

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from common.errors import UserError
+import amortis
+from common.errors import EXIT_USER, UserError
 from common.trajectory import NO_SHA256, Behaviour, Trajectory
+from deploy.cli.main import main
 from deploy.sampler.finished_run import FinishedRun
-from deploy.sampler.posterior import PosteriorMaker
+from deploy.sampler.opened import Sampler
+from deploy.sampler.posterior import PosteriorMaker, candidates_for, refuse
 from tests.deploy.run.runs import config_of, make_run
 
 TASK = (
@@ -58,6 +64,27 @@ def drawn(run: FinishedRun, z: int) -> Trajectory:
     )
 
 
+def heavy_tailed(n: int) -> list[Trajectory]:
+    """Distinct rationales whose weights at temperature 0.5 and half the prior's weight, the prior itself, have a Pareto
+    tail of shape 0.9."""
+    log_prior = -0.9 * np.log(np.random.default_rng(1).random(n))
+    found = []
+    for ids, value in zip(itertools.product(range(3, 13), repeat=4), log_prior, strict=False):
+        zeros = np.zeros(len(ids) + 1)
+        item = Trajectory.without_tools(
+            query_id="0" * 32,
+            task="jsonl",
+            action_ids=ids,
+            log_prior=zeros + value,
+            log_likelihood=zeros,
+            log_constraint=zeros,
+            log_alternatives=[-1.0],
+            behaviour=Behaviour(sampler_log_prob=np.zeros(len(ids)), stop_log_prob=0.0),
+        )
+        found.append(item)
+    return found
+
+
 def test_weights_are_of_what_was_trained_for(run: FinishedRun) -> None:
     found = PosteriorMaker(run.config, run.task).make("x", [drawn(run, z) for z in range(4)])
     penalty = np.array([0.0, 3.0, 0.0, 3.0])
@@ -67,7 +94,7 @@ def test_weights_are_of_what_was_trained_for(run: FinishedRun) -> None:
     # Each rationale once: their weights are the posterior itself.
     assert [sample.weight for sample in found.samples] == pytest.approx(r / r.sum(), abs=1e-5)
     assert found.log_z == pytest.approx(np.log(r.sum()), abs=1e-5)
-    assert found.candidates == 4 and 1 < found.effective_sample_size < 4
+    assert found.candidates == 4 and 1 < found.effective_sample_size < 4 and found.pareto_k is None
 
 
 def test_the_probability_of_a_target_is_averaged_over_rationales_that_know_none(run: FinishedRun) -> None:
@@ -93,6 +120,132 @@ def test_resampled_draws_follow_the_posterior_and_weigh_the_same(run: FinishedRu
     assert {sample.weight for sample in found.samples} == {1 / 20_000}
     assert found.candidates == 200
     assert maker.make("x", candidates, resampled=5, seed=1) == maker.make("x", candidates, resampled=5, seed=1)
+
+
+def test_what_the_weights_cannot_answer_is_told_with_k_its_limit_and_the_remedy(run: FinishedRun) -> None:
+    maker = PosteriorMaker(run.config, run.task)
+    well = maker.make("x", [drawn(run, z) for z in range(4)] * 50)
+    assert well.unreliable is None and well.pareto_k is not None and refuse(well, "--resample", "look away") is None
+    few = maker.make("x", [drawn(run, z) for z in range(4)])
+    assert few.unreliable is not None and "fewer than 10; draw more samples" in few.unreliable
+    badly = maker.make("x", heavy_tailed(2000))
+    assert badly.pareto_k is not None and badly.pareto_k > 0.7 and badly.effective_sample_size > 10
+    error = refuse(badly, "--resample", "look away")
+    assert error is not None
+    expected = f"--resample: Pareto k̂ of the weights is {badly.pareto_k:.2f}, above 0.70 for 2000 draws"
+    assert str(error).startswith(expected) and "; train longer" in str(error) and str(error).endswith(", or look away")
+    # Out of a process of its own it comes without what was drawn.
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+def test_more_candidates_are_drawn_for_more_samples_and_never_too_few_to_tell_the_tail() -> None:
+    assert [candidates_for(n) for n in (1, 8, 16, 100)] == [256, 256, 256, 1600]
+    assert candidates_for(2, 64) == 64 and candidates_for(8, 64) == 128, "so many samples need more than is allowed"
+
+
+def given(run: FinishedRun, drawn: list[Trajectory], monkeypatch: pytest.MonkeyPatch) -> Sampler:
+    """The run, opened, with an engine that gives these."""
+    found = Sampler(run.folder)
+    monkeypatch.setattr(found, "_draw", lambda queries, n, temperature, *, base: [drawn for _ in queries])
+    return found
+
+
+def test_in_python_an_estimate_that_means_nothing_is_an_error_that_holds_what_was_drawn(
+    run: FinishedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler, well = given(run, heavy_tailed(2000), monkeypatch), [drawn(run, z) for z in range(4)] * 50
+    asked: dict[str, Any]
+    for asked in ({"resample": 3}, {"targets": ["1", "2"]}):
+        with pytest.raises(amortis.UnreliableEstimate, match=r"k̂ .* above 0\.70 .*allow_unreliable=True") as refused:
+            sampler.posterior("4 4", n=2000, **asked)
+        assert refused.value.field == next(iter(asked))
+        # In a list one that means nothing refuses the call, and the others aren't lost.
+        with pytest.raises(amortis.UnreliableEstimate) as of_list:
+            sampler.posterior(["4 4", "5 5"], n=2000, **asked)
+        assert isinstance(of_list.value.found, list) and len(of_list.value.found) == 2
+        taken = sampler.posterior("4 4", n=2000, **asked, allow_unreliable=True)
+        kept = refused.value.found
+        assert isinstance(kept, amortis.Posterior) and kept.unreliable == taken.unreliable is not None
+        assert len(kept.samples) == len(taken.samples) == (asked.get("resample") or 2000)
+    # Weighted draws alone are what they are, and say so.
+    plain = sampler.posterior("4 4", n=2000)
+    assert plain.unreliable is not None and plain.pareto_k == kept.pareto_k
+    assert given(run, well, monkeypatch).posterior("4 4", n=200, resample=3).unreliable is None
+
+
+class Given:
+    """What stands for a sampler of trajectories: it draws the same ones again and again."""
+
+    last_rejection = None
+
+    def __init__(self, drawn: list[Trajectory]) -> None:
+        self.drawn, self.asked = drawn, 0
+
+    def collect(self, queries: Any, request: Any, adapter: Any, limit: int) -> dict[str, list[Trajectory]]:
+        self.asked = request.n
+        return {queries[0].id: [self.drawn[i % len(self.drawn)] for i in range(request.n)]}
+
+
+def sampled(
+    run: FinishedRun, drawn: list[Trajectory], monkeypatch: pytest.MonkeyPatch, *arguments: str
+) -> tuple[int, int]:
+    """Exit status of `amortis sample` with an engine that gives these, and how many it was asked for."""
+    sampler = Given(drawn)
+    monkeypatch.setattr(FinishedRun, "sampler", lambda self: (sampler, None))
+    return main(["sample", str(run.folder), *arguments]), sampler.asked
+
+
+def test_samples_are_resampled_on_the_command_line_and_say_what_they_stand_on(
+    run: FinishedRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    four = [drawn(run, z) for z in range(4)]
+    arguments = ("--resample", "-n", "1000", "--candidates", "800", "--json")
+    assert sampled(run, four, monkeypatch, *arguments) == (0, 800)
+    found = json.loads(capsys.readouterr().out)
+    shares = np.bincount([sample["token_ids"][0] for sample in found["samples"]], minlength=4) / 1000
+    r = np.exp([PosteriorMaker(run.config, run.task).log_r(item) for item in four])
+    # Six standard errors.
+    assert shares == pytest.approx(r / r.sum(), abs=6 * 0.5 / 1000**0.5)
+    assert found["candidates"] == 800 and found["unreliable"] is None
+    assert found["target"] == run.codec.decode(run.task.queries("test")[0].target_ids)
+    assert sampled(run, four, monkeypatch, "--resample") == (0, 256)
+    told = capsys.readouterr().out
+    assert "256 candidates are worth " in told and "exact draws, Pareto k̂ 0." in told
+    assert len([line for line in told.splitlines() if line.startswith("│")]) == 8
+    # Without a target of the row's own R has none, and a text gives one.
+    assert sampled(run, four, monkeypatch, "--resample", "--prompt", "4 4", "--json")[0] == 0
+    assert json.loads(capsys.readouterr().out)["target"] is None
+    assert sampled(run, four, monkeypatch, "--resample", "--prompt", "4 4", "--target", "2", "--json")[0] == 0
+    assert json.loads(capsys.readouterr().out)["target"] == "2"
+
+
+def test_resampled_draws_that_mean_nothing_are_refused_in_one_line(
+    run: FinishedRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--resample", "--candidates", "2000")
+    assert sampled(run, heavy_tailed(2000), monkeypatch, *arguments)[0] == EXIT_USER
+    said = capsys.readouterr()
+    (line,) = said.err.splitlines()
+    assert said.out == "" and line.startswith("amortis: --resample: Pareto k̂ of the weights is ")
+    assert all(part in line for part in ("above 0.70", "train longer", "raise --candidates", "leave out --resample"))
+    assert sampled(run, heavy_tailed(2000), monkeypatch, *arguments, "--allow-unreliable", "--json")[0] == 0
+    said = capsys.readouterr()
+    assert len(json.loads(said.out)["samples"]) == 8 and said.err.startswith("amortis: unreliable: Pareto k̂ ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--candidates", "9"], "--candidates = 9: is given without --resample; add --resample"),
+        (["--allow-unreliable"], "--allow-unreliable = True: is given without --resample"),
+        (["--resample", "--candidates", "0"], "--candidates = 0: draws nothing"),
+    ],
+)
+def test_options_of_resampling_are_checked_before_anything_is_loaded(
+    arguments: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sample", str(tmp_path / "no run"), *arguments]) == EXIT_USER
+    assert expected in capsys.readouterr().err
 
 
 def test_a_row_is_asked_about_as_the_data_s_rows_are(run: FinishedRun) -> None:

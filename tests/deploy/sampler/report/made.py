@@ -52,7 +52,7 @@ def made_run(folder: Path, *, text: str = "a cat", steps: int = 40, **summary: A
     return folder
 
 
-def diagnosed(run: Path, *, queries: int = 3, n: int = 64, text: str = "a cat", base: bool = True) -> Path:
+def diagnosed(run: Path, *, queries: int = 1, n: int = 64, text: str = "a cat", base: bool = True) -> Path:
     """Put a diagnosis into a run's folder, of `queries` queries with `n` draws each, the first of them the worst."""
     generator = np.random.default_rng(0)
     made = [_query(i, n, text, generator, base=base) for i in range(queries)]
@@ -75,12 +75,12 @@ def diagnosed(run: Path, *, queries: int = 3, n: int = 64, text: str = "a cat", 
 def _query(
     i: int, n: int, text: str, generator: np.random.Generator, *, base: bool
 ) -> tuple[dict[str, Any], QueryDiagnosis]:
-    figures, samples = _drawn(n, text, generator, spread=(3.0, 0.9, 0.1)[min(i, 2)])
+    figures, samples = _drawn(n, text, generator, spread=(4.0, 0.9, 0.1)[min(i, 2)])
     judgement = judge(figures)
     judgement = replace(judgement, reasons=[*judgement.reasons, text], remedy=f"resample; {text}")
     base_figures, base_samples = _drawn(max(8, n // 4), text, generator, spread=3.5)
     return {
-        **{"query_id": f"query-{i}", "prompt": f"{text} {i}:", "target": text},
+        **{"query_id": f"query-{i}", "prompt": f"{text} {i}:", "target": text, "truth": text},
         **{"figures": asdict(figures), "judgement": asdict(judgement), "samples": samples},
         "base": {"figures": asdict(base_figures), "samples": base_samples} if base else None,
     }, figures
@@ -93,7 +93,7 @@ def _drawn(
     kinds = generator.integers(0, 23, n)
     lengths = 1 + kinds % 8
     log_q = -1.1 * lengths - 0.01 * kinds
-    log_r = log_q + math.log(101) + generator.normal(0, spread, 23)[kinds]
+    log_r = log_q + math.log(101) - spread**2 / 2 + generator.normal(0, spread, 23)[kinds]
     actions = tuple((int(kind),) * int(length) for kind, length in zip(kinds, lengths, strict=True))
     draws = Draws(log_q, log_r, actions)
     known = Draws(log_q[: n // 8], log_r[: n // 8], actions[: n // 8])

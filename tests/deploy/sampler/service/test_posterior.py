@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from actors.drafting import Draft, Origin
@@ -28,15 +29,19 @@ def run(tmp_path_factory: pytest.TempPathFactory, digit_model: Path) -> Finished
 
 def answered(run: FinishedRun, valid: list[bool], **options: Any) -> dict[str, Any]:
     """The answer to a request whose draws are valid or not."""
-    request = PosteriorRequest(prompt="number :", n=len(valid), **options)
+    options = {"n": len(valid), **options}
+    most = options.pop("max_samples", 8)
+    request = PosteriorRequest(prompt="number :", **options)
     query = posterior.query_of(run, request)
 
     async def play() -> dict[str, Any]:
-        job = Job([posterior.draw_of(request, query, True, 8)], len(valid))
+        job = Job([posterior.draw_of(request, query, True, most)], len(valid))
         for number, is_valid in enumerate(valid):
             draft = Draft(Origin(query, None, 1.0, "policy"), number)
             reason = None if is_valid else "task.reward ended: no threes in '/home/me/mine.py'"
-            draft.finish(make_trajectory(query, [3 + number]) if is_valid else None, reason)
+            trajectory = make_trajectory(query, [3 + number % 9])
+            trajectory = trajectory.model_copy(update={"log_alternatives": np.zeros(len(query.alternatives))})
+            draft.finish(trajectory if is_valid else None, reason)
             job.news.put_nowait(Update(0, draft, 1, done=True))
         return await posterior.answer(run, request, query, "mine", job)
 
@@ -57,6 +62,29 @@ def test_an_answer_of_no_valid_draw_is_an_error_that_says_why(run: FinishedRun) 
     assert found.value.status == 500
     # Clients are told no places of the machine.
     assert "in 'mine.py'" in str(found.value) and "/home" not in str(found.value)
+
+
+@pytest.mark.parametrize("asked", [{"resample": True}, {"targets": ["1", "2"]}])
+def test_what_the_weights_cannot_answer_is_refused_unless_it_is_wanted_all_the_same(
+    run: FinishedRun, asked: dict[str, Any]
+) -> None:
+    limited = {"n": 4, "candidates": 4} if "resample" in asked else {}
+    with pytest.raises(
+        ApiError, match=r"the 4 weighted draws are worth .*draw more samples.*allow_unreliable"
+    ) as found:
+        answered(run, [True] * 4, **asked, **limited)
+    error = found.value.body["error"]
+    assert found.value.status == 422 and (error["code"], error["param"]) == ("unreliable_estimate", next(iter(asked)))
+    taken = answered(run, [True] * 4, **asked, **limited, allow_unreliable=True)
+    assert "fewer than 10" in taken["unreliable"] and len(taken["samples"]) == 4
+    # Weighted draws alone are what they are, and say so.
+    plain = answered(run, [True] * 4)
+    assert plain["unreliable"] == taken["unreliable"] and plain["pareto_k"] is None
+
+
+def test_weights_that_are_even_enough_are_no_problem(run: FinishedRun) -> None:
+    found = answered(run, [True] * 40, resample=True, candidates=40, max_samples=64)
+    assert found["unreliable"] is None and found["effective_sample_size"] > 10 and found["pareto_k"] is not None
 
 
 def test_an_answer_says_whose_likelihood_its_rewards_hold(run: FinishedRun) -> None:
