@@ -32,7 +32,7 @@ from deploy.run.inference import run_inference
 from deploy.sampler.ground_truth import chosen_method, ground_truth
 from deploy.sampler.simulation import Infer, Simulated, calibrated, simulate, variants_of
 from learner.policy import LoraPolicy, load_base_model
-from tests.integration.test_enumerated import MAX_LEN, Z, every_sequence, log_rewards, q_of, write
+from tests.integration.test_enumerated import MAX_LEN, TOKENS, Z, every_sequence, log_rewards, q_of, write
 from tests.model_engine import ModelEngine
 
 SPACE = every_sequence()
@@ -127,6 +127,41 @@ def test_a_space_that_is_too_large_is_not_enumerated(inference: Inference) -> No
 
 def known_query(inference: Inference) -> Query:
     return inference.sampler.task.queries("train")[0]
+
+
+REWARD = """
+def score(prompts, texts, rows):
+    found = [text.replace(" ", "") for text in texts]
+    if any("2" in text or len(text) < 2 for text in found):
+        raise ValueError("no twos, and nothing unfinished")
+    return [0.5 * len(text) for text in found]
+"""
+
+
+def test_a_reward_of_ones_own_is_part_of_it_and_what_it_says_nothing_of_has_none(
+    known: list[Known], model: Any, digit_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(REWARD)
+    reward = {"function": "mine:score", "folder": str(tmp_path), "batch_size": 1}
+    inference = made(load_config(write(tmp_path, digit_model, tool=True, task={"reward": reward})), model, seed=3)
+    try:
+        query = inference.sampler.task.queries("train")[0]
+        drafts = inference.score(query, SPACE)
+        two = TOKENS[1]
+        log_r = np.array([inference.log_r(draft.trajectory) for draft in drafts])
+        # Half a nat for each digit, those that the tool wrote among them.
+        more = np.array([-np.inf if two in draft.actions else 0.5 * len(draft.inputs) for draft in drafts])
+        assert log_r == pytest.approx(known[0].log_r + more, abs=2e-3)
+        with pytest.raises(RunFault, match=r"has no reward, so that nothing can be enumerated: .*no twos"):
+            inference.enumerate(query)
+        inference.section = InferenceSection(chains=4, mcmc_steps=40, particles=600, smc_block=1)
+        own = inference.chains([query])[query.id]
+        assert not any(two in draft.actions for chain in own.chains.states for draft in chain)
+        # A particle that isn't finished goes on, though the function says nothing of it.
+        assert inference.particles(query).log_z == pytest.approx(float(np.logaddexp.reduce(log_r)), abs=0.5)
+        assert inference.without_reward > 100
+    finally:
+        inference.sampler.close()
 
 
 def test_the_base_model_alone_is_far_from_the_posterior(inference: Inference, known: list[Known]) -> None:
