@@ -41,9 +41,12 @@ PROMPT = "Once upon a time there was a fox who lived at the edge of the forest, 
 
 def make_run(home: Path) -> FinishedRun:
     """A run as training leaves it, its adapter untrained."""
-    rows, given = home / "rows.jsonl", home / "given.yaml"
-    rows.write_text("".join(json.dumps({"x": f"{PROMPT} {i}", "y": " and so"}) + "\n" for i in range(QUERIES)))
-    task = f"{{name: jsonl, train_path: {rows}, prompt: '{{x}}', target: '{{y}}', min_len: 8, max_len: {TOKENS}}}"
+    given, data = home / "given.yaml", {"train_path": range(1), "test_path": range(1, QUERIES + 1)}
+    for name, numbers in data.items():
+        lines = [json.dumps({"x": f"{PROMPT} {i}", "y": " and so"}) for i in numbers]
+        (home / f"{name}.jsonl").write_text("\n".join(lines))
+    paths = ", ".join(f"{name}: {home}/{name}.jsonl" for name in data)
+    task = f"{{name: jsonl, {paths}, prompt: '{{x}}', target: '{{y}}', min_len: 8, max_len: {TOKENS}}}"
     given.write_text(f"task: {task}\nactor: {{max_model_len: 128}}\n")
     model = str(ensure_default_model())
     options = ["--model.name", model, "--run.folder", str(home / "runs"), "--run.name", "diagnosed"]
