@@ -12,12 +12,20 @@ from common.errors import UserError
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Put a text in a file's place: whoever reads it, and a machine that loses its power, has the old or the new."""
+    """Put a text in a file's place: whoever reads it, and a machine that loses its power, has the old or the new.
+
+    What could not be written whole, as on a full disk, leaves nothing behind.
+    """
     draft = path.with_name(f".{path.name}.draft")
-    with draft.open("w", encoding="utf-8") as file:
-        file.write(text)
-        sync(file.fileno())
-    draft.replace(path)
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            file.write(text)
+            sync(file.fileno())
+        draft.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise
 
 
 def free_name(path: Path) -> Path:

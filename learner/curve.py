@@ -86,6 +86,7 @@ class Curve:
         if config.diagnose.final and config.run.evaluate_samples:
             # The diagnosis at the end of the run is the last adapter's: the same queries need not be sampled twice.
             self._at_the_end &= ~Part.DIAGNOSIS
+        self._steps = config.learner.steps
         self._evaluations, self._registry, self._sinks = evaluations, registry, sinks
         self._path, self._longest_wait_s = config.run_folder / "metrics.jsonl", config.learner.max_wait_s
         rule = config.learner.stop_rule
@@ -96,7 +97,8 @@ class Curve:
 
     def due(self, step: int) -> Part:
         """What is to be made of the adapter that is published at this step."""
-        return _joined(part for part, schedule in self._schedules.items() if schedule.is_due(step))
+        due = _joined(part for part, schedule in self._schedules.items() if schedule.is_due(step))
+        return due & self._at_the_end if step >= self._steps else due
 
     def go_on(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """A run that is resumed at this step has the lines up to it; its count for `learner.stop_when` goes on too."""

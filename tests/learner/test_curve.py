@@ -172,9 +172,19 @@ def test_evaluation_and_diagnosis_are_due_by_their_own_steps(
         if parts:
             curve.want(step, 1 + step // 5, {}, parts)
             found[step] = parts
+    assert curve.due(45) == Part.DIAGNOSIS and not curve.due(44)
     both = dict.fromkeys((0, 30), BOTH)
     alone = dict.fromkeys((10, 20, 40), Part.EVALUATION) | {15: Part.DIAGNOSIS}
     assert found == {**both, **alone}
+
+
+@pytest.mark.parametrize(("final", "expected"), [(True, Part.EVALUATION), (False, BOTH)])
+def test_the_last_step_s_adapter_is_not_diagnosed_twice(
+    tmp_path: Path, evaluations: Evaluations, registry: AdapterRegistry, final: bool, expected: Part
+) -> None:
+    sections = {"diagnose": {"every": 10, "final": final}, "learner": {"steps": 40}}
+    curve = Curve(config_in(tmp_path, **sections), evaluations, registry, [])
+    assert (curve.due(30), curve.due(40)) == (BOTH, expected)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from common.config import RunConfig
 from common.log import get_logger
 from deploy.run.summary import BEST_DIAGNOSIS, BOOKKEEPING
 from deploy.sampler.report.curves import curve_plots
-from deploy.sampler.report.found import FoundRun, section
+from deploy.sampler.report.found import CALIBRATION, FoundRun, section
 from deploy.sampler.report.plots import Plot
 from deploy.sampler.report.queries import DiagnosisShown, diagnosis_shown
 from deploy.sampler.report.words import Row, Verdict, duration, is_number, number, shortened, verdict_of, when
@@ -88,11 +88,14 @@ class RunShown:
     samplers: FiguresTable | None
     precision: str
     """What the reference's dtype does to log R."""
+    calibration: str
+    """By simulation, in words; empty where none was made."""
     series: list[str]
     """What the curves are of, where there are several of each."""
     notes: list[str]
     """What is missing, and what could not be shown."""
     pictures: list[Picture] = field(default_factory=list)
+    calibration_picture: Picture | None = None
     curves: list[Plot] = field(default_factory=list)
     diagnosis: DiagnosisShown | None = None
 
@@ -120,12 +123,16 @@ def run_shown(run: FoundRun, *, brief: bool = False) -> RunShown:
         figures=part("the figures before and after", lambda: before_and_after(run), None),
         samplers=part("the samplers' figures", lambda: samplers_table(run.summary), None),
         precision=part("the reward's precision", lambda: precision_of(run), ""),
+        calibration=part("the calibration", lambda: calibration_of(run.calibration), ""),
         series=[one.label for one in run.series],
         notes=notes,
     )
     if not brief:
         series = [(one.label, one.rows) for one in run.series]
-        shown.pictures = part("the task's plots", lambda: list(_pictures(run, notes)), [])
+        names = [str(name) for name in run.summary.get("plots") or ()]
+        shown.pictures = part("the task's plots", lambda: list(_pictures(run, names, notes)), [])
+        picture = [f"{CALIBRATION}.png"] if shown.calibration else []
+        shown.calibration_picture = next(_pictures(run, picture, notes), None)
         shown.curves = part("the curves", lambda: curve_plots(series, notes), [])
         shown.diagnosis = part("the diagnosis", lambda: diagnosis_shown(run.diagnosis, run.adapters), None)
     return shown
@@ -221,6 +228,19 @@ def precision_of(run: FoundRun) -> str:
     return RewardPrecision(**found).words() if found else str(run.summary.get("reward_precision") or "")
 
 
+def calibration_of(found: Mapping[str, Any]) -> str:
+    """Whether the sampler passed a simulation-based calibration, and by what it failed; empty where none was made."""
+    if not found:
+        return ""
+    failed = [
+        f"{name} (p = {number(one.get('p_value'), 2)})"
+        for name, one in section(found, "quantities").items()
+        if not one.get("passed")
+    ]
+    repeats = f"in {found.get('repeats')} repeats of {found.get('draws')} draws"
+    return f"failed {repeats}, by {', '.join(failed)}" if failed else f"passed {repeats}"
+
+
 def _missing(run: FoundRun) -> list[str]:
     """What a whole run has and this one has not."""
     found = []
@@ -252,10 +272,10 @@ def _figures(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     return found
 
 
-def _pictures(run: FoundRun, notes: list[str]) -> Iterator[Picture]:
-    for name in run.summary.get("plots") or ():
+def _pictures(run: FoundRun, names: Sequence[str], notes: list[str]) -> Iterator[Picture]:
+    for name in names:
         # A summary names files of its own folder; a name that leads out of it is none.
-        path = run.folder / Path(str(name)).name
+        path = run.folder / Path(name).name
         if path.name == _DRAWN_ANEW or path.suffix != ".png" or not path.is_file():
             continue
         if path.stat().st_size > _LARGEST_PICTURE:

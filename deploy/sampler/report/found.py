@@ -15,7 +15,7 @@ from deploy.run.best import best_folder, load_best
 from deploy.run.curve import METRICS, read_metrics
 from deploy.run.summary import BEST_DIAGNOSIS, DIAGNOSIS, read_json
 
-REPORT = "report.html"
+REPORT, CALIBRATION = "report.html", "calibration"
 _STEPS = "[em][0-9]*"
 """Folders of an expectation maximisation's steps."""
 
@@ -42,6 +42,8 @@ class FoundRun:
     diagnosis: dict[str, Any]
     best_diagnosis: dict[str, Any]
     """Of the last adapter, and of the one that was best while it trained."""
+    calibration: dict[str, Any]
+    """By simulation, where that was asked for."""
     series: list[Series]
     adapters: frozenset[str]
     """Digests by which the run's adapters, the last and the best, may be named."""
@@ -76,6 +78,7 @@ def read_run(folder: Path) -> FoundRun:
         after=section(read("evaluation_after.json"), "metrics"),
         diagnosis=read(DIAGNOSIS),
         best_diagnosis=read(BEST_DIAGNOSIS),
+        calibration=read(f"{CALIBRATION}.json"),
         series=_series(folder, notes),
         adapters=_adapters(folder, notes),
         notes=notes,

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Kind = Literal["both", "lower", "upper"]
+"""Whether it is an estimate, or a bound from below or above."""
 Floats = NDArray[np.float64]
 _FONT_SIZE = 8
 _WIDTH = 3.6
@@ -60,8 +62,7 @@ class Interval:
     value: float
     low: float
     high: float
-    kind: Literal["both", "lower", "upper"]
-    """Whether it is an estimate, or a bound from below or above."""
+    kind: Kind
 
 
 def color_of(number: int) -> int:
@@ -74,7 +75,7 @@ def draw_curves(title: str, caption: str, curves: Sequence[Curve | None], *, pos
 
     A run that hasn't the figure keeps its place, as places have colours.
     """
-    figure, axes = _axes(across="step")
+    figure, axes = _axes(across="step", whole=True)
     every = np.concatenate([curve.values for curve in curves if curve is not None])
     logarithmic = positive and every.min() > 0 and every.max() / every.min() > _LOG_FROM
     if logarithmic:
@@ -131,7 +132,7 @@ def draw_weights(log_weights: Floats) -> Plot:
 
 def draw_lengths(lengths: Floats, shares: Floats) -> Plot:
     """Lengths as they are drawn, and as the weights have them; both of shape (n,)."""
-    figure, axes = _axes(across="tokens")
+    figure, axes = _axes(across="tokens", whole=True)
     span = int(lengths.max() - lengths.min()) + 1
     # No more bars than can be told apart.
     wide = max(1, -(-span // 24))
@@ -145,7 +146,7 @@ def draw_lengths(lengths: Floats, shares: Floats) -> Plot:
 
 def draw_prefixes(distinct: Sequence[float], n: int) -> Plot:
     """How many different beginnings the draws have, by tokens."""
-    figure, axes = _axes(across="tokens from the beginning")
+    figure, axes = _axes(across="tokens from the beginning", whole=True)
     depth = np.arange(1, len(distinct) + 1)
     axes.plot(
         depth, distinct, "-", color=SERIES[0], linewidth=1.2, marker="o" if len(depth) <= 30 else "", markersize=3
@@ -181,21 +182,25 @@ def draw_queries(ess: Sequence[float], pareto_k: Sequence[float], limit: float) 
     )
 
 
-def _axes(*, across: str, left: float = 0.14, height: float = 2.0) -> tuple[Figure, Axes]:
-    """An empty figure of one part, its place fixed: to look for the best one takes longer than to draw it."""
+def _axes(*, across: str, whole: bool = False, left: float = 0.14, height: float = 2.0) -> tuple[Figure, Axes]:
+    """An empty figure of one part, its place fixed: to look for the best one takes longer than to draw it.
+
+    `whole`: what is across comes in whole numbers.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     below = 0.44 / height
     figure = Figure(figsize=(_WIDTH, height))
     axes = figure.add_axes((left, below, 0.96 - left, 0.95 - below))
-    axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=whole))
+    axes.yaxis.set_major_locator(MaxNLocator(3))
     axes.tick_params(colors=MUTED, labelsize=_FONT_SIZE, length=2)
     axes.grid(axis="y", color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.set_xlabel(across, fontsize=_FONT_SIZE, color=INK)
     axes.xaxis.set_label_coords(0.5, -0.27 / (height * (0.95 - below)))
+    axes.yaxis.set_label_coords(0.0, 0.5)
     axes.set_title("", y=1.0)
     for side, spine in axes.spines.items():
         spine.set(visible=side in ("left", "bottom"), color=MUTED, linewidth=0.8)

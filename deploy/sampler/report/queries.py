@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from common.diagnostics.verdict import PARETO_K_LIMIT, pareto_k_limit
 from deploy.sampler.report.plots import (
     Interval,
+    Kind,
     Plot,
     draw_intervals,
     draw_lengths,
@@ -87,6 +88,8 @@ class QueryShown:
     number: int
     prompt: str
     target: str
+    truth: str
+    """Where what is known of the posterior otherwise is from."""
     verdict: Verdict
     figures: Sequence[Figure]
     has_base: bool
@@ -198,6 +201,7 @@ def _query(i: int, query: Mapping[str, Any]) -> QueryShown:
         number=i,
         prompt=shortened(str(query.get("prompt") or ""), _LONGEST_PROMPT),
         target=shortened(str(query.get("target") or ""), _LONGEST_PROMPT),
+        truth=str(query.get("truth") or ""),
         verdict=judgement_of(query.get("judgement") or {}),
         figures=_figures(figures, base_figures),
         has_base=bool(base_figures),
@@ -230,6 +234,7 @@ def _figures(trained: Mapping[str, Any], base: Mapping[str, Any]) -> list[Figure
         ),
         ("Largest weight", "max_weight_share", percent, "of all weight, on a single draw"),
         ("Distinct draws", "distinct", number, ""),
+        ("Most frequent draw", "largest_share", percent, "of the draws"),
         ("Unique mass", "unique_mass", percent, "of q's own mass, on the distinct draws"),
         ("First token's entropy under q", "first_token_entropy", lambda value: number(value, 3), "nats"),
         ("… under the weights", "first_token_entropy_weighted", lambda value: number(value, 3), "nats"),
@@ -295,18 +300,17 @@ def _plots(figures: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> 
 
 def _intervals(figures: Mapping[str, Any]) -> list[Interval]:
     """Estimate and bounds of log Z, from the lowest to the highest as they should be."""
-    found = []
-    for label, name, is_lower in (
-        ("ELBO", "elbo", True),
-        ("IWAE", "iwae", True),
-        ("estimate", "log_z", None),
-        ("upper bound", "log_z_upper", False),
-    ):
-        ends, value = interval_of(figures.get(name)), figures.get(name)
+    found: list[Interval] = []
+    named: list[tuple[str, str, Kind]] = [
+        ("ELBO", "elbo", "lower"),
+        ("IWAE", "iwae", "lower"),
+        ("estimate", "log_z", "both"),
+        ("upper bound", "log_z_upper", "upper"),
+    ]
+    for label, name, kind in named:
+        ends = interval_of(figures.get(name))
         if ends is not None:
-            assert isinstance(value, Mapping)
-            kind = "both" if is_lower is None else "lower" if is_lower else "upper"
-            found.append(Interval(label, value["value"], *ends, kind))
+            found.append(Interval(label, figures[name]["value"], *ends, kind))
     floor = figures.get("log_z_floor")
     if is_number(floor):
         found.insert(0, Interval("rationales seen", floor, floor, floor, "lower"))

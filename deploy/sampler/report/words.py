@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from common.diagnostics.estimate import Estimate
 from common.diagnostics.verdict import Verdict as Words
@@ -74,7 +74,7 @@ def kind_of(verdict: object) -> str:
     return next((kind for words, kind in _KINDS.items() if words == verdict), "unknown")
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """A finite one, and no truth value."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -83,7 +83,6 @@ def number(value: object, digits: int = 4) -> str:
     """A number of so many digits; a dash for what is none."""
     if not is_number(value):
         return NOTHING
-    assert isinstance(value, int | float)
     return f"{value:,}".replace("-", "−") if isinstance(value, int) else f"{value:.{digits}g}".replace("-", "−")
 
 
@@ -91,7 +90,6 @@ def percent(value: object) -> str:
     """A share."""
     if not is_number(value):
         return NOTHING
-    assert isinstance(value, int | float)
     return f"{100 * value:.3g} %"
 
 

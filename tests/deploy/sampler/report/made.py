@@ -80,7 +80,7 @@ def _query(
     judgement = replace(judgement, reasons=[*judgement.reasons, text], remedy=f"resample; {text}")
     base_figures, base_samples = _drawn(max(8, n // 4), text, generator, spread=3.5)
     return {
-        **{"query_id": f"query-{i}", "prompt": f"{text} {i}:", "target": text},
+        **{"query_id": f"query-{i}", "prompt": f"{text} {i}:", "target": text, "truth": text},
         **{"figures": asdict(figures), "judgement": asdict(judgement), "samples": samples},
         "base": {"figures": asdict(base_figures), "samples": base_samples} if base else None,
     }, figures

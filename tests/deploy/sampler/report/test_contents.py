@@ -156,6 +156,28 @@ def test_the_task_s_own_plots_are_in_the_page_and_none_from_outside_of_the_folde
     assert any("large.png is too large" in note for note in shown.notes)
 
 
+def test_a_calibration_by_simulation_is_told_and_shown(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    quantities = {"log R": {"passed": True, "p_value": 0.4}, "length": {"passed": False, "p_value": 0.0031}}
+    whole = {"repeats": 200, "draws": 63, "quantities": quantities, "passed": False}
+    (run / "calibration.json").write_text(json.dumps(whole), encoding="utf-8")
+    (run / "calibration.png").write_bytes(PIXEL)
+    shown = run_shown(read_run(run))
+    assert shown.calibration == "failed in 200 repeats of 63 draws, by length (p = 0.0031)"
+    assert shown.calibration_picture is not None and shown.calibration_picture.name == "calibration.png"
+    del quantities["length"]
+    edit(run / "calibration.json", quantities=quantities)
+    assert "passed in 200 repeats of 63 draws." in text_of(run)
+
+
+def test_the_best_adapter_s_own_diagnosis_is_told(tmp_path: Path) -> None:
+    run = diagnosed(made_run(tmp_path / "run"))
+    assert "Diagnosis of the best adapter" not in text_of(run)
+    (run / "diagnosis.json").rename(run / "diagnosis-best.json")
+    text = text_of(run)
+    assert "Diagnosis of the best adapter not to be trusted" in text and "Not diagnosed" in text
+
+
 def test_the_steps_of_an_expectation_maximisation_are_drawn_over_each_other(tmp_path: Path) -> None:
     run = made_run(tmp_path / "run")
     (run / "metrics.jsonl").unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -152,3 +153,11 @@ def test_a_page_that_can_t_be_written_is_told_and_ends_nothing(runs: list[Path],
     told = report_at_the_end(tmp_path)
     assert told.startswith("the report can't be made: RUN") and f"`amortis report {tmp_path}` makes it later" in told
     assert report_at_the_end(runs[1]) == f"report: {(runs[1] / 'report.html').as_uri()}"
+
+
+def test_the_templates_are_installed_with_the_package() -> None:
+    root = Path(__file__).parents[4]
+    shipped = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["package-data"]
+    kept = {path for pattern in shipped["deploy"] for path in (root / "deploy").glob(pattern)}
+    templates = list((root / "deploy" / "sampler" / "report" / "templates").iterdir())
+    assert len(templates) > 3 and set(templates) <= kept
