@@ -39,9 +39,9 @@ QUERIES, SAMPLES, TOKENS, LIMIT = 20, 256, 24, 1.2
 PROMPT = "Once upon a time there was a fox who lived at the edge of the forest, and every morning it"
 
 
-def make_run(home: Path) -> FinishedRun:
+def make_run(home: Path, n: int) -> FinishedRun:
     """A run as training leaves it, its adapter untrained."""
-    given, data = home / "given.yaml", {"train_path": range(1), "test_path": range(1, QUERIES + 1)}
+    given, data = home / "given.yaml", {"train_path": range(1), "test_path": range(1, n + 1)}
     for name, numbers in data.items():
         lines = [json.dumps({"x": f"{PROMPT} {i}", "y": " and so"}) for i in numbers]
         (home / f"{name}.jsonl").write_text("\n".join(lines))
@@ -84,10 +84,11 @@ def main() -> None:
     """Measure in turns and report."""
     parser = arguments(__doc__ or "")
     parser.add_argument("--rounds", type=int, default=1, help="rounds of each, minutes on a CPU (default: 1)")
+    parser.add_argument("--queries", type=int, default=QUERIES, help=f"of each round (default: {QUERIES})")
     options = parser.parse_args()
     alone, whole = list[float](), list[float]()
     with tempfile.TemporaryDirectory() as home:
-        run = make_run(Path(home))
+        run = make_run(Path(home), options.queries)
         queries, limit = run.task.queries("test"), run.config.actor.max_in_flight
         sampler, adapter = run.sampler()
         fill_buffer(run, sampler, adapter)
@@ -100,7 +101,7 @@ def main() -> None:
         sampler.policy.close()
     ratio = statistics.median(pair[1] / pair[0] for pair in zip(alone, whole, strict=True))
     report(
-        f"{QUERIES} queries × {SAMPLES} samples of up to {TOKENS} tokens",
+        f"{options.queries} queries × {SAMPLES} samples of up to {TOKENS} tokens",
         [
             Result("generating and scoring alone", statistics.median(alone), "s"),
             Result("the whole diagnosis", statistics.median(whole), "s"),
