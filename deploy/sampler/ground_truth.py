@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Method = Literal["enumerate", "mcmc"]
 POSTERIOR_DRAWS = 512
-"""Draws of the posterior that a sampler is held against, whatever the method gives."""
+"""Draws of the posterior that a sampler is held against, fewer where chains are worth fewer."""
 
 
 @dataclass(frozen=True)
@@ -101,11 +101,13 @@ def ground_truth(
             found[query.id] = GroundTruth("enumerate", exact.log_z, draws, None)
         return found
     for query, own in zip(queries, inference.chains(queries).values(), strict=True):
-        draws = None
+        agreed: Draws | None = None
         if own.convergence.reached:
-            spread = [draft.trajectory for draft in own.chains.spread(POSTERIOR_DRAWS)]
-            draws = _with_log_q(inference, policy(), query, [item for item in spread if item is not None])
-        found[query.id] = GroundTruth("mcmc", None, draws, own.convergence)
+            # No more than the chains are worth, so that they count as independent.
+            n = min(POSTERIOR_DRAWS, int(own.convergence.effective_sample_size))
+            spread = [draft.trajectory for draft in own.chains.spread(n)]
+            agreed = _with_log_q(inference, policy(), query, [item for item in spread if item is not None])
+        found[query.id] = GroundTruth("mcmc", None, agreed, own.convergence)
     return found
 
 
