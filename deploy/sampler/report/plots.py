@@ -6,6 +6,7 @@ They are small, so that a phone shows them one below the other, and quick: a pag
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,6 +34,8 @@ _MOST_IN_SCATTER = 400
 """Draws; more would hide one another, and make the page large."""
 _LOG_FROM = 30.0
 """Times that a curve's highest value is of its lowest, from which on it is drawn on a logarithmic scale."""
+
+_kept = threading.local()
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ def draw_intervals(title: str, caption: str, intervals: Sequence[Interval], know
 
 def draw_weights(log_weights: Floats) -> Plot:
     """How far draws' weights are from all being the same; `log_weights` of shape (n,)."""
-    figure, axes = _axes(across="log w minus the log of their mean, in nats")
+    figure, axes = _sheet(across="log w minus the log of their mean, in nats")
     centred = log_weights - (np.logaddexp.reduce(log_weights) - math.log(len(log_weights)))
     # One shape, where `hist` makes one for each bar, which takes as long as all the rest.
     axes.stairs(*np.histogram(centred, bins=_bins(centred)), fill=True, color=SERIES[0])
@@ -132,7 +135,7 @@ def draw_weights(log_weights: Floats) -> Plot:
 
 def draw_lengths(lengths: Floats, shares: Floats) -> Plot:
     """Lengths as they are drawn, and as the weights have them; both of shape (n,)."""
-    figure, axes = _axes(across="tokens", whole=True)
+    figure, axes = _sheet(across="tokens", whole=True)
     span = int(lengths.max() - lengths.min()) + 1
     # No more bars than can be told apart.
     wide = max(1, -(-span // 24))
@@ -146,7 +149,7 @@ def draw_lengths(lengths: Floats, shares: Floats) -> Plot:
 
 def draw_prefixes(distinct: Sequence[float], n: int) -> Plot:
     """How many different beginnings the draws have, by tokens."""
-    figure, axes = _axes(across="tokens from the beginning", whole=True)
+    figure, axes = _sheet(across="tokens from the beginning", whole=True)
     depth = np.arange(1, len(distinct) + 1)
     axes.plot(
         depth, distinct, "-", color=SERIES[0], linewidth=1.2, marker="o" if len(depth) <= 30 else "", markersize=3
@@ -158,7 +161,7 @@ def draw_prefixes(distinct: Sequence[float], n: int) -> Plot:
 
 def draw_scatter(log_q: Floats, log_r: Floats, log_z: float | None) -> Plot:
     """Each draw's log R over its log q; both of shape (n,)."""
-    figure, axes = _axes(across="log q, in nats")
+    figure, axes = _sheet(across="log q, in nats")
     drawn = np.unique(np.linspace(0, len(log_q) - 1, _MOST_IN_SCATTER).astype(np.int64))
     axes.plot(log_q[drawn], log_r[drawn], "o", color=SERIES[0], markersize=2.6, alpha=0.6, markeredgewidth=0)
     which = "Each draw's" if len(drawn) == len(log_q) else f"{len(drawn)} draws'"
@@ -204,6 +207,23 @@ def _axes(*, across: str, whole: bool = False, left: float = 0.14, height: float
     axes.set_title("", y=1.0)
     for side, spine in axes.spines.items():
         spine.set(visible=side in ("left", "bottom"), color=MUTED, linewidth=0.8)
+    return figure, axes
+
+
+def _sheet(*, across: str, whole: bool = False) -> tuple[Figure, Axes]:
+    """The sheet of this thread for a query's plots, the last one rubbed out: to make one anew takes as long as to draw
+    on it."""
+    from matplotlib.ticker import MaxNLocator
+
+    if not hasattr(_kept, "sheet"):
+        _kept.sheet = _axes(across=across)
+    figure, axes = _kept.sheet
+    for artist in [*axes.lines, *axes.patches, *axes.collections]:
+        artist.remove()
+    axes.relim()
+    axes.autoscale()
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=whole))
+    axes.set_xlabel(across)
     return figure, axes
 
 
