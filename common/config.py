@@ -350,7 +350,7 @@ class LearnerSection(Section):
         0,
         ge=0,
         description="steps between exact evaluations by the learner, where a task has one; 0: ends only. With "
-        "evaluation.every they are made for its adapters as well",
+        "evaluation.every or diagnose.every they are made for those adapters as well",
     )
     max_wait_s: float = Field(
         300.0,
