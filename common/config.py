@@ -474,6 +474,11 @@ class InferenceSection(Section):
     mcmc_steps: int = Field(
         1_000, ge=8, description="mcmc: steps of each chain, the first half of which is warm-up and is left out"
     )
+    proposals: Literal["base", "sampler"] = Field(
+        "base",
+        description="mcmc: what writes a rationale anew from some place on: the base model, or the sampler that is "
+        "diagnosed, by which chains move more where it is good and stay blind where it is",
+    )
     particles: int = Field(64, ge=2, description="smc: rationales of a query that grow side by side")
     smc_block: int = Field(
         4, ge=1, description="smc: tokens that they grow by before they are weighed, which reads each text anew"
