@@ -27,6 +27,8 @@ _LARGEST_PICTURE = 400_000
 """Bytes of a picture that is taken into the page."""
 _PRECISION = "reward_error_"
 """Of figures that say something of the reference, and are told in words."""
+_NO_FIGURES = ("samples", "queries")
+"""Of an evaluation: how many it had."""
 _DRAWN_ANEW = "curve.png"
 _ALWAYS = (
     "learner.objective",
@@ -277,7 +279,7 @@ def _figures(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     for name, value in values.items():
         if isinstance(value, Mapping) and name not in ("samplers", "best_adapter", "reward_precision"):
             found |= _figures(value, f"{prefix}{name}.")
-        elif is_number(value) and name not in BOOKKEEPING and not name.startswith(_PRECISION):
+        elif is_number(value) and name not in {*BOOKKEEPING, *_NO_FIGURES} and not name.startswith(_PRECISION):
             found[f"{prefix}{name}"] = value
     return found
 
