@@ -172,13 +172,14 @@ class Launcher:
             self._stopped = self.control.stop_reason() if fault is None else None
             if evaluator is not None:
                 evaluator.close()
-            self.state.tokens = self.control.tokens()
             if fault is None and self._stopped is None:
                 self._evaluate(task, actors, folder)
         finally:
             self._show("stopping")
             with contextlib.suppress(RedisError):
                 self.control.request_stop("the run is over")
+                # Actors that were evaluated have told all by now; what they drew for that they don't tell.
+                self.state.tokens = self.control.tokens()
         return fault
 
     def _evaluator(self, stack: ExitStack, task: Task[Any], client: Client, keys: Keys) -> Evaluator | None:

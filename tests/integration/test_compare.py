@@ -69,8 +69,8 @@ def test_a_comparison_goes_on_where_it_was_interrupted(tmp_path: Path, digit_mod
         method = pay_off["trained"]
         assert pay_off["untrained"] == "smc"
         trained, actors = found[method, "tokens_trained"], found[method, "tokens_of_actors"]
-        # Each step reads 16 rationales and their prompt; each of those that were pushed was drawn and scored.
-        assert trained >= 60 * (16 + 3) and actors >= 3 * found[method, "trajectories_pushed"]
+        # A step reads the prompt and up to 16 rationales; actors drew what they pushed, and scored what was new.
+        assert trained >= 60 * 10 and actors > found[method, "trajectories_pushed"]
         assert found[method, "training_tokens"] == 3 * trained + actors
         saved = found["smc", "tokens_per_sample"] - found[method, "tokens_per_sample"]
         assert pay_off["samples"] == pytest.approx(found[method, "training_tokens"] / saved)
