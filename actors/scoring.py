@@ -118,7 +118,7 @@ def reward_components(
         for t, each in zip(wanted.nonzero()[0].tolist(), np.reshape(sums, (-1, len(targets))).tolist(), strict=True):
             own, *others = each
             log_likelihood[t], misleads[t] = own, any(other > own for other in others)
-    arrays = (found.astype(np.float32) for found in (log_prior, log_prefix, log_likelihood))
+    arrays = (log_prior.astype(np.float32), log_prefix.astype(np.float32), log_likelihood.astype(np.float32))
     return RewardComponents(*arrays, misleads, np.asarray(others, np.float32))
 
 

@@ -39,11 +39,14 @@ QUERIES, SAMPLES, TOKENS, LIMIT = 20, 256, 24, 1.2
 PROMPT = "Once upon a time there was a fox who lived at the edge of the forest, and every morning it"
 
 
-def make_run(home: Path) -> FinishedRun:
+def make_run(home: Path, n: int) -> FinishedRun:
     """A run as training leaves it, its adapter untrained."""
-    rows, given = home / "rows.jsonl", home / "given.yaml"
-    rows.write_text("".join(json.dumps({"x": f"{PROMPT} {i}", "y": " and so"}) + "\n" for i in range(QUERIES)))
-    task = f"{{name: jsonl, train_path: {rows}, prompt: '{{x}}', target: '{{y}}', min_len: 8, max_len: {TOKENS}}}"
+    given, data = home / "given.yaml", {"train_path": range(1), "test_path": range(1, n + 1)}
+    for name, numbers in data.items():
+        lines = [json.dumps({"x": f"{PROMPT} {i}", "y": " and so"}) for i in numbers]
+        (home / f"{name}.jsonl").write_text("\n".join(lines))
+    paths = ", ".join(f"{name}: {home}/{name}.jsonl" for name in data)
+    task = f"{{name: jsonl, {paths}, prompt: '{{x}}', target: '{{y}}', min_len: 8, max_len: {TOKENS}}}"
     given.write_text(f"task: {task}\nactor: {{max_model_len: 128}}\n")
     model = str(ensure_default_model())
     options = ["--model.name", model, "--run.folder", str(home / "runs"), "--run.name", "diagnosed"]
@@ -81,10 +84,11 @@ def main() -> None:
     """Measure in turns and report."""
     parser = arguments(__doc__ or "")
     parser.add_argument("--rounds", type=int, default=1, help="rounds of each, minutes on a CPU (default: 1)")
+    parser.add_argument("--queries", type=int, default=QUERIES, help=f"of each round (default: {QUERIES})")
     options = parser.parse_args()
     alone, whole = list[float](), list[float]()
     with tempfile.TemporaryDirectory() as home:
-        run = make_run(Path(home))
+        run = make_run(Path(home), options.queries)
         queries, limit = run.task.queries("test"), run.config.actor.max_in_flight
         sampler, adapter = run.sampler()
         fill_buffer(run, sampler, adapter)
@@ -97,7 +101,7 @@ def main() -> None:
         sampler.policy.close()
     ratio = statistics.median(pair[1] / pair[0] for pair in zip(alone, whole, strict=True))
     report(
-        f"{QUERIES} queries × {SAMPLES} samples of up to {TOKENS} tokens",
+        f"{options.queries} queries × {SAMPLES} samples of up to {TOKENS} tokens",
         [
             Result("generating and scoring alone", statistics.median(alone), "s"),
             Result("the whole diagnosis", statistics.median(whole), "s"),

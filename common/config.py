@@ -350,7 +350,7 @@ class LearnerSection(Section):
         0,
         ge=0,
         description="steps between exact evaluations by the learner, where a task has one; 0: ends only. With "
-        "evaluation.every they are made for its adapters as well",
+        "evaluation.every or diagnose.every they are made for those adapters as well",
     )
     max_wait_s: float = Field(
         300.0,
@@ -473,6 +473,11 @@ class InferenceSection(Section):
     chains: int = Field(4, ge=2, description="mcmc: chains of a query; R̂ is of several, four are the usual number")
     mcmc_steps: int = Field(
         1_000, ge=8, description="mcmc: steps of each chain, the first half of which is warm-up and is left out"
+    )
+    proposals: Literal["base", "sampler"] = Field(
+        "base",
+        description="mcmc: what writes a rationale anew from some place on: the base model, or the sampler that is "
+        "diagnosed, by which chains move more where it is good and stay blind where it is",
     )
     particles: int = Field(64, ge=2, description="smc: rationales of a query that grow side by side")
     smc_block: int = Field(

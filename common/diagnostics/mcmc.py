@@ -128,7 +128,9 @@ def convergence(quantities: Sequence[Floats], acceptance: Floats) -> Convergence
     for values in quantities:
         if np.ptp(values) == 0:
             continue
-        r_hats.append(float(array_stats.rhat(values, chain_axis=0, draw_axis=1, method="rank")))
+        # Chains that each stay where they are are as far apart as can be.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            r_hats.append(float(array_stats.rhat(values, chain_axis=0, draw_axis=1, method="rank")))
         sizes.append(float(array_stats.ess(values, chain_axis=0, draw_axis=1, method="bulk")))
         sizes.append(float(array_stats.ess(values, chain_axis=0, draw_axis=1, method="tail", prob=(0.05, 0.95))))
     sizes = [size for size in sizes if math.isfinite(size)]

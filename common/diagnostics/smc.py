@@ -1,7 +1,8 @@
 """Sequential Monte Carlo: a population of weighted particles that grow step by step, resampled where few carry it.
 
 Source: Chopin and Papaspiliopoulos 2020, *An introduction to sequential Monte Carlo*, chapters 9 and 10; of language
-models Lew et al. 2023 (arXiv 2306.03081). No engine inside.
+models Lew et al. 2023 (arXiv 2306.03081), whose library genlm-control needs vLLM below 0.27, and a GPU to use it. No
+engine inside.
 """
 
 from __future__ import annotations

@@ -57,7 +57,9 @@ def diagnose(options: argparse.Namespace, overrides: list[str], console: Console
     sampler, adapter = run.sampler(seed)
     try:
         subject = subject_of(run, queries, lambda: (sampler, adapter), policy)
-        truth = None if method is None else partial(ground_truth, run.config, sampler, policy, method=method, seed=seed)
+        truth = None
+        if method is not None:
+            truth = partial(ground_truth, run.config, sampler, policy, method=method, seed=seed, adapter=adapter)
         found = diagnosis_of(subject, options.samples, truth)
         # Kept before the calibration, which may fail.
         found.save(options.run, name)

@@ -33,7 +33,8 @@ log = get_logger("inference")
 DRAWS = "samples.jsonl"
 """The samples, which `seeds.file` takes as well."""
 Drawn = tuple[dict[str, list[Draft]], dict[str, float], float]
-"""Samples by query id, figures of how they were drawn, and of how many independent ones all of them are worth."""
+"""Samples by query id, figures of how they were drawn, and of how many independent ones all is worth that was drawn for
+them."""
 
 
 def run_inference(config: RunConfig) -> dict[str, Any]:
@@ -106,7 +107,7 @@ def _rejection(inference: Inference, queries: Sequence[Query], n: int, config: R
 def _mcmc(inference: Inference, queries: Sequence[Query], n: int, config: RunConfig) -> Drawn:
     found = inference.chains(queries)
     told = [each.convergence for each in found.values()]
-    # Of chains that never moved neither is known: they are worth one draw each at most.
+    # Of chains that never moved it isn't known: they are worth one draw each at most.
     sizes = [size if np.isfinite(size) else config.inference.chains for size in (c.effective_sample_size for c in told)]
     figures = {
         "acceptance": float(np.mean([each.acceptance for each in told])),
@@ -114,7 +115,7 @@ def _mcmc(inference: Inference, queries: Sequence[Query], n: int, config: RunCon
         "chains_effective_sample_size": float(np.min(sizes)),
     }
     drafts = {key: each.chains.spread(n) for key, each in found.items()}
-    return drafts, figures, float(sum(min(n, size) for size in sizes))
+    return drafts, figures, float(sum(sizes))
 
 
 def _smc(inference: Inference, queries: Sequence[Query], n: int, config: RunConfig) -> Drawn:
@@ -128,7 +129,7 @@ def _smc(inference: Inference, queries: Sequence[Query], n: int, config: RunConf
         "particles_effective_sample_size": float(np.min(sizes, initial=np.inf)),
     }
     drafts = {key: each.draw(n, inference.generator) for key, each in living.items()}
-    return drafts, figures, float(sum(min(n, size) for size in sizes))
+    return drafts, figures, float(sum(sizes))
 
 
 _METHODS = {"rejection": _rejection, "mcmc": _mcmc, "smc": _smc}

@@ -17,6 +17,9 @@ def check_inference(config: RunConfig, task: Task[Any]) -> None:
     if not replaced_requests(task):
         problem = f"draws the samples of an evaluation, and that of the task {task.name} wants none"
         raise UserError("learner.objective", objective, problem, "ask for some, see task.evaluation_samples")
+    if config.inference.proposals == "sampler":
+        problem = "are those of a trained sampler, and this run trains none"
+        raise UserError("inference.proposals", "sampler", problem, "leave it out")
     if objective == "rejection":
         log_bound(config, task)
 

@@ -33,6 +33,7 @@ FREE: dict[str, str] = {
     "buffer": "capacities, priorities and limits are applied to each call",
     "evaluation": "it changes nothing that is stored; a best adapter by another metric is looked for anew",
     "diagnose": "it changes nothing that is stored",
+    "inference": "of draws without training, of which nothing is gone on with",
     "em": "steps that are still to come follow it; whether a run has any is looked at on its own",
     "redis": "an address; that the buffer is there is looked at on its own",
     "ray": "actors are started anew",

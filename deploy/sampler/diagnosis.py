@@ -121,6 +121,15 @@ class Diagnosis:
             parts.append(self.verdict.remedy)
         return "; ".join(parts)
 
+    def means(self) -> dict[str, float]:
+        """Figures over all queries that tell samplers apart: how near they are, and the two failures of their shape."""
+        figures = [finding.figures for finding in self.queries]
+        return {
+            "ess": float(np.mean([each.ess for each in figures])),
+            "length_bias": float(np.mean([each.length_bias.value for each in figures])),
+            "prefix_collapse": float(np.mean([each.prefix_collapse.value for each in figures])),
+        }
+
     def in_summary(self) -> dict[str, Any]:
         """What summary.json says of it."""
         precision = self.reward_precision
@@ -128,6 +137,7 @@ class Diagnosis:
             "verdict": self.verdict.verdict.value,
             "diagnosis": self.words(),
             "trained_for": self.trained_for,
+            **self.means(),
             "reward_precision": precision.words(),
             "reward_error_mean_nats": precision.mean_nats,
             "reward_error_max_nats": precision.max_nats,
@@ -176,6 +186,9 @@ def diagnose(subject: Subject, samples: int, truth: Truth | None = None) -> Diag
     known = {
         query.id: _best([*stored.get(query.id, ()), *found[GIVEN].get(query.id, ())], subject) for query in queries
     }
+    held_out = [query.id for query in queries if not known[query.id]]
+    # Of these the base model's own draws are what a collapsed sampler can be held against.
+    known |= {key: _best(found.get(BASE, {}).get(key, ()), subject) for key in held_out}
     modes = _with_log_q(subject, queries, known, tau)
     maker = PosteriorMaker(config, task)
 
@@ -211,7 +224,7 @@ def diagnose(subject: Subject, samples: int, truth: Truth | None = None) -> Diag
         trained_for=trained_for(config.learner),
         verdict=judge_run({finding.query_id: finding.figures for finding in findings}),
         reward_precision=measured(config, task, by_id, scored, tau),
-        known=_known_words(modes, queries, why_none),
+        known=_known_words(modes, queries, held_out, why_none),
         queries=findings,
         left_out=[key for key in by_id if key not in known],
     )
@@ -271,9 +284,16 @@ def _with_log_q(
     return found
 
 
-def _known_words(modes: Mapping[str, Draws], queries: Sequence[Query], why_none: str | None) -> str:
+def _known_words(
+    modes: Mapping[str, Draws], queries: Sequence[Query], held_out: Sequence[str], why_none: str | None
+) -> str:
     n = sum(found.n for found in modes.values())
+    drawn = sum(found.n for key, found in modes.items() if key in held_out)
     if not n:
         return why_none or "the replay buffer and the data hold no rationale of these queries, which are held out"
-    missing = "" if why_none is None else f"; {why_none}"
-    return f"{n}, for {len(modes)} of {len(queries)} queries{missing}"
+    parts = [f"{n}, for {len(modes)} of {len(queries)} queries"]
+    if drawn:
+        parts.append(f"{'all' if drawn == n else drawn} drawn from the base model")
+    if why_none is not None:
+        parts.append(why_none)
+    return "; ".join(parts)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from actors.engine import LoadedAdapter
 from actors.inference import Inference, too_many
 from actors.sampler import TrajectorySampler
 from common.config import RunConfig
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 Method = Literal["enumerate", "mcmc"]
 POSTERIOR_DRAWS = 512
-"""Draws of the posterior that a sampler is held against, whatever the method gives."""
+"""Draws of the posterior that a sampler is held against, fewer where chains are worth fewer."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,11 @@ def chosen_method(task: Task[Any], config: RunConfig, asked: Literal["enumerate"
     return "mcmc"
 
 
-def inference_of(config: RunConfig, sampler: TrajectorySampler, seed: int) -> Inference:
-    """Draws of the posterior as a run's settings have them, by an engine that is up."""
+def inference_of(
+    config: RunConfig, sampler: TrajectorySampler, seed: int, adapter: LoadedAdapter | None = None
+) -> Inference:
+    """Draws of the posterior as a run's settings have them, by an engine that is up; `adapter` proposes them, or else
+    the base model."""
     return Inference(
         sampler,
         config.reward_weights,
@@ -76,6 +80,7 @@ def inference_of(config: RunConfig, sampler: TrajectorySampler, seed: int) -> In
         config.inference,
         config.actor.max_in_flight,
         np.random.default_rng(seed),
+        adapter,
     )
 
 
@@ -86,12 +91,15 @@ def ground_truth(
     queries: Sequence[Query],
     method: Method,
     seed: int = 0,
+    adapter: LoadedAdapter | None = None,
 ) -> dict[str, GroundTruth]:
-    """That of each query, by its id; `policy` is the sampler that is judged, whose log q is asked for.
+    """That of each query, by its id; `policy` is the sampler that is judged, whose log q is asked for, and `adapter`
+    what the engine knows it by, for `inference.proposals: sampler`.
 
     Raises UserError where there is too much to enumerate, RunFault where a rationale has no reward.
     """
-    inference = inference_of(config, sampler, seed)
+    proposes = adapter if config.inference.proposals == "sampler" else None
+    inference = inference_of(config, sampler, seed, proposes)
     found: dict[str, GroundTruth] = {}
     if method == "enumerate":
         for query in queries:
@@ -101,11 +109,13 @@ def ground_truth(
             found[query.id] = GroundTruth("enumerate", exact.log_z, draws, None)
         return found
     for query, own in zip(queries, inference.chains(queries).values(), strict=True):
-        draws = None
+        agreed: Draws | None = None
         if own.convergence.reached:
-            spread = [draft.trajectory for draft in own.chains.spread(POSTERIOR_DRAWS)]
-            draws = _with_log_q(inference, policy(), query, [item for item in spread if item is not None])
-        found[query.id] = GroundTruth("mcmc", None, draws, own.convergence)
+            # No more than the chains are worth, so that they count as independent.
+            n = min(POSTERIOR_DRAWS, int(own.convergence.effective_sample_size))
+            spread = [draft.trajectory for draft in own.chains.spread(n)]
+            agreed = _with_log_q(inference, policy(), query, [item for item in spread if item is not None])
+        found[query.id] = GroundTruth("mcmc", None, agreed, own.convergence)
     return found
 
 

@@ -246,8 +246,8 @@ def calibrated(inference: Inference, pairs: Sequence[Pair], infer: Infer, draws:
                     "length": (float(pair.length), [float(len(item.action_ids)) for item in own]),
                 }
                 for name, (truth, others) in values.items():
-                    rounded = np.round(np.array(others, np.float64), DECIMALS)
-                    ranks[name].append(rank_of(float(np.round(truth, DECIMALS)), rounded, inference.generator))
+                    rounded = [round(value, DECIMALS) for value in others]
+                    ranks[name].append(rank_of(round(truth, DECIMALS), rounded, inference.generator))
     level = 1 - (1 - LEVEL) / len(ranks)
     return Simulated(len(pairs), draws, {name: calibration(each, draws, level=level) for name, each in ranks.items()})
 

@@ -117,7 +117,7 @@ def test_a_look_for_evaluation_and_diagnosis_samples_each_query_for_what_it_serv
 ) -> None:
     evaluations, both = Evaluations(redis_client, keys), Part.EVALUATION | Part.DIAGNOSIS
     evaluations.put_queries(list(zip(QUERIES, (both, Part.EVALUATION, Part.DIAGNOSIS), strict=True)))
-    held_out, sampler = make(evaluations, Follower(), diagnose=16)
+    held_out, sampler = make(evaluations, Follower(), diagnose=25)
     evaluations.want(Wanted(7, 70, parts=both))
     work(held_out, sampler)
     drawn = evaluations.next_drawn()
@@ -127,21 +127,21 @@ def test_a_look_for_evaluation_and_diagnosis_samples_each_query_for_what_it_serv
         return Counter(Trajectory.from_bytes(item).query_id for item in packed)
 
     assert queries_of(drawn.trajectories) == {QUERIES[0].id: 2, QUERIES[1].id: 2}
-    assert queries_of(drawn.diagnosis) == {QUERIES[0].id: 16, QUERIES[2].id: 16}
+    assert queries_of(drawn.diagnosis) == {QUERIES[0].id: 25, QUERIES[2].id: 25}
     # The first two samples of the first query serve both.
-    assert len(sampler.submitted) == 16 + 2 + 16 and (drawn.missing, drawn.diagnosis_missing) == (0, 0)
+    assert len(sampler.submitted) == 25 + 2 + 25 and (drawn.missing, drawn.diagnosis_missing) == (0, 0)
     # The next one is wanted for a diagnosis alone.
     evaluations.want(Wanted(8, 80, parts=Part.DIAGNOSIS))
     work(held_out, sampler)
     drawn = evaluations.next_drawn()
     assert drawn is not None and drawn.trajectories == () and drawn.missing == 0
-    assert queries_of(drawn.diagnosis) == {QUERIES[0].id: 16, QUERIES[2].id: 16}
+    assert queries_of(drawn.diagnosis) == {QUERIES[0].id: 25, QUERIES[2].id: 25}
 
 
 def test_a_sample_that_fails_is_missing_in_all_that_it_would_have_served(redis_client: Redis, keys: Keys) -> None:
     evaluations, both = Evaluations(redis_client, keys), Part.EVALUATION | Part.DIAGNOSIS
     evaluations.put_queries([(QUERIES[0], both)])
-    held_out, sampler = make(evaluations, Follower(), diagnose=16)
+    held_out, sampler = make(evaluations, Follower(), diagnose=25)
     evaluations.want(Wanted(7, 70, parts=both))
     held_out.housekeep()
     held_out.feed()
@@ -152,7 +152,7 @@ def test_a_sample_that_fails_is_missing_in_all_that_it_would_have_served(redis_c
     work(held_out, sampler)
     drawn = evaluations.next_drawn()
     assert drawn is not None and (drawn.missing, drawn.diagnosis_missing) == (1, 1)
-    assert (len(drawn.trajectories), len(drawn.diagnosis)) == (1, 15) and drawn.reason == "task.reward raised"
+    assert (len(drawn.trajectories), len(drawn.diagnosis)) == (1, 24) and drawn.reason == "task.reward raised"
 
 
 def test_samples_that_make_no_trajectory_are_left_out_and_waited_for_by_nobody(evaluations: Evaluations) -> None:

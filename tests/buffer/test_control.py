@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from redis import Redis
 
-from buffer.connection import Keys
+from buffer.connection import Keys, forget
 from buffer.control import Control
 from buffer.log_stream import LogStream
 from common.config import RunConfig
@@ -109,3 +109,13 @@ def test_a_redis_that_is_away_holds_up_nobody(redis_client: Redis) -> None:
     # Without Redis every line would take a connection attempt.
     assert time.monotonic() - started < 20
     set_up_logging(None, terminal=False)
+
+
+def test_what_actors_have_read_adds_up_and_stays_when_a_run_is_resumed(redis_client: Redis, control: Control) -> None:
+    assert control.tokens() == 0
+    for count in (100, 0, 23):
+        control.count_tokens(count)
+    control.reset()
+    assert Control(redis_client, KEYS).tokens() == 123
+    forget(redis_client, KEYS)
+    assert control.tokens() == 0

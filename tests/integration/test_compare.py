@@ -31,6 +31,7 @@ def test_a_comparison_goes_on_where_it_was_interrupted(tmp_path: Path, digit_mod
             "prompting": {"learner": {"objective": "prompting"}},
             "subtb": {},
             "tb": {"learner": {"objective": "tb"}},
+            "smc": {"learner": {"objective": "smc"}, "inference": {"particles": 16}},
         },
         "seeds": [0],
     }
@@ -61,5 +62,19 @@ def test_a_comparison_goes_on_where_it_was_interrupted(tmp_path: Path, digit_mod
     table = json.loads((folder / "table.json").read_text())
     distance = {e["method"]: e["mean"] for e in table["entries"] if e["figure"] == "total_variation"}
     assert set(distance) == {"prompting", "subtb", "tb"} and distance["subtb"] < distance["prompting"]
+    # What training cost, over what a sample saves against drawing from the posterior without it.
+    found = {(e["method"], e["figure"]): e["mean"] for e in table["entries"]}
+    assert found["smc", "valid_fraction_sampled"] > 0.9
+    for pay_off in table["pay_offs"]:
+        method = pay_off["trained"]
+        assert pay_off["untrained"] == "smc"
+        trained, actors = found[method, "tokens_trained"], found[method, "tokens_of_actors"]
+        # Each step reads 16 rationales and their prompt; each of those that were pushed was drawn and scored.
+        assert trained >= 60 * (16 + 3) and actors >= 3 * found[method, "trajectories_pushed"]
+        assert found[method, "training_tokens"] == 3 * trained + actors
+        saved = found["smc", "tokens_per_sample"] - found[method, "tokens_per_sample"]
+        assert pay_off["samples"] == pytest.approx(found[method, "training_tokens"] / saved)
+    assert [pay_off["trained"] for pay_off in table["pay_offs"]] == ["subtb", "tb"]
+    assert "subtb pays off against smc from" in printed
     # All is done: the same command only shows the table.
     assert "cell" not in amortis(*arguments)

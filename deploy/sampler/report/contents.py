@@ -27,6 +27,8 @@ _LARGEST_PICTURE = 400_000
 """Bytes of a picture that is taken into the page."""
 _PRECISION = "reward_error_"
 """Of figures that say something of the reference, and are told in words."""
+_NO_FIGURES = ("samples", "queries")
+"""Of an evaluation: how many it had."""
 _DRAWN_ANEW = "curve.png"
 _ALWAYS = (
     "learner.objective",
@@ -41,8 +43,11 @@ _ALWAYS = (
     "run.seed",
 )
 """Settings that are told even where they are the defaults."""
-_NEVER = ("run.name", "run.folder", "run.overwrite", "run.resume", "run.redis_name", "model.name", "task.name")
-"""Settings that say nothing of the training, or are told elsewhere."""
+_NEVER = {
+    *("run.name", "run.folder", "run.overwrite", "run.resume", "run.redis_name", "model.name", "task.name"),
+    *("actor.num_gpus", "learner.max_sampler_gap", "learner.threads", "task.module_sha256"),
+}
+"""Settings that are told elsewhere, or are filled in by the machine and say nothing of the training."""
 _NEVER_SECTIONS = ("redis", "metrics", "tracking", "ray")
 Found = TypeVar("Found")
 
@@ -165,7 +170,12 @@ def facts_of(run: FoundRun) -> list[Row]:
     if is_number(summary.get("wall_s")):
         trained = f", {duration(summary['training_s'])} of it training" if is_number(summary.get("training_s")) else ""
         found.append(Row("Time in all", f"{duration(summary['wall_s'])}{trained}"))
-    for label, name in (("Steps", "steps"), ("Trajectories trained on", "trajectories_trained")):
+    counts = {
+        "Steps": "steps",
+        "Trajectories trained on": "trajectories_trained",
+        "Tokens through the model": "training_tokens",
+    }
+    for label, name in counts.items():
         if is_number(summary.get(name)):
             found.append(Row(label, f"{summary[name]:,}"))
     best = section(summary, "best_adapter")
@@ -191,7 +201,9 @@ def settings_of(config: Mapping[str, Any]) -> list[Setting]:
         of_task = name.startswith("task.")
         if of_task and value in (None, [], {}, ""):
             continue
-        if of_task or name in _ALWAYS or (name in defaults and value != defaults[name]):
+        # What is "auto" is filled in by the machine.
+        is_own = name in defaults and value != defaults[name] != "auto"
+        if of_task or name in _ALWAYS or is_own:
             default = None if of_task or value == defaults.get(name) else _setting(defaults.get(name))
             found.append(Setting(name, _setting(value), default))
     return found
@@ -267,7 +279,7 @@ def _figures(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     for name, value in values.items():
         if isinstance(value, Mapping) and name not in ("samplers", "best_adapter", "reward_precision"):
             found |= _figures(value, f"{prefix}{name}.")
-        elif is_number(value) and name not in BOOKKEEPING and not name.startswith(_PRECISION):
+        elif is_number(value) and name not in {*BOOKKEEPING, *_NO_FIGURES} and not name.startswith(_PRECISION):
             found[f"{prefix}{name}"] = value
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -70,7 +71,7 @@ def _fill_in(template: str, **shown: Any) -> str:
 
 @cache
 def _environment() -> Environment:
-    return Environment(
+    environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         # Every value, whatever the template's name; what the page's own drawings hold is marked as safe.
         autoescape=True,
@@ -79,8 +80,15 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["breakable"] = _breakable
+    return environment
 
 
 def _visible(value: Any) -> Any:
     """A text with what a page can't hold, or what turns its direction, written out; models write anything."""
     return visible_lines(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _breakable(name: str) -> Markup:
+    """A setting's or a figure's name, which may be broken behind its dots and underscores, and escaped as any text."""
+    return Markup("<wbr>").join(re.split(r"(?<=[._])", visible_lines(name)))

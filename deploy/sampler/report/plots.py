@@ -195,7 +195,7 @@ def _axes(*, across: str, whole: bool = False, left: float = 0.14, height: float
     axes = figure.add_axes((left, below, 0.96 - left, 0.95 - below))
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=whole))
     axes.yaxis.set_major_locator(MaxNLocator(3))
-    axes.tick_params(colors=MUTED, labelsize=_FONT_SIZE, length=2)
+    axes.tick_params(colors=MUTED, labelsize=_FONT_SIZE, left=False, bottom=False, pad=2)
     axes.grid(axis="y", color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.set_xlabel(across, fontsize=_FONT_SIZE, color=INK)

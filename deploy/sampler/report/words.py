@@ -37,7 +37,7 @@ class Verdict:
     counts: str
     """Of the run's queries, by verdict; empty for a query's own."""
     worst: str
-    """Prompt of the worst query; empty for a query's own."""
+    """Prompt of the worst query; empty where there is one alone."""
     reasons: Sequence[str]
     remedy: str
 
@@ -56,7 +56,7 @@ def verdict_of(diagnosis: Mapping[str, Any]) -> Verdict | None:
         words=str(found.get("verdict")),
         kind=kind_of(found.get("verdict")),
         counts=", ".join(f"{count} {words}" for words, count in counts.items() if count),
-        worst=shortened(str(worst.get("prompt") or name), 300),
+        worst=shortened(str(worst.get("prompt") or name), 300) if len(queries) != 1 else "",
         reasons=[str(reason) for reason in judgement.get("reasons") or ()],
         remedy=str(found.get("remedy") or judgement.get("remedy") or ""),
     )

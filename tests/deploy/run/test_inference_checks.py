@@ -102,5 +102,7 @@ def test_the_checks_before_a_run_hold_them_too(tmp_path: Path, digit_model: Path
         prepare(load_config(path))
     with pytest.raises(UserError, match=r"prior_weight.*no known bound"):
         prepare(load_config(path, ["--learner.objective", "rejection", "--task.evaluation_samples", "8"]))
+    with pytest.raises(UserError, match=r"inference.proposals.*this run trains none.*leave it out"):
+        prepare(load_config(path, ["--inference.proposals", "sampler", "--task.evaluation_samples", "8"]))
     with pytest.raises(UserError, match=r"em.iterations needs a sampler to train"):
         load_config(path, ["--em.iterations", "1"])

@@ -193,7 +193,7 @@ def test_a_sampler_that_collapsed_is_not_to_be_trusted_and_the_worst_query_is_na
     ("error", "said"),
     [(UserError("redis.url", None, "mine has no Redis", "set it"), "has no Redis"), (RedisError("gone"), "gone")],
 )
-def test_where_the_buffer_is_gone_it_says_so_and_leaves_the_known_rationales_out(
+def test_where_the_buffer_is_gone_it_says_so_and_the_base_model_s_draws_stand_in(
     run: FinishedRun, by_hand: ByHand, error: Exception, said: str
 ) -> None:
     def gone(query_ids: Sequence[str], n: int) -> dict[str, list[Trajectory]]:
@@ -201,7 +201,20 @@ def test_where_the_buffer_is_gone_it_says_so_and_leaves_the_known_rationales_out
 
     queries = run.task.queries("test")[:1]
     found = diagnose(by_hand.subject(queries, best_known=gone), 50)
-    assert said in found.known and found.queries[0].figures.modes is None
+    modes, base = found.queries[0].figures.modes, found.queries[0].base
+    assert modes is not None and base is not None and modes.known == base.figures.distinct
+    assert said in found.known and f"{modes.known}, for 1 of 1 queries; all drawn from the base model" in found.known
+
+
+def test_the_run_s_figures_are_means_over_its_queries(run: FinishedRun, by_hand: ByHand) -> None:
+    found = diagnose(by_hand.subject(run.task.queries("test")), 100)
+    assert len(found.queries) > 1
+    for name, of in {
+        "ess": lambda each: each.ess,
+        "length_bias": lambda each: each.length_bias.value,
+        "prefix_collapse": lambda each: each.prefix_collapse.value,
+    }.items():
+        assert found.in_summary()[name] == pytest.approx(np.mean([of(finding.figures) for finding in found.queries]))
 
 
 def test_the_untrained_model_is_not_held_against_itself(run: FinishedRun, by_hand: ByHand) -> None:

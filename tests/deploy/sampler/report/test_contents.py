@@ -26,7 +26,9 @@ PIXEL = base64.b64decode(
 def text_of(run: Path) -> str:
     """A page's words."""
     page = render([run])
-    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]*>", " ", page[page.index("</style>") :])))
+    return re.sub(
+        r"\s+", " ", html.unescape(re.sub(r"<[^>]*>", " ", page[page.index("</style>") :].replace("<wbr>", "")))
+    )
 
 
 def edit(path: Path, **changes: Any) -> None:

@@ -1,4 +1,4 @@
-"""Draws of the posterior without training, on a real engine, held against a posterior enumerated elsewhere; and what
+"""Draws of the posterior without training, of a tiny model, held against a posterior enumerated elsewhere; and what
 they say of samplers.
 
 The task has a tool that writes into the rationale, targets and bounds on the length.
@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
+from actors.engine import LoadedAdapter
 from actors.inference import Inference
-from actors.make_sampler import make_sampler
 from actors.sampler import TrajectorySampler
 from common.config import InferenceSection, RunConfig
 from common.config_loading import load_config
 from common.devices import resolve_devices
 from common.errors import RunFault, UserError
 from common.metrics import ActorMetrics, new_registry
+from common.reward import RewardWeights
 from common.tasks import make_task
 from common.tokens import codec_of
 from common.trajectory import Query, Trajectory
@@ -31,11 +33,11 @@ from deploy.run.inference import run_inference
 from deploy.sampler.ground_truth import chosen_method, ground_truth
 from deploy.sampler.simulation import Infer, Simulated, calibrated, simulate, variants_of
 from learner.policy import LoraPolicy, load_base_model
-from tests.integration.test_enumerated import MAX_LEN, Z, every_sequence, log_rewards, q_of, write
+from tests.integration.test_enumerated import MAX_LEN, TOKENS, Z, every_sequence, log_rewards, q_of, write
+from tests.model_engine import ModelEngine
 
-pytestmark = pytest.mark.integration
 SPACE = every_sequence()
-SECTION = InferenceSection(chains=8, mcmc_steps=300, particles=1_000, smc_block=1, max_proposals=30_000)
+SECTION = InferenceSection(chains=24, mcmc_steps=300, particles=1_500, smc_block=1, max_proposals=30_000)
 
 
 @dataclass(frozen=True)
@@ -61,16 +63,29 @@ def config(tmp_path_factory: pytest.TempPathFactory, digit_model: Path) -> RunCo
 
 
 @pytest.fixture(scope="module")
-def inference(config: RunConfig) -> Inference:
-    task = make_task(config.task, codec_of(config.model), config.actor.max_model_len)
-    sampler = make_sampler(config, task, seed=0)
-    generator = np.random.default_rng(0)
-    return Inference(sampler, config.reward_weights, 1.0, SECTION, config.actor.max_in_flight, generator)
+def model(digit_model: Path) -> Any:
+    return load_base_model(str(digit_model), "float32")
 
 
 @pytest.fixture(scope="module")
-def known(inference: Inference, digit_model: Path) -> list[Known]:
-    model = load_base_model(str(digit_model), "float32")
+def inference(config: RunConfig, model: Any) -> Inference:
+    return made(config, model, seed=0)
+
+
+def made(config: RunConfig, model: Any, seed: int, adapted: Any = None) -> Inference:
+    """Draws for a configuration's task by a stand-in for the engine."""
+    task = make_task(config.task, codec_of(config.model), config.actor.max_model_len)
+    engine: Any = ModelEngine(model, task.action_space, seed, adapted)
+    sampler = TrajectorySampler(task, engine, engine, new_metrics())
+    return Inference(sampler, config.reward_weights, 1.0, SECTION, 512, np.random.default_rng(seed))
+
+
+def new_metrics() -> ActorMetrics:
+    return ActorMetrics(new_registry())
+
+
+@pytest.fixture(scope="module")
+def known(inference: Inference, model: Any) -> list[Known]:
     return [Known(query, log_rewards(model, query, tool=True)) for query in inference.sampler.task.queries("train")]
 
 
@@ -115,24 +130,59 @@ def known_query(inference: Inference) -> Query:
     return inference.sampler.task.queries("train")[0]
 
 
+REWARD = """
+def score(prompts, texts, rows):
+    found = [text.replace(" ", "") for text in texts]
+    if any("2" in text or len(text) < 2 for text in found):
+        raise ValueError("no twos, and nothing unfinished")
+    return [0.5 * len(text) for text in found]
+"""
+
+
+def test_a_reward_of_ones_own_is_part_of_it_and_what_it_says_nothing_of_has_none(
+    known: list[Known], model: Any, digit_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(REWARD)
+    reward = {"function": "mine:score", "folder": str(tmp_path), "batch_size": 1}
+    inference = made(load_config(write(tmp_path, digit_model, tool=True, task={"reward": reward})), model, seed=3)
+    try:
+        query = inference.sampler.task.queries("train")[0]
+        drafts = inference.score(query, SPACE)
+        two = TOKENS[1]
+        log_r = np.array([inference.log_r(draft.trajectory) for draft in drafts])
+        # Half a nat for each digit, those that the tool wrote among them.
+        more = np.array([-np.inf if two in draft.actions else 0.5 * len(draft.inputs) for draft in drafts])
+        assert log_r == pytest.approx(known[0].log_r + more, abs=2e-3)
+        with pytest.raises(RunFault, match=r"has no reward, so that nothing can be enumerated: .*no twos"):
+            inference.enumerate(query)
+        inference.section = InferenceSection(chains=4, mcmc_steps=40, particles=600, smc_block=1)
+        own = inference.chains([query])[query.id]
+        assert not any(two in draft.actions for chain in own.chains.states for draft in chain)
+        # A particle that isn't finished goes on, though the function says nothing of it.
+        assert inference.particles(query).log_z == pytest.approx(float(np.logaddexp.reduce(log_r)), abs=0.5)
+        assert inference.without_reward > 100
+    finally:
+        inference.sampler.close()
+
+
 def test_the_base_model_alone_is_far_from_the_posterior(inference: Inference, known: list[Known]) -> None:
     for each in known:
-        drawn = [tuple(draft.actions) for draft in inference.draw([each.query] * 1_000)]
-        assert distance(drawn, each) > 0.15
+        drawn = [tuple(draft.actions) for draft in inference.draw([each.query] * 200)]
+        assert distance(drawn, each) > 0.5
 
 
 def test_what_rejection_keeps_is_exact(inference: Inference, known: list[Known]) -> None:
     each = known[0]
-    drafts = inference.draw([each.query] * 500)
+    drafts = inference.draw([each.query] * 300)
     log_g = {tuple(draft.actions): draft.log_prob for draft in drafts}
     # The highest that was seen, and some: the true bound is far above it on so small a model.
     log_r = dict(zip(SPACE, each.log_r, strict=True))
     bound = max(log_r[z] - value for z, value in log_g.items()) + 0.2
-    found = inference.reject([each.query], 400, bound)[each.query.id]
-    assert len(found.kept) == 400 and 400 / found.proposals == pytest.approx(found.acceptance)
-    # Z over M is the share that is to be kept.
+    found = inference.reject([each.query], 200, bound)[each.query.id]
+    assert len(found.kept) == 200 and 200 / found.proposals == pytest.approx(found.acceptance)
+    # Z over M is the share that is to be kept, and 200 draws over ten cells are 0.08 off by chance.
     assert found.acceptance == pytest.approx(np.exp(each.log_z - bound), rel=0.3)
-    assert distance([tuple(draft.actions) for draft in found.kept], each) < 0.07
+    assert distance([tuple(draft.actions) for draft in found.kept], each) < 0.16
 
 
 def test_a_bound_that_does_not_hold_ends_a_rejection(inference: Inference, known: list[Known]) -> None:
@@ -143,14 +193,28 @@ def test_a_bound_that_does_not_hold_ends_a_rejection(inference: Inference, known
 
 
 def test_chains_agree_with_the_enumeration(inference: Inference, known: list[Known]) -> None:
-    found = inference.chains([each.query for each in known])
-    for each in known:
-        own = found[each.query.id]
-        states = [tuple(draft.actions) for chain in own.chains.states for draft in chain]
-        assert len(states) == SECTION.chains * SECTION.mcmc_steps // 2
-        assert own.convergence.r_hat < 1.1 and own.convergence.effective_sample_size > 100
-        assert distance(states, each) < 0.1
-        assert own.chains.log_r.mean() == pytest.approx(float(each.posterior @ each.log_r), abs=0.3)
+    each = known[0]
+    own = inference.chains([each.query])[each.query.id]
+    states = [tuple(draft.actions) for chain in own.chains.states for draft in chain]
+    assert len(states) == SECTION.chains * SECTION.mcmc_steps // 2
+    # Some 150 effective draws over ten cells: 0.08 off or so by chance, where the base model is 0.67.
+    assert 50 < own.convergence.effective_sample_size < 1_000 and 0.1 < own.convergence.acceptance < 0.5
+    assert distance(states, each) < 0.18
+    assert own.chains.log_r.mean() == pytest.approx(float(each.posterior @ each.log_r), abs=0.3)
+
+
+def test_chains_that_another_model_proposes_for_agree_as_well(
+    known: list[Known], config: RunConfig, model: Any, digit_model: Path
+) -> None:
+    flat = load_base_model(str(digit_model), "float32")
+    flat.lm_head.weight.mul_(0.5)
+    inference, each = made(config, model, 4, adapted=flat), known[0]
+    inference.adapter = LoadedAdapter(1, "0" * 64, None)
+    drafts = inference.draw([each.query] * 300)
+    assert {draft.trajectory.behaviour.adapter_version for draft in drafts if draft.trajectory is not None} == {1}
+    assert distance([tuple(draft.actions) for draft in drafts], each) > 0.3
+    own = inference.chains([each.query])[each.query.id]
+    assert distance([tuple(draft.actions) for chain in own.chains.states for draft in chain], each) < 0.18
 
 
 @pytest.mark.parametrize("block", [1, 2])
@@ -158,8 +222,22 @@ def test_particles_agree_with_the_enumeration(inference: Inference, known: list[
     inference.section = SECTION.model_copy(update={"smc_block": block})
     for each in known:
         found = inference.particles(each.query)
-        assert found.log_z == pytest.approx(each.log_z, abs=0.2)
-        assert distance([tuple(draft.actions) for draft in found.draw(1_000, np.random.default_rng(1))], each) < 0.1
+        # They are worth 100 or 280 draws.
+        assert found.log_z == pytest.approx(each.log_z, abs=0.35)
+        assert distance([tuple(draft.actions) for draft in found.draw(1_500, np.random.default_rng(1))], each) < 0.2
+
+
+def test_particles_that_are_resampled_on_their_way_agree_too(inference: Inference, known: list[Known]) -> None:
+    # With so much weight on the prior the first tokens decide already.
+    sharp = replace(inference, weights=RewardWeights(prior=3.0, likelihood=1.0), section=SECTION)
+    for each in known:
+        exact, _ = sharp.enumerate(each.query)
+        sharper = Known(each.query, exact.log_r[[exact.index[z] for z in SPACE]])
+        found = sharp.particles(each.query)
+        assert found.resamplings >= 1
+        assert found.log_z == pytest.approx(exact.log_z, abs=0.35)
+        drawn = [tuple(draft.actions) for draft in found.draw(1_000, np.random.default_rng(1))]
+        assert distance(drawn, sharper) < 0.15 < distance(SPACE, sharper)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +264,7 @@ def test_a_run_without_training_leaves_what_a_trained_one_is_compared_by(
     settings = {
         "run": config.run.model_copy(update={"folder": tmp_path, "name": "drawn"}),
         "learner": config.learner.model_copy(update={"objective": objective}),
-        "inference": InferenceSection(mcmc_steps=20, particles=20, max_proposals=2_000, constraint_bound=-3.5),
+        "inference": InferenceSection(chains=24, mcmc_steps=20, particles=20, max_proposals=500, constraint_bound=-3.5),
     }
     run = config.model_copy(update=settings)
     run.run_folder.mkdir()
@@ -199,9 +277,13 @@ def test_a_run_without_training_leaves_what_a_trained_one_is_compared_by(
         assert line["log_r"] == pytest.approx(of.log_r[SPACE.index(tuple(line["rationale_ids"]))], abs=2e-3)
     assert figures <= set(summary) and summary["objective"] == objective
     assert {"mean_log_reward", "diversity"} <= set(summary["samplers"]["trained"]) and "training_tokens" not in summary
-    # Each costs the tokens that it was drawn and scored by at least; the rejected ones count for those that are kept.
-    assert summary["tokens_per_sample"] > 8
-    assert summary["tokens_per_sample"] * wanted >= engine.tokens * 0.999
+    worth = engine.tokens / summary["tokens_per_sample"]
+    if objective == "rejection":
+        # All that was drawn and scored counts for what was kept.
+        assert worth == pytest.approx(len(lines)) and summary["tokens_per_sample"] > 20
+    else:
+        # No more than there are states after the warm-up, or particles, of both queries.
+        assert 2 <= worth <= 2 * (24 * 10 if objective == "mcmc" else 20)
     assert (
         json.loads((run.run_folder / "summary.json").read_text())["tokens_per_sample"] == summary["tokens_per_sample"]
     )
@@ -236,6 +318,30 @@ def test_a_sampler_is_held_against_what_is_enumerated(
         error = float(np.std(weights)) / np.sqrt(len(weights))
         assert divergence > 0.2
         assert float(np.mean(weights)) == pytest.approx(each.log_z + divergence, abs=4 * error)
+
+
+def test_draws_of_chains_that_agree_are_ground_truth(
+    known: list[Known], config: RunConfig, model: Any, digit_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Until they agree as well as is asked for otherwise takes a minute.
+    monkeypatch.setattr("common.diagnostics.mcmc.R_HAT_LIMIT", 1.25)
+    monkeypatch.setattr("common.diagnostics.mcmc.MIN_EFFECTIVE", 40)
+    # Without the likelihood the base model is nearer to the posterior.
+    easy = config.model_copy(deep=True)
+    easy.learner.reward.likelihood_weight, easy.inference = 0.0, InferenceSection(chains=16, mcmc_steps=400)
+    inference = made(easy, model, seed=2)
+    space = inference.sampler.task.action_space
+    policy = LoraPolicy.load(str(digit_model), config.model.lora, space, dtype="float32", device=torch.device("cpu"))
+    query = known[0].query
+    (found,) = ground_truth(easy, inference.sampler, lambda: policy, [query], "mcmc").values()
+    assert found.convergence is not None and found.convergence.reached and "no ground truth" not in found.words()
+    exact, _ = inference.enumerate(query)
+    of = Known(query, exact.log_r[[exact.index[z] for z in SPACE]])
+    assert found.draws is not None and found.log_z is None
+    assert distance(found.draws.actions, of) < 0.25
+    # log q is that of the policy which is judged.
+    log_q = dict(zip(SPACE, np.log(q_of(policy, query, tool=True)), strict=True))
+    assert found.draws.log_q == pytest.approx([log_q[z] for z in found.draws.actions], abs=1e-3)
 
 
 def test_chains_that_do_not_agree_are_no_ground_truth(
@@ -277,7 +383,7 @@ class Told:
 
 
 @pytest.fixture(scope="module")
-def told(inference: Inference, config: RunConfig, digit_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Told:
+def told(model: Any, digit_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Told:
     path = write(
         tmp_path_factory.mktemp("told"),
         digit_model,
@@ -286,14 +392,7 @@ def told(inference: Inference, config: RunConfig, digit_model: Path, tmp_path_fa
         seeds={"data": False},
     )
     own = resolve_devices(load_config(path))
-    task = make_task(own.task, codec_of(own.model), own.actor.max_model_len)
-    inference.sampler.policy.use_action_space(task.action_space)
-    sampler = TrajectorySampler(task, inference.sampler.policy, inference.sampler.reference, new_metrics())
-    return Told(Inference(sampler, own.reward_weights, 1.0, SECTION, 128, np.random.default_rng(5)), own)
-
-
-def new_metrics() -> ActorMetrics:
-    return ActorMetrics(new_registry())
+    return Told(made(own, model, seed=5), own)
 
 
 def test_exact_draws_pass_a_simulation_and_those_for_the_other_target_fail(told: Told, tmp_path: Path) -> None:
