@@ -30,13 +30,13 @@ def score(prompts, texts, rows):
     return [1.2 * text.count(str(row["wanted"])) - 0.5 * len(text) for text, row in zip(texts, rows)]
 '''
 
+# The model begins 7 of 100 texts with 13 and 8 with 32: among the hundreds that a run asks for both are sure to come.
 HOSTILE = """
 import os
 import time
 
 
 def score(prompts, texts, rows):
-    # The model begins 7 of 100 texts so, and 8 with 32: among the hundreds that a run asks for both are sure to come.
     if any(text.startswith("13") for text in texts):
         raise ValueError("I know no thirteens")
     if "222" in texts:
@@ -116,9 +116,9 @@ def test_a_run_goes_on_beside_texts_on_which_the_reward_raises_hangs_dies_or_is_
     assert summary["trajectories_set_aside"] >= 1
     reasons = {entry["reason"] for entry in set_aside}
     assert {reason.split(":")[0] for reason in reasons} >= {"task.reward raised", "task.reward unusable"}
-    assert any("ValueError: I know no elevens (mine.py, line 8)" in reason for reason in reasons), reasons
+    assert any("ValueError: I know no thirteens (mine.py, line 8)" in reason for reason in reasons), reasons
     logged = (folder / "logs" / "actor-0.log").read_text()
-    assert "I know no elevens" in logged and "returned NaN for a text" in logged
+    assert "I know no thirteens" in logged and "returned NaN for a text" in logged
     # What could be valued was, and nothing else was trained on.
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     assert all(json.loads(line)["trajectories"] == 24 for line in lines)
