@@ -13,7 +13,7 @@ import threading
 import urllib.request
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,12 @@ from buffer.connection import Keys
 from buffer.embedded import EmbeddedRedis
 from buffer.replay import ReplayBuffer
 from common.adapter_files import files_sha256
+from common.config import InferenceSection
 from common.tasks import SampleRequest
 from common.trajectory import Query
+from deploy.run.inference_checks import log_bound
 from deploy.sampler.finished_run import FinishedRun
+from deploy.sampler.ground_truth import inference_of
 from learner.policy import Actions, LoraPolicy, load_base_model
 from tests import chance
 from tests.conftest import Tell
@@ -411,3 +414,16 @@ def test_under_a_grammar_the_sampler_keeps_the_conditional_distribution_where_ma
         assert all(
             item.behaviour.log_prob == pytest.approx(log_q[tuple(item.action_ids.tolist())], abs=1e-3) for item in drawn
         )
+    # What is drawn without training, by the same engine from the base model under the same mask, is the posterior's.
+    query = run.task.queries("train")[0]
+    target = posterior(base, query, language, tool=False)
+    inference = replace(inference_of(run.config, sampler, 0), section=InferenceSection(chains=96, mcmc_steps=16))
+    kept = inference.reject([query], 300, log_bound(run.config, run.task))[query.id].kept
+    # One of each chain, as those of one hang together.
+    ends = [chain[-1] for chain in inference.chains([query])[query.id].chains.states]
+    for drafts in (kept, ends):
+        found = Counter(tuple(draft.actions) for draft in drafts)
+        assert set(found) <= set(language)
+        assert chance.follow(np.array([found[z] for z in language], np.float64), target)
+    sampler.close()
+    sampler.policy.close()
