@@ -277,16 +277,22 @@ class TrajectorySampler:
         return done
 
     def collect(
-        self, queries: Sequence[Query], request: SampleRequest, adapter: LoadedAdapter | None, max_in_flight: int
+        self,
+        queries: Sequence[Query],
+        request: SampleRequest,
+        adapter: LoadedAdapter | None,
+        max_in_flight: int,
+        told: Callable[[int, int], None] = lambda done, n: None,
     ) -> dict[str, list[Trajectory]]:
         """All samples of a request, by query id; nothing else may be in flight. Beam search is the model's alone, and
-        given rationales are nobody's: they have no log q.
+        given rationales are nobody's: they have no log q. `told` hears of each that is done, and how many there are.
 
         Those that make no valid trajectory are missing. Where it is interrupted or fails, nothing is left in flight.
         """
         waiting = self._submissions(queries, request, adapter)
         found: dict[str, list[Trajectory]] = {query.id: [] for query in queries}
-        missing, self._collecting = len(waiting), True
+        n, self._collecting = len(waiting), True
+        missing = n
         try:
             while waiting or self.in_flight:
                 while waiting and self.in_flight < max_in_flight:
@@ -294,6 +300,7 @@ class TrajectorySampler:
                 for trajectory in self.step():
                     found[trajectory.query_id].append(trajectory)
                     missing -= 1
+                    told(n - missing, n)
                 self.check_own_reward()
         except BaseException:
             # The next call would take what is left for its own.

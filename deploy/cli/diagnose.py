@@ -54,9 +54,15 @@ def diagnose(options: argparse.Namespace, overrides: list[str], console: Console
     seed = run.config.run.seed if options.seed is None else options.seed
     name, policy = BEST_DIAGNOSIS if options.best else DIAGNOSIS, cache(run.policy)
     calibrated = None
+    progress = Console(stderr=True)
+
+    def say(text: str) -> None:
+        progress.print(f"{options.run}: {text}", markup=False, highlight=False, soft_wrap=True)
+
+    say(f"starting an engine to draw {options.samples} samples of each of {len(queries)} queries")
     sampler, adapter = run.sampler(seed)
     try:
-        subject = subject_of(run, queries, lambda: (sampler, adapter), policy)
+        subject = subject_of(run, queries, lambda: (sampler, adapter), policy, say)
         truth = None
         if method is not None:
             truth = partial(ground_truth, run.config, sampler, policy, method=method, seed=seed, adapter=adapter)
@@ -64,6 +70,7 @@ def diagnose(options: argparse.Namespace, overrides: list[str], console: Console
         # Kept before the calibration, which may fail.
         found.save(options.run, name)
         if variants:
+            say(f"calibrating by {options.sbc} simulations")
             calibrated = calibration_of(run.config, sampler, adapter, variants, options.sbc, seed)
             calibrated.save(options.run, CALIBRATION_BEST if options.best else CALIBRATION)
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 Started = Callable[[], "tuple[TrajectorySampler, LoadedAdapter]"]
 ALL = "all"
+TOLD_EVERY_S = 10.0
 _ID = re.compile(rf"[0-9a-f]{{{SHOWN_ID},32}}")
 
 
@@ -55,15 +57,23 @@ def _of_id(text: str, queries: Mapping[str, Query]) -> Query:
 
 
 def subject_of(
-    run: FinishedRun, queries: Sequence[Query], start: Started, policy: Callable[[], LoraPolicy] | None = None
+    run: FinishedRun,
+    queries: Sequence[Query],
+    start: Started,
+    policy: Callable[[], LoraPolicy] | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Subject:
-    """A finished run to be diagnosed on some queries; `start` gives an engine, when it comes to that."""
+    """A finished run to be diagnosed on some queries; `start` gives an engine, when it comes to that. `say` is told how
+    far the drawing is."""
     files = {path.name: path.read_bytes() for path in run.adapter_folder.iterdir()}
 
     def collect(requests: Sequence[SampleRequest]) -> dict[str, dict[str, list[Trajectory]]]:
         sampler, adapter = start()
         limit = run.config.actor.max_in_flight
-        return {request.label: sampler.collect(queries, request, adapter, limit) for request in requests}
+        return {
+            request.label: sampler.collect(queries, request, adapter, limit, _progress(say, request.label))
+            for request in requests
+        }
 
     def best_known(query_ids: Sequence[str], n: int) -> dict[str, list[Trajectory]]:
         with open_buffer(run.folder) as opened:
@@ -71,6 +81,19 @@ def subject_of(
 
     digest = files_sha256(files)
     return Subject(run.folder, run.config, run.task, digest, queries, collect, policy or run.policy, best_known)
+
+
+def _progress(say: Callable[[str], None], label: str) -> Callable[[int, int], None]:
+    """Says now and then how many samples of a label are done."""
+    last = time.monotonic()
+
+    def told(done: int, n: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= TOLD_EVERY_S:
+            last = time.monotonic()
+            say(f"samples ({label}): {done} of {n}")
+
+    return told
 
 
 def evaluated_and_diagnosed(folder: Path) -> dict[str, Any]:
