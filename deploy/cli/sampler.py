@@ -174,7 +174,10 @@ def sample(options: argparse.Namespace, overrides: list[str], console: Console) 
         raise RunFault(f"none of the samples could be scored, the last: {sampler.last_rejection}")
     maker, prompt = PosteriorMaker(run.config, run.task), run.codec.decode_prompt(query.prompt_ids)
     if options.resample:
-        found = maker.make(prompt, drawn, target=run.target_of(query), resampled=options.n, seed=run.config.run.seed)
+        target, missing = run.target_of(query), n - len(drawn)
+        found = maker.make(
+            prompt, drawn, target=target, resampled=options.n, seed=run.config.run.seed, missing=missing
+        )
         return _show_resampled(found, options, console)
     rows = [
         {

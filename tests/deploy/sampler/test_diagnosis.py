@@ -228,7 +228,7 @@ def test_all_that_is_drawn_is_scored_at_the_last_state_alone_and_untempered(run:
     diagnose(by_hand.subject(run.task.queries("test")[:1]), 160)
     assert [(item.label, item.adapter, item.n, item.given) for item in by_hand.requests] == [
         (TRAINED, True, 160, False),
-        (BASE, False, 10, False),
+        (BASE, False, 16, False),
         (GIVEN, False, 32, True),
     ]
     assert all(item.temperature == 1.0 and not item.every_state and not item.top_k for item in by_hand.requests)
@@ -266,7 +266,7 @@ def test_a_query_without_a_valid_draw_is_left_out_and_named(run: FinishedRun, by
 def test_the_end_of_a_run_leaves_the_file_and_says_the_verdict(run: FinishedRun, by_hand: ByHand) -> None:
     said = at_the_end(by_hand.subject(run.task.queries("test"), known=[0]))
     kept = json.loads((run.folder / "diagnosis.json").read_text())
-    assert kept["samples"] == run.config.diagnose.samples == 128
+    assert kept["samples"] == run.config.diagnose.samples == 256
     assert said["verdict"] == kept["verdict"]["verdict"] and said["diagnosis"].startswith(said["verdict"])
     assert kept["reward_precision"] == {"dtype": "float32", "sequences": 0, "mean_nats": 0.0, "max_nats": 0.0}
     assert said["reward_precision"].startswith("exact")
