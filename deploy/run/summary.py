@@ -21,6 +21,8 @@ from deploy.run.curve import draw_curve, read_metrics
 
 DIAGNOSIS, BEST_DIAGNOSIS = "diagnosis.json", "diagnosis-best.json"
 """In a run's folder: how far its sampler is from the posterior, and that of the adapter which was best."""
+CALIBRATION, BEST_CALIBRATION = "calibration", "calibration-best"
+"""Of the same two by simulation, each a .json and a .png."""
 BOOKKEEPING = {
     "wall_s",
     "elapsed_s",
