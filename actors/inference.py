@@ -94,24 +94,25 @@ class Inference:
         return -math.inf if trajectory is None else float(trajectory.log_reward(self.weights, self.temperature)[-1])
 
     def enumerate(self, query: Query) -> tuple[Enumerated, list[Trajectory]]:
-        """Every rationale that the mask allows, scored: the exact posterior, and the trajectories in its order.
+        """Every rationale that the mask allows, scored: the exact posterior, and the trajectories in its order. Those
+        that make no valid trajectory are taken as R = 0, as the other methods take them, and counted.
 
-        Raises UserError for more than `inference.enumerate_limit`, RunFault where one has no reward.
+        Raises UserError for more than `inference.enumerate_limit`, RunFault where none has a reward.
         """
         space, limit = self.sampler.task.action_space, self.section.enumerate_limit
         found = every_rationale(space, limit)
         if found is None:
             raise too_many(limit)
         drafts = self.score(query, found)
-        trajectories = [draft.trajectory for draft in drafts if draft.trajectory is not None]
-        if len(trajectories) < len(drafts):
-            missing = next(draft for draft in drafts if draft.trajectory is None)
-            text = self.sampler.task.codec.decode(missing.inputs)
+        valid = [(z, draft.trajectory) for z, draft in zip(found, drafts, strict=True) if draft.trajectory is not None]
+        if not valid:
+            reason = next((draft.rejected for draft in drafts), "the mask allows none")
             raise RunFault(
-                f"the rationale {text!r} has no reward, so that nothing can be enumerated: {missing.rejected}"
+                f"none of {len(drafts)} rationales has a reward, so that nothing can be enumerated: {reason}"
             )
+        trajectories = [trajectory for _, trajectory in valid]
         log_r = np.array([self.log_r(item) for item in trajectories], np.float64)
-        return Enumerated(tuple(found), log_r), trajectories
+        return Enumerated(tuple(z for z, _ in valid), log_r, len(drafts) - len(valid)), trajectories
 
     def score(self, query: Query, rationales: Sequence[Z]) -> list[Draft]:
         """Given rationales with their trajectories."""

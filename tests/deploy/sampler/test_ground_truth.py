@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from actors.engine import LoadedAdapter
 from actors.inference import Inference
@@ -153,8 +154,11 @@ def test_a_reward_of_ones_own_is_part_of_it_and_what_it_says_nothing_of_has_none
         # Half a nat for each digit, those that the tool wrote among them.
         more = np.array([-np.inf if two in draft.actions else 0.5 * len(draft.inputs) for draft in drafts])
         assert log_r == pytest.approx(known[0].log_r + more, abs=2e-3)
-        with pytest.raises(RunFault, match=r"has no reward, so that nothing can be enumerated: .*no twos"):
-            inference.enumerate(query)
+        exact, trajectories = inference.enumerate(query)
+        assert set(exact.actions) == {z for z, value in zip(SPACE, log_r, strict=True) if np.isfinite(value)}
+        assert [tuple(item.action_ids.tolist()) for item in trajectories] == list(exact.actions)
+        assert exact.without_reward == len(SPACE) - len(trajectories) > 0
+        assert exact.log_z == pytest.approx(float(np.logaddexp.reduce(log_r)), abs=1e-3)
         inference.section = InferenceSection(chains=4, mcmc_steps=40, particles=600, smc_block=1)
         own = inference.chains([query])[query.id]
         assert not any(two in draft.actions for chain in own.chains.states for draft in chain)
@@ -163,6 +167,30 @@ def test_a_reward_of_ones_own_is_part_of_it_and_what_it_says_nothing_of_has_none
         assert inference.without_reward > 100
     finally:
         inference.sampler.close()
+
+
+def test_a_query_without_any_reward_has_no_ground_truth_and_the_others_keep_theirs(
+    inference: Inference, known: list[Known], config: RunConfig, digit_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space, nothing = inference.sampler.task.action_space, known[0].query.id
+    policy = LoraPolicy.load(str(digit_model), config.model.lora, space, dtype="float32", device=torch.device("cpu"))
+    given = TrajectorySampler._trajectory
+
+    def judged(self: TrajectorySampler, pending: Any, *others: Any) -> Trajectory:
+        found = given(self, pending, *others)
+        if found.query_id == nothing or len(found.action_ids) == MAX_LEN:
+            raise ValidationError.from_exception_data("none", [{"type": "missing", "input": None}])
+        return found
+
+    monkeypatch.setattr(TrajectorySampler, "_trajectory", judged)
+    found = ground_truth(config, inference.sampler, lambda: policy, [each.query for each in known], "enumerate")
+    assert found[nothing].log_z is None and found[nothing].draws is None
+    assert found[nothing].words().startswith(f"none: none of {len(SPACE)} rationales has a reward")
+    other, full = found[known[1].query.id], sum(len(z) == MAX_LEN for z in SPACE)
+    assert other.draws is not None and all(len(z) < MAX_LEN for z in other.draws.actions)
+    assert other.words().endswith(f"with R = 0 for {full} rationales that have no reward")
+    rest = [value for z, value in zip(SPACE, known[1].log_r, strict=True) if len(z) < MAX_LEN]
+    assert other.log_z == pytest.approx(float(np.logaddexp.reduce(rest)), abs=1e-3)
 
 
 def test_the_base_model_alone_is_far_from_the_posterior(inference: Inference, known: list[Known]) -> None:
