@@ -53,8 +53,8 @@ class Enumerated:
     log_r: Floats
     """In nats, finite, shape (n,)."""
     without_reward: int = 0
-    """Rationales besides whose R is 0, as where a reward of the user's own gives nothing: they add nothing to Z, and are
-    never drawn."""
+    """Rationales besides whose R is 0, as where a reward of the user's own gives nothing: they add nothing to Z, and
+    are never drawn."""
 
     @cached_property
     def log_z(self) -> float:
