@@ -192,7 +192,7 @@ class Inference:
         start = Particle(Draft(self._origin(query)), 0.0, 0.0)
         found = sequential_monte_carlo([start] * self.section.particles, self._extend, self.generator)
         drafts = [particle.draft for particle in found.states]
-        return Population(drafts, found.log_weights, found.log_z, found.resamplings)
+        return Population(drafts, found.log_weights, found.log_z, found.resamplings, found.ancestors)
 
     def _extend(self, particles: Sequence[Particle]) -> list[Extended[Particle]]:
         begun = []

@@ -17,7 +17,6 @@ from actors.inference import Inference
 from actors.make_sampler import make_sampler
 from common.config import RunConfig
 from common.config_loading import save_resolved
-from common.diagnostics.importance import effective_sample_size
 from common.errors import RunFault
 from common.files import write_whole
 from common.json_text import dumps
@@ -123,7 +122,7 @@ def _smc(inference: Inference, queries: Sequence[Query], n: int, config: RunConf
     living = {key: each for key, each in found.items() if np.isfinite(each.log_z)}
     if len(living) < len(found):
         log.warning("%d of %d queries have no particle with a reward", len(found) - len(living), len(found))
-    sizes = [effective_sample_size(each.log_weights[np.isfinite(each.log_weights)]) for each in living.values()]
+    sizes = [each.effective_families for each in living.values()]
     figures = {
         "log_z": float(np.mean([each.log_z for each in living.values()])) if living else float("-inf"),
         "particles_effective_sample_size": float(np.min(sizes, initial=np.inf)),

@@ -115,7 +115,7 @@ def population(n: int, seed: int, guide: bool = True) -> Population[Z]:
 
     found = sequential_monte_carlo([((), 0.0)] * n, extend, generator)
     drawn = [z for z, _ in found.states]
-    return Population(drawn, found.log_weights, found.log_z, found.resamplings)
+    return Population(drawn, found.log_weights, found.log_z, found.resamplings, found.ancestors)
 
 
 @pytest.mark.parametrize(("guide", "limit"), [(True, 0.04), (False, 0.1)])
@@ -149,6 +149,37 @@ def test_particles_of_no_use_are_left_alone_and_die_out() -> None:
     assert nothing.log_z == -np.inf
     with pytest.raises(ValueError, match="no particle is left"):
         nothing.draw(1, np.random.default_rng(0))
+
+
+def test_particles_of_one_ancestor_are_worth_one() -> None:
+    def extend(states: Sequence[tuple[int, int]]) -> list[Extended[tuple[int, int]]]:
+        # Of eight particles only two are of any use after a step, and nothing tells them apart afterwards.
+        return [
+            Extended((i, step + 1), -9.0 if step == 0 and i not in (2, 5) else 0.0, step == 3) for i, step in states
+        ]
+
+    found = sequential_monte_carlo([(i, 0) for i in range(8)], extend, np.random.default_rng(0))
+    assert found.resamplings == 1 and found.shares() == pytest.approx(np.full(8, 1 / 8))
+    assert [i for i, _ in found.states] == found.ancestors.tolist() and set(found.ancestors.tolist()) == {2, 5}
+    assert found.effective_families == pytest.approx(2.0)
+    # Never resampled they are worth what their weights say.
+    weights = np.log([0.5, 0.25, 0.25])
+    apart = Population([0, 1, 2], weights, 0.0, 0, np.arange(3))
+    assert apart.effective_families == pytest.approx(1 / (0.25 + 2 * 0.0625))
+    assert Population([0], np.array([-np.inf]), -np.inf, 0, np.arange(1)).effective_families == 0.0
+
+
+def test_what_particles_are_worth_is_what_their_means_vary_by() -> None:
+    # Of the toy posterior, by hundreds of populations that were resampled: as many independent draws as families would
+    # vary by as much, and as many as the weights say by far less.
+    found = [each for each in (population(40, seed) for seed in range(600)) if each.resamplings]
+    starts = np.array([float(each.shares() @ [z[:1] == (1,) for z in each.states]) for each in found])
+    p = float(sum(p for z, p in zip(SPACE, POSTERIOR, strict=True) if z[:1] == (1,)))
+    worth = p * (1 - p) / np.var(starts)
+    families = np.mean([each.effective_families for each in found])
+    weights = np.mean([1 / np.square(each.shares()).sum() for each in found])
+    assert families < weights
+    assert abs(np.log(families / worth)) < abs(np.log(weights / worth))
 
 
 def test_systematic_draws_are_as_many_as_the_shares_say() -> None:

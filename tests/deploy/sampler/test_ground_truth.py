@@ -321,11 +321,17 @@ def test_a_run_without_training_leaves_what_a_trained_one_is_compared_by(
 def test_tokens_are_counted_once_where_a_rationale_is_gone_on_with(inference: Inference, known: list[Known]) -> None:
     (draft,) = inference.draw([known[0].query])
     sampler, metrics = inference.sampler, inference.sampler.metrics
-    before = metrics.sampled_tokens._value.get()
+    before, prompt = metrics.sampled_tokens._value.get(), len(draft.origin.sampling_prompt)
+    read = sampler.tokens - metrics.scored_tokens._value.get() - before
     (more,) = inference._go_on([draft.begun(1, draft.origin)])
     assert metrics.sampled_tokens._value.get() - before == len(more.actions) - 1
     assert more.actions[:1] == draft.actions[:1] and more.trajectory is not None
-    assert sampler.tokens == metrics.sampled_tokens._value.get() + metrics.scored_tokens._value.get()
+    counted = metrics.sampled_tokens._value.get() + metrics.scored_tokens._value.get()
+    # The prompt is read where a rationale begins, and then no more; a scored text has its own.
+    assert prompt > 1 and read >= prompt and sampler.tokens == counted + read
+    inference.draw([known[0].query])
+    counted = metrics.sampled_tokens._value.get() + metrics.scored_tokens._value.get()
+    assert sampler.tokens == counted + read + prompt
 
 
 def test_a_sampler_is_held_against_what_is_enumerated(
