@@ -11,7 +11,7 @@ import pytest
 
 from common.action_space import ActionSpace
 from common.diagnostics.enumeration import Enumerated, every_rationale
-from common.diagnostics.rejection import AboveBound, accepted
+from common.diagnostics.rejection import TOKEN_ERROR, AboveBound, Excess, accepted, rounding_of
 from common.diagnostics.smc import Extended, Population, sequential_monte_carlo, systematic
 from common.grammar import Grammar
 from tests.common.diagnostics.toy import (
@@ -96,6 +96,24 @@ def test_a_weight_above_its_bound_is_an_error_but_for_rounding() -> None:
     assert accepted(np.array([0.01, -np.inf]), 0.0, generator).tolist() == [True, False]
     with pytest.raises(AboveBound, match=r"2\.000 nats is above its bound 1\.000"):
         accepted(np.array([0.0, 2.0]), 1.0, generator)
+
+
+@pytest.mark.parametrize("length", [4, 16, 64])
+def test_rounding_by_bfloat16_ends_no_rejection_and_its_bias_is_told(length: int) -> None:
+    # Where the mask takes nothing and nothing is given, every weight lies at its bound, and half of them above.
+    generator = np.random.default_rng(0)
+    lengths = np.full(20_000, length)
+    noise = generator.normal(0, TOKEN_ERROR["bfloat16"] * np.sqrt(length), len(lengths))
+    kept = accepted(noise, 0.0, generator, rounding_of(lengths, TOKEN_ERROR["bfloat16"]))
+    assert kept[noise > 0].all() and not kept.all()
+    excess = Excess.of(noise[:5_000], 0.0) + Excess.of(noise[5_000:], 0.0)
+    assert excess.share == pytest.approx(0.5, abs=0.02)
+    # What is kept follows min(R, M g): its distance to ∝ R is what is lost, at most.
+    r, taken = np.exp(noise), np.minimum(np.exp(noise), 1)
+    distance = 0.5 * np.abs(r / r.sum() - taken / taken.sum()).sum()
+    assert distance <= excess.bias == pytest.approx((r - taken).sum() / r.sum()) and excess.bias < 0.2
+    with pytest.raises(AboveBound):
+        accepted(noise, 0.0, generator, rounding_of(lengths, TOKEN_ERROR["float32"]))
 
 
 def population(n: int, seed: int, guide: bool = True) -> Population[Z]:
