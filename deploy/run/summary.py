@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,19 @@ from common.config import RunConfig
 from common.errors import UserError
 from common.evaluation import TRAINED
 from common.files import write_whole
+from common.held_out import Part
 from common.json_text import dumps
 from common.tasks import SampleRequest, Task, make_task, task_class
 from common.tasks.base import SampleSets
 from common.tokens import codec_of
+from common.trajectory import Query
 from deploy.run.best import in_summary, load_best
-from deploy.run.curve import draw_curve
+from deploy.run.curve import draw_curve, read_metrics
 
 DIAGNOSIS, BEST_DIAGNOSIS = "diagnosis.json", "diagnosis-best.json"
 """In a run's folder: how far its sampler is from the posterior, and that of the adapter which was best."""
+CALIBRATION, BEST_CALIBRATION = "calibration", "calibration-best"
+"""Of the same two by simulation, each a .json and a .png."""
 BOOKKEEPING = {
     "wall_s",
     "elapsed_s",
@@ -46,11 +50,13 @@ def wanted_requests(task: Task[Any], config: RunConfig) -> list[SampleRequest]:
     return [request for request in requests if request.adapter or config.run.evaluate_base]
 
 
-def tokens_per_sample(samples: SampleSets) -> dict[str, float]:
-    """What a trained sampler's draw costs, ⊤ and prompts left out as they are in what actors count: nothing is scored.
-    Empty where none was drawn."""
-    drawn = [item for group in samples.get(TRAINED, {}).values() for item in group]
-    return {"tokens_per_sample": sum(len(item.action_ids) for item in drawn) / len(drawn)} if drawn else {}
+def tokens_per_sample(samples: SampleSets, queries: Sequence[Query]) -> dict[str, float]:
+    """What a trained sampler's draw costs, counted as actors count theirs: the prompt and what is drawn behind it, ⊤
+    left out. Nothing is scored, which for actors is a text with prompt and target of its own. Empty where none was
+    drawn."""
+    prompts = {query.id: len(query.prompt_ids) for query in queries}
+    read = [prompts[key] + len(item.action_ids) for key, group in samples.get(TRAINED, {}).items() for item in group]
+    return {"tokens_per_sample": sum(read) / len(read)} if read else {}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -86,6 +92,7 @@ def write_summary(
         **after.get("metrics", {}),
         **samples,
         **in_summary(folder),
+        **_looks(config, folder),
         "interrupted": interrupted,
         "fault": fault,
     }
@@ -97,6 +104,22 @@ def write_summary(
     summary["plots"] = [path.name for path in plots]
     write_whole(folder / "summary.json", dumps(summary, indent=2))
     return summary
+
+
+def _looks(config: RunConfig, folder: Path) -> dict[str, str]:
+    """How often a run was looked at while it trained, in words; empty where it was not to be. That there was no time
+    for it would else show nowhere."""
+    rows, parts = read_metrics(folder), []
+    for part, every in ((Part.EVALUATION, config.evaluation.every), (Part.DIAGNOSIS, config.diagnose.every)):
+        if not every:
+            continue
+        made = sum(any(name.startswith(part.prefix) for name in row) for row in rows)
+        one, many = ("evaluation", "evaluations") if part is Part.EVALUATION else ("diagnosis", "diagnoses")
+        parts.append(f"{made} {one if made == 1 else many}")
+        if not made:
+            share = config.evaluation.share
+            parts[-1] += f" (evaluation.share of {share:g} left an actor no time for it: raise it, or train for longer)"
+    return {"while_it_trained": ", ".join(parts)} if parts else {}
 
 
 def draw_plots(config: RunConfig, folder: Path) -> list[Path]:

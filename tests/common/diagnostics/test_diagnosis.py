@@ -131,7 +131,7 @@ def test_draws_without_a_valid_rationale_count_as_r_of_0() -> None:
         covered += low <= problem.log_z <= high
         assert (found.n, found.missing) == (N, N - n)
         assert found.elbo.value == pytest.approx(elbo, abs=5 * found.elbo.se)
-        assert found.elbo.value < found.iwae.value < found.log_z.value
+        assert found.elbo.value < found.log_z.value
         assert found.ess == pytest.approx(diagnose(valid).ess * n / N)
     assert 86 <= covered <= 100
 

@@ -26,9 +26,9 @@ from common.trajectory import Behaviour, Query, Trajectory
 from deploy.cli.diagnose import show
 from deploy.cli.main import main
 from deploy.run.diagnosis import Subject, diagnosed
-from deploy.sampler import diagnosed_run, reward_precision
+from deploy.sampler import finished_run, reward_precision
 from deploy.sampler.diagnosed_run import chosen_queries, subject_of
-from deploy.sampler.diagnosis import BASE, GIVEN, TRAINED, at_the_end, diagnose, trained_for
+from deploy.sampler.diagnosis import BASE, GIVEN, TRAINED, Known, at_the_end, diagnose, trained_for
 from deploy.sampler.finished_run import FinishedRun
 from learner.policy import Actions, load_base_model
 from tests.deploy.run.runs import config_of, make_run, put_adapter
@@ -265,6 +265,18 @@ def test_draws_that_are_missing_lower_log_z_by_the_share_that_is_left(run: Finis
     assert told is not None and told.n == 16 and told.missed_mass == 0
 
 
+@pytest.mark.parametrize(
+    "fault", [RunFault("no start was found"), UserError("task.reward", "mine:score", "is broken", "mend it")]
+)
+def test_a_fault_of_the_truth_is_told_and_costs_no_draws(run: FinishedRun, by_hand: ByHand, fault: Exception) -> None:
+    def truth(queries: Sequence[Query]) -> Mapping[str, Known]:
+        raise fault
+
+    found = diagnose(by_hand.subject(run.task.queries("test")), 64, truth=truth)
+    assert all(finding.truth == f"none: {fault}" and len(finding.samples) == 64 for finding in found.queries)
+    assert all(finding.figures.log_z_exact is None for finding in found.queries)
+
+
 def test_a_query_without_a_valid_draw_is_left_out_and_named(run: FinishedRun, by_hand: ByHand) -> None:
     first, second = run.task.queries("test")[:2]
     subject = by_hand.subject([first, second])
@@ -401,8 +413,9 @@ def test_the_buffer_of_a_run_that_has_none_is_told_of(run: FinishedRun) -> None:
 
 
 def test_how_far_the_drawing_is_is_told_now_and_then(monkeypatch: pytest.MonkeyPatch, run: FinishedRun) -> None:
-    clock = iter([0.0, 9.0, 11.0, 11.0, 12.0, 30.0, 30.0])
-    monkeypatch.setattr(diagnosed_run.time, "monotonic", lambda: next(clock))
+    def begin() -> None:
+        clock = iter([0.0, 9.0, 11.0, 11.0, 12.0, 30.0, 30.0])
+        monkeypatch.setattr(finished_run.time, "monotonic", lambda: next(clock))
 
     def collect(queries: Any, request: SampleRequest, adapter: Any, limit: int, told: Any) -> dict[str, Any]:
         for done in (1, 2, 3, 4):
@@ -412,8 +425,18 @@ def test_how_far_the_drawing_is_is_told_now_and_then(monkeypatch: pytest.MonkeyP
     said: list[str] = []
     sampler: Any = SimpleNamespace(collect=collect)
     subject = subject_of(run, run.task.queries("test")[:1], lambda: (sampler, None), say=said.append)  # type: ignore[arg-type]
-    subject.collect([SampleRequest("trained", adapter=True, temperature=1.0, n=4)])
+    request = SampleRequest("trained", adapter=True, temperature=1.0, n=4)
+    begin()
+    subject.collect([request])
     assert said == ["samples (trained): 2 of 4", "samples (trained): 4 of 4"]
+    # An evaluation's draws are as many.
+    monkeypatch.setattr(finished_run, "wanted_requests", lambda task, config: [request])
+    monkeypatch.setattr(type(run.task), "evaluate_policy", lambda self, policy: {})
+    monkeypatch.setattr(type(run.task), "evaluate_samples", lambda self, samples, weights: {})
+    begin()
+    policy: Any = object()
+    run.figures(policy, lambda: (sampler, None), said.append)  # type: ignore[arg-type, return-value]
+    assert said == ["samples (trained): 2 of 4", "samples (trained): 4 of 4"] * 2
 
 
 def test_a_reward_in_float32_is_exact_without_loading_anything(

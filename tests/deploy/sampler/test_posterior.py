@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import amortis
 from common.errors import EXIT_USER, UserError
 from common.trajectory import NO_SHA256, Behaviour, Trajectory
 from deploy.cli.main import main
+from deploy.sampler import finished_run
 from deploy.sampler.finished_run import FinishedRun
 from deploy.sampler.opened import Sampler
 from deploy.sampler.posterior import PosteriorMaker, candidates_for, refuse
@@ -181,8 +183,11 @@ class Given:
     def __init__(self, drawn: list[Trajectory]) -> None:
         self.drawn, self.asked = drawn, 0
 
-    def collect(self, queries: Any, request: Any, adapter: Any, limit: int) -> dict[str, list[Trajectory]]:
+    def collect(
+        self, queries: Any, request: Any, adapter: Any, limit: int, told: Callable[[int, int], None]
+    ) -> dict[str, list[Trajectory]]:
         self.asked = request.n
+        told(request.n, request.n)
         return {queries[0].id: [self.drawn[i % len(self.drawn)] for i in range(request.n)]}
 
 
@@ -217,6 +222,15 @@ def test_samples_are_resampled_on_the_command_line_and_say_what_they_stand_on(
     assert json.loads(capsys.readouterr().out)["target"] is None
     assert sampled(run, four, monkeypatch, "--resample", "--prompt", "4 4", "--target", "2", "--json")[0] == 0
     assert json.loads(capsys.readouterr().out)["target"] == "2"
+
+
+def test_how_far_a_drawing_is_is_told_on_stderr_alone(
+    run: FinishedRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(finished_run, "TOLD_EVERY_S", 0.0)
+    assert sampled(run, [drawn(run, 1)], monkeypatch, "-n", "3", "--json") == (0, 3)
+    said = capsys.readouterr()
+    assert len(json.loads(said.out)) == 3 and said.err == f"{run.folder}: samples (trained): 3 of 3\n"
 
 
 def test_resampled_draws_that_mean_nothing_are_refused_in_one_line(
