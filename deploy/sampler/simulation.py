@@ -24,7 +24,7 @@ from actors.sampler import TrajectorySampler
 from common.config import RunConfig
 from common.diagnostics.calibration import Calibration, calibration, rank_of
 from common.diagnostics.enumeration import every_rationale
-from common.diagnostics.importance import effective_sample_size, normalized_weights
+from common.diagnostics.importance import Floats, effective_sample_size, normalized_weights
 from common.errors import RunFault, UserError
 from common.files import write_whole
 from common.json_text import dumps
