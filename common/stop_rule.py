@@ -30,9 +30,11 @@ DIAGNOSED = (
 )
 """Figures of a diagnosis while it trains, in metrics.jsonl as `diagnose/NAME`."""
 OF_WEIGHTS = ("ess", "ess_mean", "pareto_k", "log_z_se")
-"""Those that a sampler which has collapsed onto one rationale has at their best, as all its weights are equal."""
+"""Those that a sampler which has collapsed onto few rationales has at their best, as all its weights are equal."""
 NARROW = "narrow_queries"
 """In a line of metrics.jsonl: how many of the diagnosed queries have one rationale alone, nearly."""
+HIDDEN = "hidden_queries"
+"""In a line of metrics.jsonl: how many of the diagnosed queries have a log Z known to lie above its estimate."""
 _FIELD = "learner.stop_when"
 _EXAMPLE = 'write it as in "ess >= 0.5 for 3 diagnoses" or "eval/accuracy > 0.9"'
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
@@ -107,7 +109,8 @@ class StopCount:
     """How often in a row a rule held, by the lines of metrics.jsonl in their order.
 
     A diagnosis or an evaluation that was left out says nothing: it neither counts nor begins the count anew. One with a
-    query nearly all of whose draws are one rationale is no success by its weights, whatever they are.
+    query nearly all of whose draws are one rationale, or whose log Z is below what is known of it, is no success by its
+    weights, whatever they are.
     """
 
     def __init__(self, rule: StopRule) -> None:
@@ -120,7 +123,7 @@ class StopCount:
         if not any(name.startswith(rule.part.prefix) for name in row) or row.get(rule.part.left_out) is not None:
             return
         value = row.get(rule.name)
-        if rule.holds(value) and not (rule.figure in OF_WEIGHTS and row.get(NARROW)):
+        if rule.holds(value) and not (rule.figure in OF_WEIGHTS and (row.get(NARROW) or row.get(HIDDEN))):
             self._held.append((int(row["step"]), float(value)))  # type: ignore[arg-type]
         else:
             self._held.clear()

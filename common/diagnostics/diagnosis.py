@@ -8,10 +8,10 @@
 - The shape of the draws (`shape.py`), and what rationales known from elsewhere (`modes.py`) and draws of the base model
   (`witness.py`) show.
 
-Draws that made no valid rationale have R = 0, and count: with s the share of the others, log Z is that of the mean weight
-over all, and the effective sample size a share of all. log R has no mean then. ELBO and IWAE-k are those of the sampler
-that draws again until it is valid, q/s: their means over the valid draws, and log s. KL(q‖p) is that sampler's as well,
-and so are all figures of shape.
+Draws that made no valid rationale have R = 0, and count: with s the share of the others, log Z is that of the mean
+weight over all, and the effective sample size a share of all. log R has no mean then. ELBO and IWAE-k are those of the
+sampler that draws again until it is valid, q/s: their means over the valid draws, and log s. KL(q‖p) is that sampler's
+as well, and so are all figures of shape.
 
 All log-quantities in nats. Intervals cover with probability 95%.
 """
@@ -33,7 +33,7 @@ from common.diagnostics.importance import (
 )
 from common.diagnostics.modes import ModeCoverage, log_total, mode_coverage
 from common.diagnostics.shape import shape_of
-from common.diagnostics.witness import Testimony, Witness, testimony
+from common.diagnostics.witness import Witness, Witnessed, witnessed
 
 IWAE_BLOCKS = 16
 """Blocks of draws that IWAE-k is the mean over: the fewest that give it a standard error worth the name."""
@@ -98,7 +98,7 @@ class QueryDiagnosis:
     """Known rationales under q; None where none are given."""
     missing: int = 0
     """Draws among the n that made no valid rationale; their R is 0."""
-    witness: Testimony | None = None
+    witness: Witnessed | None = None
     """What draws of the base model say of q; None where there are none."""
     log_z_known: float | None = None
     """A lower limit of log Z from elsewhere, that isn't certain but as good as: by earlier draws of another sampler."""
@@ -124,8 +124,8 @@ def diagnose(
     """Diagnose the sampler on a query from two or more independent `draws` of it.
 
     `posterior_draws` are draws of the posterior, independent or thinned until nearly so, each with the sampler's log q.
-    `modes` are rationales known from elsewhere, each with its exact log q and log R; repeated ones count once. `witness`
-    are draws of the base model, and `log_z_known` a lower limit of log Z by draws that are gone.
+    `modes` are rationales known from elsewhere, each with its exact log q and log R; repeated ones count once.
+    `witness` are draws of the base model, and `log_z_known` a lower limit of log Z by draws that are gone.
     """
     if draws.n < 2 or (posterior_draws is not None and posterior_draws.n < 2):
         raise ValueError("a diagnosis needs two draws at least, of the sampler and of the posterior if any")
@@ -142,7 +142,7 @@ def diagnose(
     floor = log_total(seen)
     best = max(log_z.value, floor, floor if log_z_known is None else log_z_known)
     best = best if log_z_exact is None else log_z_exact
-    told = testimony(witness, draws.asked, log_z.value, best) if witness and witness.draws.n else None
+    told = witnessed(witness, draws.asked, log_z.value, best) if witness and witness.draws.n else None
     if told is not None and log_z_exact is None:
         best = max(best, told.log_z_low)
     shape = shape_of(draws)
@@ -194,9 +194,7 @@ def _iwae(log_weights: Floats) -> tuple[Estimate, int]:
     return mean_of(np.logaddexp.reduce(blocks, axis=1) - np.log(k), student=True), k
 
 
-def _kl_q_p(
-    log_weights: Floats, elbo: Estimate, upper: Estimate | None, exact: float | None, floor: float
-) -> Interval:
+def _kl_q_p(log_weights: Floats, elbo: Estimate, upper: Estimate | None, exact: float | None, floor: float) -> Interval:
     """log Z − ELBO; of one set of draws both move together, which the delta method takes into account. The share of
     valid draws is in both, and cancels."""
     elbo_low, elbo_high = elbo.interval()

@@ -10,7 +10,7 @@ import numpy as np
 
 from common.diagnostics.diagnosis import QueryDiagnosis, diagnose
 from common.diagnostics.draws import Draws
-from common.diagnostics.verdict import ONE_RATIONALE, RunJudgement, judge_run
+from common.diagnostics.verdict import ONE_RATIONALE, RunJudgement, is_hidden, judge_run
 
 PREFIX_DEPTH = 3
 """Tokens of the prefixes that are counted, fewer where rationales are shorter: a sampler whose beginnings have
@@ -28,16 +28,27 @@ class LiveDiagnosis:
     draws: int
     narrow: int
     """Queries nearly all of whose draws are one rationale: equal weights say nothing of what lies outside."""
+    hidden: int
+    """Queries whose log Z is known to lie above its estimate, so that a noticeable share of the posterior is missed."""
 
 
-def diagnose_live(draws: Mapping[str, Draws]) -> LiveDiagnosis:
-    """Diagnose a version by draws of some queries, by their ids; raises ValueError where there are none."""
+def diagnose_live(
+    draws: Mapping[str, Draws], known: Mapping[str, float] | None = None, left_out: int = 0
+) -> LiveDiagnosis:
+    """Diagnose a version by draws of some queries, by their ids; raises ValueError where there are none.
+
+    `known` are lower limits of log Z by the draws of the untrained adapter, which is the base model; so many queries
+    more were `left_out` for want of valid draws.
+    """
     if not draws:
         raise ValueError("no query has draws enough")
-    found = {query: diagnose(item) for query, item in draws.items()}
+    found = {query: diagnose(item, log_z_known=(known or {}).get(query)) for query, item in draws.items()}
     n = sum(item.n for item in draws.values())
     narrow = sum(item.largest_share > ONE_RATIONALE for item in found.values())
-    return LiveDiagnosis(figures_of_all(list(found.values())), judge_run(found), len(found), n, narrow)
+    hidden = sum(is_hidden(item) for item in found.values())
+    return LiveDiagnosis(
+        figures_of_all(list(found.values())), judge_run(found, left_out), len(found), n, narrow, hidden
+    )
 
 
 def figures_of_all(found: list[QueryDiagnosis]) -> dict[str, float]:

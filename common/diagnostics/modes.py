@@ -33,8 +33,8 @@ class ModeCoverage:
     would outweigh all others: importance sampling takes about exp(KL(p‖q)) draws, and log(p/q) is what KL averages
     (Chatterjee and Diaconis 2018, arXiv 1511.01437)."""
     beside: float | None = None
-    """Of those that aren't the most frequent draw, the mass under q as a share of that under the posterior: about 1 where
-    q is right beside what it draws, 0 where it has collapsed. None where there are none of them."""
+    """Of those that aren't the most frequent draw, the mass under q over that under the posterior, e at most: about 1
+    where q is right beside what it draws, 0 where it has collapsed. None where there are none of them."""
 
 
 def log_total(draws: Draws) -> float:
@@ -43,8 +43,8 @@ def log_total(draws: Draws) -> float:
 
 
 def mode_coverage(known: Draws, drawn: Draws, log_z: float) -> ModeCoverage:
-    """How q, of which `drawn` are draws, covers the `known` rationales; `log_z` is the best that is known of it, at least
-    Σ R of them."""
+    """How q, of which `drawn` are draws, covers the `known` rationales; `log_z` is the best that is known of it, at
+    least Σ R of them."""
     once, n = known.distinct(), drawn.asked
     labels = drawn.labels()
     most = drawn.actions[int((labels == np.bincount(labels).argmax()).argmax())]
@@ -64,7 +64,7 @@ def mode_coverage(known: Draws, drawn: Draws, log_z: float) -> ModeCoverage:
 
 
 def _ratio(log_q: Floats, log_p: Floats) -> float | None:
-    """Σ q / Σ p from their logarithms, at most 2."""
+    """Σ q / Σ p from their logarithms, at most e."""
     if not len(log_q):
         return None
     return min(2.0, float(np.exp(min(1.0, np.logaddexp.reduce(log_q) - np.logaddexp.reduce(log_p)))))

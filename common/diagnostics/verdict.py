@@ -133,8 +133,8 @@ def estimate_refused(pareto_k: float | None, n: int, ess: float) -> tuple[str, s
     limit, allowed = pareto_k_limit(n), PARETO_K_ERRORS * pareto_k_error(pareto_k, n)
     if pareto_k - allowed > limit:
         return (
-            f"Pareto k̂ of the weights is {pareto_k:.2f}, above {limit:.2f} for {n} draws by more than {allowed:.2f}, its "
-            "noise: a few draws decide it all",
+            f"Pareto k̂ of the weights is {pareto_k:.2f}, above {limit:.2f} for {n} draws by more than {allowed:.2f}, "
+            "its noise: a few draws decide it all",
             f"{MORE_DRAWS}, or {TRAIN_ON}" if pareto_k <= PARETO_K_LIMIT else TRAIN_ON,
         )
     return None
@@ -156,8 +156,8 @@ def judge(diagnosis: QueryDiagnosis) -> Judgement:
 
 
 def judge_run(named: Mapping[str, QueryDiagnosis], left_out: int = 0) -> RunJudgement:
-    """The verdict on a run's queries, given by name; at least one. So many more were `left_out` for want of valid draws,
-    and count as not to be trusted.
+    """The verdict on a run's queries, given by name; at least one. So many more were `left_out` for want of valid
+    draws, and count as not to be trusted.
 
     A single query that may be refused by chance doesn't refuse the run, unless it is the only one.
     """
@@ -177,6 +177,11 @@ def judge_run(named: Mapping[str, QueryDiagnosis], left_out: int = 0) -> RunJudg
     return RunJudgement(verdict, worst, counts, remedies.most_common(1)[0][0] if remedies else None)
 
 
+def is_hidden(diagnosis: QueryDiagnosis) -> bool:
+    """Whether log Z is known to lie so far above its estimate that `LOST_MASS` of the posterior is missed."""
+    return _hidden(diagnosis) > -math.log(1 - LOST_MASS)
+
+
 def _hidden(diagnosis: QueryDiagnosis) -> float:
     """By how many nats log Z is known to lie above the estimate's interval; 0 where it doesn't."""
     known = diagnosis.log_z_low if diagnosis.log_z_exact is None else diagnosis.log_z_exact
@@ -186,8 +191,7 @@ def _hidden(diagnosis: QueryDiagnosis) -> float:
 def _refusals(diagnosis: QueryDiagnosis) -> list[tuple[str, str]]:
     """Reasons and remedies; what shows missed modes comes first, as weights look fine without them."""
     found = []
-    limit = -math.log(1 - LOST_MASS)
-    if _hidden(diagnosis) > limit:
+    if is_hidden(diagnosis):
         exact = diagnosis.log_z_exact is not None
         known = diagnosis.log_z_low if diagnosis.log_z_exact is None else diagnosis.log_z_exact
         found.append(
@@ -305,8 +309,8 @@ def _missed_by_base(diagnosis: QueryDiagnosis) -> str:
     told = diagnosis.witness
     assert told is not None
     return (
-        f"{told.missed_mass:.0%} of the posterior, by {told.n} draws of the base model, is on rationales too unlikely to "
-        f"be seen in {diagnosis.n} draws"
+        f"{told.missed_mass:.0%} of the posterior, by {told.n} draws of the base model, is on rationales too unlikely "
+        f"to be seen in {diagnosis.n} draws"
     )
 
 

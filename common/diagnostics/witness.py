@@ -1,11 +1,12 @@
 """The base model as an independent witness of a sampler q: what q never draws, its own weights can't tell.
 
-Draws of the base model g under the same mask, each with R and the exact log q, are at random, unlike rationales that are
-known because they are good, which are just those that a sampler seeking modes covers.
+Draws of the base model g under the same mask, each with R and the exact log q, are at random, unlike rationales that
+are known because they are good, which are just those that a sampler seeking modes covers.
 
 - The mean of R/g over them estimates Z, whatever q does.
-- The mean of R/g over those that q misses (p/q > n: no n draws of q show them, as a rule) estimates the mass M of R that q
-  misses; what it doesn't is what its own draws estimate Z by, so that q misses the share M / (M + Ẑ of q) of the posterior.
+- The sum of R/g over those that q misses (p/q > n: no n draws of q show them, as a rule), divided by the number of all
+  draws, estimates the mass M of R that q misses. The rest is what q's own draws estimate Z by, so that q misses the
+  share M / (M + Ẑ of q) of the posterior.
 
 Weights are never negative and their means unbiased, so that these err low nearly always where tails are heavy, and by
 Markov's inequality are t times too high with probability 1/t at most. What exceeds is evidence; what doesn't is none.
@@ -35,7 +36,7 @@ class Witness:
 
 
 @dataclass(frozen=True)
-class Testimony:
+class Witnessed:
     """What they say of q; every number is finite."""
 
     n: int
@@ -52,7 +53,7 @@ class Testimony:
     """Its lower limit by the error of M, at 97.5%."""
 
 
-def testimony(witness: Witness, n: int, log_z: float, log_z_known: float) -> Testimony:
+def witnessed(witness: Witness, n: int, log_z: float, log_z_known: float) -> Witnessed:
     """What a witness says of q, of which `n` draws gave the estimate `log_z`; `log_z_known` is the highest that is
     known of log Z otherwise."""
     draws, total = witness.draws, witness.draws.asked
@@ -64,7 +65,7 @@ def testimony(witness: Witness, n: int, log_z: float, log_z_known: float) -> Tes
     if missed.any():
         log_missed, log_missed_low, _ = _mean(log_weights[missed], total, LIKELY)
         mass, mass_low = _share(log_missed, log_z), _share(log_missed_low, log_z)
-    return Testimony(total, effective, log_mean, low, mass, mass_low)
+    return Witnessed(total, effective, log_mean, low, mass, mass_low)
 
 
 def lower_limit(log_weights: Floats, total: int) -> float:

@@ -177,9 +177,7 @@ def sample(options: argparse.Namespace, overrides: list[str], console: Console) 
     maker, prompt = PosteriorMaker(run.config, run.task), run.codec.decode_prompt(query.prompt_ids)
     if options.resample:
         target, missing = run.target_of(query), n - len(drawn)
-        found = maker.make(
-            prompt, drawn, target=target, resampled=options.n, seed=run.config.run.seed, missing=missing
-        )
+        found = maker.make(prompt, drawn, target=target, resampled=options.n, seed=run.config.run.seed, missing=missing)
         return _show_resampled(found, options, console)
     rows = [
         {

@@ -13,11 +13,12 @@ from common.config import RunConfig
 from common.diagnostics.draws import draws_of
 from common.diagnostics.live import LiveDiagnosis, diagnose_live
 from common.diagnostics.verdict import Verdict
+from common.diagnostics.witness import lower_limit
 from common.held_out import DIAGNOSIS_PREFIX, Part
 from common.log import get_logger
 from common.metrics import LauncherMetrics
 from common.shown import shortened
-from common.stop_rule import NARROW
+from common.stop_rule import HIDDEN, NARROW
 from common.tasks import Task
 from common.terminal import visible
 from common.trajectory import Query, Trajectory
@@ -26,6 +27,8 @@ log = get_logger("diagnosis")
 PROMPT_LETTERS = 60
 VERDICT = "verdict"
 """In a line of metrics.jsonl: of a diagnosis."""
+LOG_Z_LOW = "diagnosis_log_z_low"
+"""In the line of the untrained adapter, which is the base model: a lower limit of log Z by its draws, by query id."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,9 @@ class LiveDiagnoser:
         self._task, self._metrics, self._tau = task, metrics, tau
         self._samples, self._weights = config.diagnose.samples, config.reward_weights
         self._queries: dict[str, Query] = {}
-        self._verdicts = verdicts_of(config.run_folder / "metrics.jsonl") if config.run.resume else {}
+        rows = rows_of(config.run_folder / "metrics.jsonl") if config.run.resume else []
+        self._verdicts = verdicts_of(rows)
+        self._known = log_z_low_of(rows)
         self._tell_verdicts()
 
     def know(self, queries: dict[str, Query]) -> None:
@@ -54,7 +59,8 @@ class LiveDiagnoser:
     def look(self, drawn: Drawn) -> Looked:
         """Figures and verdict. A look at training must not end it: what can't be diagnosed is left out with the reason.
 
-        A query fewer than half of whose draws made a trajectory is left out too.
+        A query fewer than half of whose draws made a trajectory is left out too, and the verdict counts it as not to be
+        trusted. What the untrained adapter's draws say of log Z is held against those that follow.
         """
         wanted = drawn.wanted
         counts = {"diagnosis_samples": len(drawn.diagnosis), "diagnosis_samples_missing": drawn.diagnosis_missing}
@@ -73,6 +79,8 @@ class LiveDiagnoser:
             VERDICT: str(judgement.verdict),
             "worst_query": judgement.worst,
             NARROW: found.narrow,
+            HIDDEN: found.hidden,
+            **({LOG_Z_LOW: self._known} if wanted.step == 0 else {}),
             **{DIAGNOSIS_PREFIX + name: value for name, value in found.figures.items()},
         }
         state = {
@@ -93,7 +101,14 @@ class LiveDiagnoser:
             item = Trajectory.from_bytes(data)
             groups[item.query_id].append(item)
         enough = {query: group for query, group in groups.items() if 2 * len(group) >= self._samples}
-        return diagnose_live({query: draws_of(group, self._weights, self._tau) for query, group in enough.items()})
+        draws = {
+            query: draws_of(group, self._weights, self._tau, max(0, self._samples - len(group)))
+            for query, group in enough.items()
+        }
+        if drawn.wanted.step == 0:
+            self._known = {query: lower_limit(item.log_weights, item.asked) for query, item in draws.items()}
+        left_out = sum(query not in enough for query in self._queries) if drawn.diagnosis_missing else 0
+        return diagnose_live(draws, self._known, left_out)
 
     def _prompt(self, query_id: str) -> str:
         return shortened(self._task.codec.decode_prompt(self._queries[query_id].prompt_ids), PROMPT_LETTERS)
@@ -118,14 +133,24 @@ def in_a_row(verdicts: list[Verdict], wanted: Verdict) -> int:
     return len(verdicts) - (others[-1] + 1 if others else 0)
 
 
-def verdicts_of(path: Path) -> dict[int, Verdict]:
-    """Those that a run's metrics.jsonl holds, by their steps."""
-    found = {}
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """Lines of diagnoses that a run's metrics.jsonl holds."""
+    found = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
             row = json.loads(line)
-            found[int(row["step"])] = Verdict(row[VERDICT])
+            found.append({**row, "step": int(row["step"]), VERDICT: Verdict(row[VERDICT])})
         except (ValueError, KeyError, TypeError):
             # A step's line, or what a crash left of one.
             continue
     return found
+
+
+def verdicts_of(rows: list[dict[str, Any]]) -> dict[int, Verdict]:
+    """Theirs, by their steps."""
+    return {row["step"]: row[VERDICT] for row in rows}
+
+
+def log_z_low_of(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """The lower limits of log Z by the untrained adapter's draws, by query id; empty where it was not diagnosed."""
+    return next((dict(row[LOG_Z_LOW]) for row in rows if LOG_Z_LOW in row), {})

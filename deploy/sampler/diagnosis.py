@@ -18,8 +18,8 @@ from common.config import LearnerSection
 from common.diagnostics.diagnosis import QueryDiagnosis
 from common.diagnostics.diagnosis import diagnose as figures_of
 from common.diagnostics.draws import Draws, draws_of
-from common.diagnostics.witness import Witness
 from common.diagnostics.verdict import Judgement, RunJudgement, Verdict, judge, judge_run
+from common.diagnostics.witness import Witness
 from common.errors import RunFault, UserError
 from common.files import write_whole
 from common.json_text import dumps
@@ -34,8 +34,8 @@ TRAINED, BASE, GIVEN = "trained", "base", "given"
 KNOWN = 32
 """Best distinct rationales of a query that the sampler is held against."""
 BASE_SHARE, LEAST_BASE = 1 / 16, 16
-"""Draws of the base model for each of the sampler's, and the fewest: enough to tell what the sampler misses, at little of
-the cost."""
+"""Draws of the base model for each of the sampler's, and the fewest: enough to tell what the sampler misses, at little
+of the cost."""
 LEAST_DRAWS = 2
 """That a standard error takes."""
 SHOWN_ID = 8
@@ -103,8 +103,8 @@ class Diagnosis:
     """Where the known rationales are from, or why there are none."""
     queries: list[Finding]
     left_out: list[str]
-    """Ids of queries of which fewer than two draws made a valid trajectory; the verdict counts them as not to be trusted.
-    """
+    """Ids of queries of which fewer than two draws made a valid trajectory; the verdict counts them as not to be
+    trusted."""
 
     @property
     def worst(self) -> Finding:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -116,6 +116,24 @@ def test_a_diagnosis_is_json_whatever_was_drawn() -> None:
     for indices in ([4, 4], [4] * 30, [0, 1], list(range(40)) * 3):
         found = diagnose(problem.of(np.array(indices)), modes=problem.of(np.array([1])))
         assert json.loads(json.dumps(asdict(found), allow_nan=False))["n"] == len(indices)
+
+
+def test_draws_without_a_valid_rationale_count_as_r_of_0() -> None:
+    """A sampler half of whose mass has no reward: log Z, its bounds and the effective share are of all draws."""
+    problem, generator = mediocre(), np.random.default_rng(8)
+    halved = Enumerable(problem.log_r, problem.log_q - np.log(2))
+    covered, elbo = 0, float(problem.q @ problem.log_w)
+    for _ in range(100):
+        n = int(generator.binomial(N, 0.5))
+        valid = halved.of(generator.choice(len(problem.q), n, p=problem.q))
+        found = diagnose(replace(valid, missing=N - n))
+        low, high = found.log_z.interval()
+        covered += low <= problem.log_z <= high
+        assert (found.n, found.missing) == (N, N - n)
+        assert found.elbo.value == pytest.approx(elbo, abs=5 * found.elbo.se)
+        assert found.elbo.value < found.log_z.value
+        assert found.ess == pytest.approx(diagnose(valid).ess * n / N)
+    assert 86 <= covered <= 100
 
 
 def test_one_draw_is_no_diagnosis() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +14,10 @@ from common.config import RunConfig
 from common.diagnostics import verdict
 from common.diagnostics.diagnosis import QueryDiagnosis, diagnose
 from common.diagnostics.draws import Draws
+from common.diagnostics.importance import effective_sample_size, pareto_smoothed
 from common.diagnostics.modes import ModeCoverage
 from common.diagnostics.verdict import Verdict, estimate_refused, judge, judge_run, pareto_k_limit
+from common.diagnostics.witness import Witnessed
 from tests.common.diagnostics.enumerable import RATIONALES, Enumerable, mediocre, posterior, sampler
 
 N = 256
@@ -140,10 +142,12 @@ def test_an_estimate_is_refused_with_the_figure_and_a_remedy() -> None:
     assert estimate_refused(1.4, 256, 0.97) is None  # Of even weights the tail is of no account.
     problem, remedy = estimate_refused(0.9, 256, 0.4) or ("", "")
     assert "k̂ of the weights is 0.90, above 0.58 for 256 draws" in problem and "learner.steps" in remedy
-    problem, remedy = estimate_refused(0.6, 256, 0.4) or ("", "")
-    assert "0.60" in problem and "draw more" in remedy
+    assert estimate_refused(0.6, 256, 0.4) is None  # Above the limit by less than its noise.
+    problem, remedy = estimate_refused(0.7, 64, 0.4) or ("", "")
+    assert "0.70" in problem and "above 0.45 for 64 draws by more than 0.25" in problem and "draw more" in remedy
     problem, remedy = estimate_refused(0.2, 256, 0.01) or ("", "")
     assert "worth 2.6" in problem and "fewer than 10" in problem and "draw more" in remedy
+    assert estimate_refused(None, 10, 0.9999999999) is None
     problem, remedy = estimate_refused(None, 8, 1.0) or ("", "")
     assert "worth 8.0" in problem and remedy == "draw more samples (256 or more)"
 
@@ -159,6 +163,46 @@ def test_a_run_is_judged_by_the_share_of_its_queries_and_names_the_worst() -> No
     assert mixed.remedy == judge(bad).remedy
     refused = judge_run({"one": good, "two": bad, "three": bad_known})
     assert (refused.verdict, refused.worst) == (Verdict.REFUSE, "three")
+    # A query without valid draws has no figures, and is as bad.
+    assert judge_run({"one": good}, left_out=1).verdict is Verdict.REFUSE
+    assert judge_run({f"q{i}": good for i in range(19)}, left_out=1).verdict is Verdict.CORRECT
+
+
+def test_one_query_that_may_be_refused_by_chance_refuses_no_run_of_several_and_one_of_missed_modes_does() -> None:
+    good, log_q = found(sampler(posterior(), 0.05)), np.full(N, -12.0)
+    heavy = diagnose(Draws(log_q, log_q + np.append(9.0, np.zeros(N - 1)), tuple((i,) for i in range(N))))
+    assert judge(heavy).verdict is Verdict.REFUSE and judge(heavy).may_be_chance
+    assert judge_run({"a": good, "b": good, "c": good, "d": heavy}).verdict is Verdict.CORRECT
+    assert judge_run({"a": good, "b": good, "c": heavy, "d": heavy}).verdict is Verdict.REFUSE
+    assert judge_run({"a": heavy}).verdict is Verdict.REFUSE
+    missed = found(collapsed(), modes=collapsed().of(np.arange(40)))
+    assert not judge(missed).may_be_chance
+    assert judge_run({"a": good, "b": good, "c": good, "d": missed}).verdict is Verdict.REFUSE
+
+
+def test_even_enough_weights_of_four_queries_are_hardly_ever_refused_by_the_noise_of_their_tails() -> None:
+    """Log-normal weights with an effective share of 0.6."""
+    generator, refused = np.random.default_rng(11), []
+    for _ in range(160):
+        weights = generator.normal(size=N) * 0.71
+        share = effective_sample_size(weights) / N
+        refused.append(estimate_refused(pareto_smoothed(weights).pareto_k, N, share) is not None)
+    # A run is refused for two of its four: in less than 5% if a query is in less than 9%.
+    assert sum(refused) <= 8
+
+
+def test_draws_without_a_valid_rationale_are_a_reason_of_their_own() -> None:
+    draws = sampler(posterior(), 0.05).draw(N, np.random.default_rng(1))
+    for share, expected, told in (
+        (0.04, Verdict.GOOD, ""),
+        (0.1, Verdict.CORRECT, "10%"),
+        (0.6, Verdict.REFUSE, "60%"),
+    ):
+        missing = round(N * share / (1 - share))
+        judgement = judge(diagnose(replace(draws, missing=missing)))
+        assert judgement.verdict is expected
+        assert not told or any(reason.startswith(f"{told} of the draws made no") for reason in judgement.reasons)
+        assert not judgement.may_be_chance
 
 
 PAGE = (Path(__file__).parents[3] / "docs" / "diagnosis.md").read_text(encoding="utf-8")
@@ -179,6 +223,13 @@ PAGE = (Path(__file__).parents[3] / "docs" / "diagnosis.md").read_text(encoding=
         f"| above {verdict.GOOD_TV:.2f}, the same total variation |",
         f"| above {verdict.GOOD_KL:.2f}, which is −log {verdict.GOOD_ESS} |",
         f"above log 2 = {verdict.COLLAPSE_NATS:.2f}:",
+        f"`missing` | above {verdict.SOME_MISSING:.0%} |",
+        f"`missing` | above {verdict.MOST_MISSING:.0%} |",
+        f"above {verdict.LOST_MASS}, and `witness.missed_mass_low` above {verdict.SOME_LOST_MASS} |",
+        f"| `witness.missed_mass` | above {verdict.SOME_LOST_MASS} |",
+        f"by more than {verdict.PARETO_K_ERRORS} standard errors",
+        f"less than {verdict.RIGHT_BESIDE} `modes.beside`",
+        f"fewer than {verdict.ENOUGH_WITNESSES:.0f} `witness.effective_draws`",
         f"if {1 - verdict.REFUSED_SHARE:.0%} of its queries are",
         f"if more than {verdict.REFUSED_SHARE:.0%} of",
     ],
@@ -189,7 +240,8 @@ def test_the_thresholds_are_documented(told: str) -> None:
 
 def test_every_figure_is_documented() -> None:
     names = [field.name for field in fields(QueryDiagnosis)] + [f"modes.{field.name}" for field in fields(ModeCoverage)]
-    told_elsewhere = {"n", "modes", "first_token_entropy", "first_token_entropy_weighted"}
+    names += [f"witness.{field.name}" for field in fields(Witnessed)]
+    told_elsewhere = {"n", "modes", "witness", "first_token_entropy", "first_token_entropy_weighted"}
     told_elsewhere |= {"mean_length", "mean_length_weighted"}
     assert [name for name in names if name not in told_elsewhere and f"`{name}`" not in PAGE] == []
 

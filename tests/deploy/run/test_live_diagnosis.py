@@ -62,7 +62,8 @@ class Run:
 
     def take_in(self, version: int, *diagnosis: Sequence[float], parts: Part = Part.DIAGNOSIS, **more: Any) -> Any:
         """The line of metrics.jsonl for a version, drawn from the first queries with these log R."""
-        sha256, wanted = self.system.publish(version), Wanted(version, 10 * version, {"exact": 0.5}, parts=parts)
+        step = more.pop("step", 10 * version)
+        sha256, wanted = self.system.publish(version), Wanted(version, step, {"exact": 0.5}, parts=parts)
         packed = tuple(item for i, values in enumerate(diagnosis) for item in rationales(i, values))
         self.evaluator.take_in(Drawn(wanted, sha256, "actor-0", 0.07, diagnosis=packed, **more))
         row = self.system.evaluations.next_figures()
@@ -82,12 +83,12 @@ def test_figures_and_the_verdict_reach_the_learner_the_gauges_and_whoever_looks(
     row = run.take_in(3, EVEN, ONE_DECIDES)
     assert (row["step"], row["of"], row["adapter_version"], row["evaluation_share"]) == (30, ["diagnosis"], 3, 0.07)
     assert (row["diagnosis_samples"], row["diagnosis_samples_missing"]) == (2 * SAMPLES, 0)
-    assert (row["verdict"], row["worst_query"], row["narrow_queries"]) == (str(REFUSED), TEST[1].id, 0)
+    assert (row["verdict"], row["worst_query"], row["narrow_queries"]) == (str(Verdict.CORRECT), TEST[1].id, 0)
     assert not any(name.startswith("eval/") for name in row) and "samples" not in row
     assert row["diagnose/ess"] == pytest.approx(1 / SAMPLES, rel=0.01)
     assert row["diagnose/ess_mean"] == pytest.approx(0.5 + 0.5 / SAMPLES, rel=0.01)
     assert run.gauge("diagnosis_figure", figure="ess") == row["diagnose/ess"] and run.gauge("diagnosis_step") == 30
-    assert run.gauge("diagnoses", verdict=str(REFUSED)) == 1 and run.gauge("diagnoses", verdict=str(GOOD)) == 0
+    assert run.gauge("diagnoses", verdict=row["verdict"]) == 1 and run.gauge("diagnoses", verdict=str(GOOD)) == 0
     state = run.system.evaluations.state()
     assert state["last"] is None and state["best"] is None
     told = state["diagnosis"]
@@ -109,9 +110,23 @@ def test_a_version_that_is_evaluated_and_diagnosed_has_one_line_and_both_are_sho
     assert (state["last"]["step"], state["diagnosis"]["step"], state["done"]) == (30, 20, 2)
 
 
+def test_a_log_z_below_that_of_the_untrained_adapter_is_refused_and_a_resumed_run_still_knows_it(run: Run) -> None:
+    first = run.take_in(1, EVEN, step=0)
+    assert first["verdict"] == str(GOOD) and LOG_N - 1.5 < first["diagnosis_log_z_low"][TEST[0].id] < LOG_N
+    lower = [-2.0] * SAMPLES
+    row = run.take_in(2, lower)
+    assert (row["verdict"], row["hidden_queries"], row["diagnose/ess"]) == (str(REFUSED), 1, pytest.approx(1.0))
+    (run.system.folder / "metrics.jsonl").write_text(json.dumps(first) + "\n")
+    resumed = run.config.model_copy(update={"run": run.config.run.model_copy(update={"resume": True})})
+    diagnoser = LiveDiagnoser(resumed, Task(), LauncherMetrics(new_registry()), 1.0)  # type: ignore[arg-type]
+    diagnoser.know({query.id: query for query in TEST})
+    drawn = Drawn(Wanted(4, 40, parts=Part.DIAGNOSIS), "a" * 64, "actor-0", 0.0, diagnosis=rationales(0, lower))
+    assert diagnoser.look(drawn).row["verdict"] == str(REFUSED)
+
+
 def test_a_query_with_less_than_half_of_its_draws_is_left_out_and_the_others_are_diagnosed(run: Run) -> None:
     row = run.take_in(1, EVEN, ONE_DECIDES[: SAMPLES // 2 - 1], diagnosis_missing=17, reason="task.reward raised")
-    assert (row["diagnosis_samples_missing"], row["worst_query"], row["verdict"]) == (17, TEST[0].id, str(GOOD))
+    assert (row["diagnosis_samples_missing"], row["worst_query"], row["verdict"]) == (17, TEST[0].id, str(REFUSED))
     assert run.system.evaluations.state()["diagnosis"]["queries"] == 1
 
 

@@ -249,6 +249,22 @@ def test_what_is_known_otherwise_of_a_query_is_part_of_its_figures(run: Finished
     assert low < float(np.exp(log_r - log_z) @ (log_r - log_z - log_q)) < high
 
 
+def test_draws_that_are_missing_lower_log_z_by_the_share_that_is_left(run: FinishedRun, by_hand: ByHand) -> None:
+    (query,) = run.task.queries("test")[:1]
+    subject = by_hand.subject([query])
+
+    def collect(requests: Sequence[SampleRequest]) -> dict[str, dict[str, Sequence[Trajectory]]]:
+        found = subject.collect(requests)
+        return {label: {key: group[: len(group) // 2] for key, group in of.items()} for label, of in found.items()}
+
+    (half,) = diagnose(replace(subject, collect=collect), 200).queries
+    (whole,) = diagnose(by_hand.subject([query]), 100).queries
+    assert (half.figures.n, half.figures.missing, len(half.samples)) == (200, 100, 100)
+    assert half.figures.log_z.value == pytest.approx(whole.figures.log_z.value - np.log(2), abs=0.2)
+    told = half.figures.witness
+    assert told is not None and told.n == 16 and told.missed_mass == 0
+
+
 @pytest.mark.parametrize(
     "fault", [RunFault("no start was found"), UserError("task.reward", "mine:score", "is broken", "mend it")]
 )
@@ -271,6 +287,7 @@ def test_a_query_without_a_valid_draw_is_left_out_and_named(run: FinishedRun, by
 
     found = diagnose(replace(subject, collect=collect), 50)
     assert [finding.query_id for finding in found.queries] == [second.id] and found.left_out == [first.id]
+    assert found.verdict.verdict is Verdict.REFUSE and "1 queries have almost no valid draw" in found.words()
     with pytest.raises(RunFault, match="none of the samples could be scored"):
         diagnose(replace(by_hand.subject([first]), collect=collect), 50)
 
