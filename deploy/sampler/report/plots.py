@@ -180,9 +180,10 @@ def draw_queries(ess: Sequence[float], pareto_k: Sequence[float], limit: float) 
     axes.axvline(limit, color=SERIES[1], linewidth=1, linestyle="--")
     axes.set_ylim(-0.03, 1.03)
     caption = "Each query's effective sample size, as a share of its draws (upwards), over its k̂. Good is above and to "
-    return Plot(
-        "All queries", caption + f"the left of the dashed line, k̂ = {limit:.2f}.", inline(figure, "ESS over Pareto k")
+    caption += (
+        f"the left of the dashed line, k̂ = {limit:.2f}. Little beyond it may be k̂'s noise, for which a verdict allows."
     )
+    return Plot("All queries", caption, inline(figure, "ESS over Pareto k"))
 
 
 def _axes(*, across: str, whole: bool = False, left: float = 0.14, height: float = 2.0) -> tuple[Figure, Axes]:
