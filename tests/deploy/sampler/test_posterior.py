@@ -284,6 +284,24 @@ def test_samples_are_resampled_on_the_command_line_and_say_what_they_stand_on(
     assert json.loads(capsys.readouterr().out)["target"] == "2"
 
 
+def test_targets_are_answered_on_the_command_line_by_as_many_draws_as_that_takes(
+    run: FinishedRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    four, asked = [drawn(run, z) for z in range(4)], ("--prompt", "4 4", "--targets", "1", "2")
+    assert sampled(run, four, monkeypatch, *asked, "--json") == (0, 256)
+    found = json.loads(capsys.readouterr().out)
+    # R without the likelihood is the prior.
+    expected = np.exp(LOG_PRIOR) @ np.exp(LOG_P_Y)
+    assert [item["text"] for item in found["targets"]] == ["1", "2"]
+    assert [item["probability"] for item in found["targets"]] == pytest.approx(expected, abs=0.01)
+    assert len(found["samples"]) == 8 and found["candidates"] == 256 and found["unreliable"] is None
+    assert sampled(run, four, monkeypatch, *asked, "-n", "2") == (0, 256)
+    told = capsys.readouterr().out
+    assert "p(Y|X)" in told and f"{found['targets'][0]['probability']:.4g}" in told and "256 candidates" in told
+    assert sampled(run, four, monkeypatch, *asked, "--candidates", "8")[0] == EXIT_USER
+    assert "amortis: --targets: the 8 weighted draws are worth" in capsys.readouterr().err
+
+
 def test_resampled_draws_that_mean_nothing_are_refused_in_one_line(
     run: FinishedRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -301,8 +319,9 @@ def test_resampled_draws_that_mean_nothing_are_refused_in_one_line(
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--candidates", "9"], "--candidates = 9: is given without --resample; add --resample"),
-        (["--allow-unreliable"], "--allow-unreliable = True: is given without --resample"),
+        (["--candidates", "9"], "--candidates = 9: is given without --resample or --targets; add one"),
+        (["--allow-unreliable"], "--allow-unreliable = True: is given without --resample or --targets"),
+        (["--targets", "1", "--candidates", "7"], "--candidates = 7: is fewer than the 8 samples that are shown"),
         (["--resample", "--candidates", "0"], "--candidates = 0: draws nothing"),
     ],
 )
