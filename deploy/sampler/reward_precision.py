@@ -113,29 +113,25 @@ def _in_float32(
         raise _GivenUp("the run was interrupted")
     scorer = ReferenceScorer(model, EXACT, stop, device, config.reference.adapter)
     deadline = time.monotonic() + LIMIT_S
-    rollouts, masks, wanted_texts = [], [], []
+    found = {}
     for i, (query, item) in enumerate(pairs):
         rollout = Rollout(query, item.action_ids, item.input_ids, item.action_positions)
         last = np.arange(len(item.action_ids) + 1) == len(item.action_ids)
         texts = texts_to_score(rollout, stop, last, terminator_in_text=task.terminator_in_reward)
+        # One sequence after the other: on a CPU a pass of many takes minutes, and can't be broken off.
         for j, text in enumerate(texts):
-            scorer.submit_score(f"{i}/{j}", text)
-        rollouts.append(rollout)
-        masks.append(last)
-        wanted_texts.append(len(texts))
-    scores: dict[str, TokenScores] = {}
-    while scorer.busy and not should_stop() and time.monotonic() < deadline:
-        scores |= {scored.request_id: scored.scores for scored in scorer.step()}
-    found = {}
-    for i, (_, item) in enumerate(pairs):
-        if any(f"{i}/{j}" not in scores for j in range(wanted_texts[i])):
-            continue
+            scorer.submit_score(str(j), text)
+        scores: dict[str, TokenScores] = {}
+        while scorer.busy and not should_stop() and time.monotonic() < deadline:
+            scores |= {scored.request_id: scored.scores for scored in scorer.step()}
+        if len(scores) < len(texts):
+            break
         parts = reward_components(
-            rollouts[i],
-            [scores[f"{i}/{j}"] for j in range(wanted_texts[i])],
+            rollout,
+            [scores[str(j)] for j in range(len(texts))],
             terminator_in_reward=task.terminator_in_reward,
-            stoppable=masks[i],
-            wanted=masks[i],
+            stoppable=last,
+            wanted=last,
         )
         # Whether another target is likelier is a matter of precision too.
         misled = bool((item.log_alternatives > item.log_likelihood[-1]).any())
@@ -154,23 +150,23 @@ def _device(model: str) -> Any:
     from common.models import causal_lm_without_weights, load_config
 
     n = sum(p.numel() for p in causal_lm_without_weights(model, load_config(model)).parameters())
-    needed = int(ROOM * 4 * n + PASS_BYTES)
-    gpus, memory = _free_on_gpus(), free_memory_bytes()
+    needed, gpus, memory = int(ROOM * 4 * n), _free_on_gpus(), free_memory_bytes()
     place = place_for(needed, gpus, memory)
     if place is None:
-        free = f"the GPU with most has {max(gpus) / 2**30:.1f} GiB free, and " if gpus else ""
-        raise _GivenUp(
-            f"the model in float32 takes {needed / 2**30:.1f} GiB: {free}main memory {memory / 2**30:.1f} GiB"
-        )
+        free = f"main memory has {memory / 2**30:.1f} GiB free"
+        free += f", the GPU with most {max(gpus) / 2**30:.1f} GiB" if gpus else ""
+        passes = f"{PASS_BYTES / 2**30:.1f} GiB more to be scored with"
+        raise _GivenUp(f"the model takes {needed / 2**30:.1f} GiB in float32, and {passes}: {free}")
     return torch.device(place)
 
 
 def place_for(needed: int, gpus: Sequence[int], memory: int) -> str | None:
-    """The GPU with most free memory, if `needed` bytes fit there, else the CPU, if they fit into main memory; None if
-    they fit nowhere. `gpus` and `memory` are bytes that are free."""
-    if gpus and max(gpus) >= needed:
+    """The GPU with most free memory, if a model of `needed` bytes and its passes fit there, else the CPU, if they fit
+    into main memory, through which it is loaded in any case; None if they fit nowhere. `gpus` and `memory` are bytes
+    that are free."""
+    if gpus and max(gpus) >= needed + PASS_BYTES and memory >= needed:
         return f"cuda:{gpus.index(max(gpus))}"
-    return "cpu" if memory >= needed else None
+    return "cpu" if memory >= needed + PASS_BYTES else None
 
 
 def _free_on_gpus() -> list[int]:

@@ -417,9 +417,12 @@ def in_bfloat16(run: FinishedRun) -> RunConfig:
 
 
 def test_a_float32_model_goes_where_most_is_free_or_nowhere() -> None:
-    assert place_for(10, [2, 30, 20], 100) == "cuda:1"
-    assert place_for(10, [2, 3], 100) == place_for(10, [], 10) == "cpu"
-    assert place_for(10, [2, 9], 9) is None and place_for(10, [], 0) is None
+    gib = 2**30
+    assert place_for(10 * gib, [2 * gib, 30 * gib, 20 * gib], 100 * gib) == "cuda:1"
+    # It comes through main memory.
+    assert place_for(10 * gib, [30 * gib], 11 * gib) == "cuda:0" and place_for(10 * gib, [30 * gib], 9 * gib) is None
+    assert place_for(10 * gib, [2 * gib, 11 * gib], 12 * gib) == place_for(10 * gib, [], 12 * gib) == "cpu"
+    assert place_for(10 * gib, [11 * gib], 11 * gib) is None and place_for(10 * gib, [], 0) is None
 
 
 def test_a_reward_whose_model_has_no_room_in_float32_is_not_measured_and_says_so(
@@ -432,7 +435,7 @@ def test_a_reward_whose_model_has_no_room_in_float32_is_not_measured_and_says_so
     drawn = [by_hand.trajectory(query, 3, -1.0)]
     found = reward_precision.measured(in_bfloat16(run), run.task, {query.id: query}, drawn, 1.0)
     assert found.sequences == 0 and not found.is_known
-    expected = "takes 2.0 GiB: the GPU with most has 0.5 GiB free, and main memory 1.0 GiB"
+    expected = "2.0 GiB more to be scored with: main memory has 1.0 GiB free, the GPU with most 0.5 GiB"
     assert found.words().startswith("not measured: the reference is in bfloat16") and expected in found.words()
 
 
