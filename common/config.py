@@ -499,7 +499,7 @@ class DiagnoseSection(Section):
         4, ge=1, description="queries at most, spread evenly over the held-out ones; the worst of them is the verdict"
     )
     samples: int = Field(
-        128,
+        256,
         ge=25,
         description="draws of each; of fewer than 25 weights Pareto k̂ can't be read, by which they are judged",
     )

@@ -74,6 +74,8 @@ class StopRule:
         bound = float(found["bound"])
         if not math.isfinite(bound):
             raise UserError(_FIELD, text, f"{found['bound']} is too large a number", _EXAMPLE)
+        if figure in ("ess", "ess_mean") and not 0 <= bound <= 1:
+            raise UserError(_FIELD, text, f"{figure} is a share of the draws, from 0 to 1", _EXAMPLE)
         if times < 1:
             raise UserError(_FIELD, text, "would hold from the start", "let it hold for 1 or more")
         rule = cls(text.strip(), figure, found["operator"], bound, times)

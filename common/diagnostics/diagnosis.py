@@ -5,7 +5,13 @@
   draws of the posterior (Blessing et al. 2024, arXiv 2406.07423; of language models Zhao et al. 2024, 2404.17546).
 - KL(q‖p) = log Z − ELBO and KL(p‖q) = EUBO − log Z, as intervals.
 - How far the weights can be trusted: effective sample size, Pareto k̂, the largest weight's share.
-- The shape of the draws (`shape.py`), and what rationales known from elsewhere show (`modes.py`).
+- The shape of the draws (`shape.py`), and what rationales known from elsewhere (`modes.py`) and draws of the base model
+  (`witness.py`) show.
+
+Draws that made no valid rationale have R = 0, and count: with s the share of the others, log Z is that of the mean weight
+over all, and the effective sample size a share of all. log R has no mean then. ELBO and IWAE-k are those of the sampler
+that draws again until it is valid, q/s: their means over the valid draws, and log s. KL(q‖p) is that sampler's as well,
+and so are all figures of shape.
 
 All log-quantities in nats. Intervals cover with probability 95%.
 """
@@ -27,6 +33,7 @@ from common.diagnostics.importance import (
 )
 from common.diagnostics.modes import ModeCoverage, log_total, mode_coverage
 from common.diagnostics.shape import shape_of
+from common.diagnostics.witness import Testimony, Witness, testimony
 
 IWAE_BLOCKS = 16
 """Blocks of draws that IWAE-k is the mean over: the fewest that give it a standard error worth the name."""
@@ -40,7 +47,7 @@ class QueryDiagnosis:
     it JSON: every number is finite."""
 
     n: int
-    """Draws of q."""
+    """Draws of q, those that are missing included."""
     log_z: Estimate
     """log of the mean weight, with the delta method's error. Too low by what q misses wholly."""
     elbo: Estimate
@@ -89,6 +96,20 @@ class QueryDiagnosis:
     """mean_length − mean_length_weighted: above 0 the sampler writes too long, below 0 too short."""
     modes: ModeCoverage | None
     """Known rationales under q; None where none are given."""
+    missing: int = 0
+    """Draws among the n that made no valid rationale; their R is 0."""
+    witness: Testimony | None = None
+    """What draws of the base model say of q; None where there are none."""
+    log_z_known: float | None = None
+    """A lower limit of log Z from elsewhere, that isn't certain but as good as: by earlier draws of another sampler."""
+
+    @property
+    def log_z_low(self) -> float:
+        """The highest of what log Z is known not to lie below, by others than q's own weights."""
+        told = [self.log_z_floor]
+        told += [] if self.witness is None else [self.witness.log_z_low]
+        told += [] if self.log_z_known is None else [self.log_z_known]
+        return max(told)
 
 
 def diagnose(
@@ -97,37 +118,46 @@ def diagnose(
     posterior_draws: Draws | None = None,
     log_z_exact: float | None = None,
     modes: Draws | None = None,
+    witness: Witness | None = None,
+    log_z_known: float | None = None,
 ) -> QueryDiagnosis:
     """Diagnose the sampler on a query from two or more independent `draws` of it.
 
     `posterior_draws` are draws of the posterior, independent or thinned until nearly so, each with the sampler's log q.
-    `modes` are rationales known from elsewhere, each with its exact log q and log R; repeated ones count once.
+    `modes` are rationales known from elsewhere, each with its exact log q and log R; repeated ones count once. `witness`
+    are draws of the base model, and `log_z_known` a lower limit of log Z by draws that are gone.
     """
     if draws.n < 2 or (posterior_draws is not None and posterior_draws.n < 2):
         raise ValueError("a diagnosis needs two draws at least, of the sampler and of the posterior if any")
     log_weights = draws.log_weights
     shares = normalized_weights(log_weights)
-    log_z = of_influence(log_mean_weight(log_weights), draws.n * shares)
-    elbo, (iwae, iwae_k) = mean_of(log_weights), _iwae(log_weights)
+    valid = _log_share(draws)
+    influence = np.append(draws.asked * shares, np.zeros(draws.missing))
+    log_z = of_influence(log_mean_weight(log_weights) + valid.value, influence)
+    elbo, (iwae, iwae_k) = _plus(mean_of(log_weights), valid), _iwae(log_weights)
     upper = mean_of(posterior_draws.log_weights) if posterior_draws else None
     seen = draws
-    for others in (modes, posterior_draws):
+    for others in (modes, posterior_draws, witness.draws if witness else None):
         seen = seen.joined(others) if others else seen
     floor = log_total(seen)
-    best = max(log_z.value, floor) if log_z_exact is None else log_z_exact
+    best = max(log_z.value, floor, floor if log_z_known is None else log_z_known)
+    best = best if log_z_exact is None else log_z_exact
+    told = testimony(witness, draws.asked, log_z.value, best) if witness and witness.draws.n else None
+    if told is not None and log_z_exact is None:
+        best = max(best, told.log_z_low)
     shape = shape_of(draws)
     return QueryDiagnosis(
-        n=draws.n,
+        n=draws.asked,
         log_z=log_z,
         elbo=elbo,
-        iwae=iwae,
+        iwae=_plus(iwae, valid),
         iwae_k=iwae_k,
         log_z_upper=upper,
         log_z_exact=log_z_exact,
         log_z_floor=floor,
-        kl_q_p=_kl_q_p(log_weights, log_z, elbo, upper, log_z_exact, floor),
+        kl_q_p=_kl_q_p(log_weights, elbo, upper, log_z_exact, floor),
         kl_p_q=_kl_p_q(log_z, upper, log_z_exact) if upper else None,
-        ess=effective_sample_size(log_weights) / draws.n,
+        ess=effective_sample_size(log_weights) / draws.asked,
         pareto_k=pareto_smoothed(log_weights, draws.labels()).pareto_k,
         max_weight_share=float(shares.max()),
         distinct=shape.distinct,
@@ -140,8 +170,21 @@ def diagnose(
         mean_length=shape.mean_length,
         mean_length_weighted=shape.mean_length_weighted,
         length_bias=shape.length_bias,
-        modes=mode_coverage(modes, draws.n, best) if modes and modes.n else None,
+        modes=mode_coverage(modes, draws, best) if modes and modes.n else None,
+        missing=draws.missing,
+        witness=told,
+        log_z_known=log_z_known,
     )
+
+
+def _log_share(draws: Draws) -> Estimate:
+    """log of the share that is valid, with its binomial error."""
+    return Estimate(float(np.log(draws.n / draws.asked)), (draws.missing / draws.n / draws.asked) ** 0.5)
+
+
+def _plus(estimate: Estimate, other: Estimate) -> Estimate:
+    """The sum of two that are independent."""
+    return Estimate(estimate.value + other.value, float(np.hypot(estimate.se, other.se)), estimate.degrees)
 
 
 def _iwae(log_weights: Floats) -> tuple[Estimate, int]:
@@ -151,15 +194,15 @@ def _iwae(log_weights: Floats) -> tuple[Estimate, int]:
     return mean_of(np.logaddexp.reduce(blocks, axis=1) - np.log(k), student=True), k
 
 
-def _kl_q_p(
-    log_weights: Floats, log_z: Estimate, elbo: Estimate, upper: Estimate | None, exact: float | None, floor: float
-) -> Interval:
-    """log Z − ELBO; of one set of draws both move together, which the delta method takes into account."""
+def _kl_q_p(log_weights: Floats, elbo: Estimate, upper: Estimate | None, exact: float | None, floor: float) -> Interval:
+    """log Z − ELBO; of one set of draws both move together, which the delta method takes into account. The share of
+    valid draws is in both, and cancels."""
     elbo_low, elbo_high = elbo.interval()
     if exact is not None:
         return max(0.0, exact - elbo_high), max(0.0, exact - elbo_low)
-    influence = len(log_weights) * normalized_weights(log_weights) - (log_weights - elbo.value)
-    low, high = of_influence(log_z.value - elbo.value, influence).interval()
+    mean = float(log_weights.mean())
+    influence = len(log_weights) * normalized_weights(log_weights) - (log_weights - mean)
+    low, high = of_influence(log_mean_weight(log_weights) - mean, influence).interval()
     # What is known from elsewhere holds whatever the draws have missed.
     low, high = max(low, floor - elbo_high), max(high, floor - elbo_low)
     if upper is not None:

@@ -23,6 +23,8 @@ class Draws:
     """log R as it is trained for, shape (n,): weights and the temperature at its end included."""
     actions: tuple[tuple[int, ...], ...]
     """Z's own tokens, without ⊤; equal ones are the same rationale."""
+    missing: int = 0
+    """Draws besides that made no valid rationale: their R is 0, so that they have no log R and are in no array."""
 
     def __post_init__(self) -> None:
         if not len(self.actions) == len(self.log_q) == len(self.log_r):
@@ -34,8 +36,13 @@ class Draws:
 
     @property
     def n(self) -> int:
-        """How many, repeated ones counted each time."""
+        """How many valid ones, repeated ones counted each time."""
         return len(self.actions)
+
+    @property
+    def asked(self) -> int:
+        """How many were drawn, the missing ones included."""
+        return self.n + self.missing
 
     @property
     def log_weights(self) -> Floats:
@@ -53,12 +60,12 @@ class Draws:
         return np.array([seen.setdefault(item, len(seen)) for item in self.actions], np.int64)
 
     def distinct(self) -> Draws:
-        """Each rationale once, where it is first."""
+        """Each rationale once, where it is first; none is missing."""
         _, first = np.unique(self.labels(), return_index=True)
         return Draws(self.log_q[first], self.log_r[first], tuple(self.actions[i] for i in first.tolist()))
 
     def joined(self, other: Draws) -> Draws:
-        """These, then the other's."""
+        """These, then the other's; none is missing."""
         return Draws(
             np.concatenate([self.log_q, other.log_q]),
             np.concatenate([self.log_r, other.log_r]),
@@ -66,8 +73,9 @@ class Draws:
         )
 
 
-def draws_of(trajectories: Sequence[Trajectory], weights: RewardWeights, tau: float) -> Draws:
-    """Draws from one query's trajectories, which the policy sampled at temperature 1; `tau` is R's temperature."""
+def draws_of(trajectories: Sequence[Trajectory], weights: RewardWeights, tau: float, missing: int = 0) -> Draws:
+    """Draws from one query's trajectories, which the policy sampled at temperature 1; `tau` is R's temperature, and
+    `missing` more were drawn that made no trajectory."""
     for item in trajectories:
         if item.source != "policy" or item.behaviour.temperature != 1.0:
             raise ValueError(
@@ -78,4 +86,5 @@ def draws_of(trajectories: Sequence[Trajectory], weights: RewardWeights, tau: fl
         log_q=np.array([item.behaviour.log_prob for item in trajectories], np.float64),
         log_r=np.array([item.log_reward(weights, tau)[-1] for item in trajectories], np.float64),
         actions=tuple(tuple(item.action_ids.tolist()) for item in trajectories),
+        missing=missing,
     )

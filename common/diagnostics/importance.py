@@ -75,8 +75,7 @@ def pareto_smoothed(log_weights: Floats, labels: NDArray[np.int64] | None = None
         return Smoothed(found, None)
     values, which, counts = _distinct_weights(found, labels)
     order = np.argsort(values[which], kind="stable")
-    # As psislw has it.
-    tail = order[-(int(3 * n**0.5) if n > 225 else n // 5) :]
+    tail = order[-tail_draws(n) :]
     weights = np.exp(values[which] - values[-1])
     excess = weights[tail] - weights[order[-len(tail) - 1]]
     if excess[counts[which[tail]] == 1].sum() <= 0.5 * excess.sum():
@@ -96,6 +95,11 @@ def pareto_smoothed(log_weights: Floats, labels: NDArray[np.int64] | None = None
     result = found.copy()
     result[tail] = smoothed[tail] - (smoothed[lowest] - apart[lowest])
     return Smoothed(result, float(pareto_k))
+
+
+def tail_draws(n: int) -> int:
+    """How many of `n` draws are the tail that k̂ is fitted to, as psislw has it."""
+    return int(3 * n**0.5) if n > 225 else n // 5
 
 
 def _distinct_weights(log_weights: Floats, labels: NDArray[np.int64] | None) -> tuple[Floats, Any, Any]:

@@ -44,7 +44,7 @@ class Chains(Generic[StateT]):
     log_r: Floats
     """Shape (chains, steps)."""
     acceptance: Floats
-    """Share of the steps that went somewhere else, shape (chains,)."""
+    """Share of the steps whose proposal was accepted, shape (chains,); one that is the old state over again is, too."""
 
     def after(self, warm_up: int) -> Chains[StateT]:
         """Without the first steps, which still know their start."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.diagnostics.draws import Draws
+from common.diagnostics.importance import Floats
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ class ModeCoverage:
     """The posterior's mass on known rationales with p/q > n. No n draws show it, as a rule, and a single one of these
     would outweigh all others: importance sampling takes about exp(KL(p‖q)) draws, and log(p/q) is what KL averages
     (Chatterjee and Diaconis 2018, arXiv 1511.01437)."""
+    beside: float | None = None
+    """Of those that aren't the most frequent draw, the mass under q as a share of that under the posterior: about 1 where
+    q is right beside what it draws, 0 where it has collapsed. None where there are none of them."""
 
 
 def log_total(draws: Draws) -> float:
@@ -38,10 +42,13 @@ def log_total(draws: Draws) -> float:
     return float(np.logaddexp.reduce(draws.distinct().log_r))
 
 
-def mode_coverage(known: Draws, n: int, log_z: float) -> ModeCoverage:
-    """How q, of which `n` draws were made, covers the `known` rationales; `log_z` is the best that is known of it,
-    at least Σ R of them."""
-    once = known.distinct()
+def mode_coverage(known: Draws, drawn: Draws, log_z: float) -> ModeCoverage:
+    """How q, of which `drawn` are draws, covers the `known` rationales; `log_z` is the best that is known of it, at least
+    Σ R of them."""
+    once, n = known.distinct(), drawn.asked
+    labels = drawn.labels()
+    most = drawn.actions[int((labels == np.bincount(labels).argmax()).argmax())]
+    others = np.array([item != most for item in once.actions])
     # Rounding may bring a share above 1.
     log_p = np.minimum(once.log_r - log_z, 0.0)
     lost = log_p - once.log_q > np.log(n)
@@ -52,4 +59,12 @@ def mode_coverage(known: Draws, n: int, log_z: float) -> ModeCoverage:
         mass_under_posterior=min(1.0, float(np.exp(log_p).sum())),
         missed=int((once.log_q < -np.log(n)).sum()),
         missed_mass=min(1.0, float(np.exp(log_p[lost]).sum())),
+        beside=_ratio(once.log_q[others], log_p[others]),
     )
+
+
+def _ratio(log_q: Floats, log_p: Floats) -> float | None:
+    """Σ q / Σ p from their logarithms, at most 2."""
+    if not len(log_q):
+        return None
+    return min(2.0, float(np.exp(min(1.0, np.logaddexp.reduce(log_q) - np.logaddexp.reduce(log_p)))))

@@ -14,7 +14,8 @@ from common.errors import UserError
 from common.files import check_writable
 from common.json_text import dumps
 from common.terminal import cells, visible
-from deploy.run.summary import BEST_DIAGNOSIS, DIAGNOSIS
+from deploy.cli.display import teller
+from deploy.run.summary import BEST_CALIBRATION, BEST_DIAGNOSIS, CALIBRATION, DIAGNOSIS
 from deploy.sampler.diagnosed_run import chosen_queries, subject_of
 from deploy.sampler.diagnosis import SHOWN_ID, Diagnosis, Drawn, Finding
 from deploy.sampler.diagnosis import diagnose as diagnosis_of
@@ -27,7 +28,6 @@ LEAST_SAMPLES = 25
 """Of fewer weights Pareto k̂ can't be read."""
 LEAST_REPEATS = 50
 """Of fewer the bands of a calibration are as wide as what they are to find."""
-CALIBRATION, CALIBRATION_BEST = "calibration", "calibration-best"
 TOLD = 8
 """Queries whose prompts and reasons are printed, from the worst on; the file has all."""
 _LEGEND = (
@@ -53,12 +53,7 @@ def diagnose(options: argparse.Namespace, overrides: list[str], console: Console
     variants = variants_of(run.task, run.config, options.sbc) if options.sbc else []
     seed = run.config.run.seed if options.seed is None else options.seed
     name, policy = BEST_DIAGNOSIS if options.best else DIAGNOSIS, cache(run.policy)
-    calibrated = None
-    progress = Console(stderr=True)
-
-    def say(text: str) -> None:
-        progress.print(f"{options.run}: {text}", markup=False, highlight=False, soft_wrap=True)
-
+    calibrated, say = None, teller(options.run)
     say(f"starting an engine to draw {options.samples} samples of each of {len(queries)} queries")
     sampler, adapter = run.sampler(seed)
     try:
@@ -72,7 +67,7 @@ def diagnose(options: argparse.Namespace, overrides: list[str], console: Console
         if variants:
             say(f"calibrating by {options.sbc} simulations")
             calibrated = calibration_of(run.config, sampler, adapter, variants, options.sbc, seed)
-            calibrated.save(options.run, CALIBRATION_BEST if options.best else CALIBRATION)
+            calibrated.save(options.run, BEST_CALIBRATION if options.best else CALIBRATION)
     finally:
         sampler.close()
         sampler.policy.close()
@@ -82,7 +77,7 @@ def diagnose(options: argparse.Namespace, overrides: list[str], console: Console
     else:
         show(console, str(options.run), found, name)
         if calibrated is not None:
-            place = f"{options.run}/{CALIBRATION_BEST if options.best else CALIBRATION}.png"
+            place = f"{options.run}/{BEST_CALIBRATION if options.best else CALIBRATION}.png"
             console.print(f"calibration {calibrated.words()}; {place}", markup=False, highlight=False)
     console.print(report_at_the_end(options.run), markup=False, highlight=False, soft_wrap=True)
     return 0

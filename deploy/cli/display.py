@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -143,6 +144,16 @@ def state_line(state: RunState) -> str:
         return f"[{time.monotonic() - state.started:4.0f} s] {visible(state.phase)}"
     parts = [f"{name} {value}" for name, value in _figures(state).items() if name not in ("elapsed", "actors alive")]
     return f"[{time.monotonic() - state.started:4.0f} s] {state.phase}: " + ", ".join(parts)
+
+
+def teller(run: Path) -> Callable[[str], None]:
+    """Says on stderr how far a command on a run is, as its results may be read from stdout."""
+    progress = Console(stderr=True)
+
+    def say(text: str) -> None:
+        progress.print(visible(f"{run}: {text}"), markup=False, highlight=False, soft_wrap=True)
+
+    return say
 
 
 def print_figures(console: Console, heading: str, figures: Mapping[str, Any]) -> None:

@@ -34,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest and not options.takes_settings:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Bars of libraries break into tables and logs.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # Libraries' notes to their own developers; ours are errors and logs.
     warnings.simplefilter("ignore", FutureWarning)
     console = Console(stderr=options.json)

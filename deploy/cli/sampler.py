@@ -139,12 +139,12 @@ def add_sampler_commands(add: AddCommand) -> None:
 def evaluate(options: argparse.Namespace, overrides: list[str], console: Console) -> int:
     """`amortis evaluate RUN`."""
     from common.files import check_writable, write_whole
-    from deploy.cli.display import print_figures
+    from deploy.cli.display import print_figures, teller
     from deploy.sampler.finished_run import FinishedRun
 
     run = FinishedRun(options.run, overrides, best=options.best)
     check_writable("RUN", str(options.run), options.run, "copy it to where it can be", "for evaluation.json ")
-    figures = run.figures()
+    figures = run.figures(say=teller(options.run))
     write_whole(options.run / ("evaluation-best.json" if options.best else "evaluation.json"), dumps(figures, indent=2))
     if options.json:
         print(dumps(figures))
@@ -167,7 +167,8 @@ def sample(options: argparse.Namespace, overrides: list[str], console: Console) 
     if not 0 < options.temperature <= HIGHEST_TEMPERATURE:
         problem = f"is not above 0 and up to {HIGHEST_TEMPERATURE:g}"
         raise UserError("--temperature", options.temperature, problem, "give e.g. 1.0")
-    from deploy.sampler.finished_run import FinishedRun
+    from deploy.cli.display import teller
+    from deploy.sampler.finished_run import FinishedRun, progress
     from deploy.sampler.posterior import PosteriorMaker, draws_for
 
     run = FinishedRun(options.run, overrides, best=options.best)
@@ -175,7 +176,8 @@ def sample(options: argparse.Namespace, overrides: list[str], console: Console) 
     sampler, adapter = run.sampler()
     n = options.candidates or draws_for(options.n, len(options.targets), resampled=options.resample)
     request = SampleRequest("samples", not options.base, options.temperature, n)
-    drawn = sampler.collect([query], request, adapter, run.config.actor.max_in_flight)[query.id]
+    told = progress(teller(options.run), "base" if options.base else "trained")
+    drawn = sampler.collect([query], request, adapter, run.config.actor.max_in_flight, told)[query.id]
     if not drawn:
         raise RunFault(f"none of the samples could be scored, the last: {sampler.last_rejection}")
     maker, prompt = PosteriorMaker(run.config, run.task), run.codec.decode_prompt(query.prompt_ids)
@@ -188,6 +190,7 @@ def sample(options: argparse.Namespace, overrides: list[str], console: Console) 
             resampled=options.n if options.resample else None,
             shown=options.n,
             seed=run.config.run.seed,
+            missing=n - len(drawn),
         )
         return _show_weighted(found, options, console)
     rows = [
@@ -309,7 +312,7 @@ def export(options: argparse.Namespace, overrides: list[str], console: Console) 
     """`amortis export RUN --merged FOLDER --adapter FOLDER --gguf FILE --hub OWNER/NAME`."""
     from tempfile import TemporaryDirectory
 
-    from deploy.cli.display import print_figures
+    from deploy.cli.display import print_figures, teller
     from deploy.sampler.export import Places
     from deploy.sampler.export import export as export_run
     from deploy.sampler.finished_run import FinishedRun
@@ -319,11 +322,6 @@ def export(options: argparse.Namespace, overrides: list[str], console: Console) 
     if places == Places() and options.hub is None:
         raise UserError("export", None, "is told nothing to make", "give --merged, --adapter, --gguf or --hub")
     places.check()
-    progress = Console(stderr=True)
-
-    def say(text: str) -> None:
-        progress.print(f"{options.run}: {text}", markup=False, highlight=False, soft_wrap=True)
-
     access = None if options.hub is None else hub_access(options.hub, public=options.public)
     run = FinishedRun(options.run, overrides, best=options.best)
     with TemporaryDirectory() as scratch:
@@ -331,7 +329,7 @@ def export(options: argparse.Namespace, overrides: list[str], console: Console) 
         if access is not None and uploaded is None:
             uploaded = Path(scratch) / "adapter"
             places = Places(adapter=uploaded, gguf=options.gguf)
-        found = export_run(run, places, options.dtype, options.prompt, say)
+        found = export_run(run, places, options.dtype, options.prompt, teller(options.run))
         if access is not None:
             found["hub"] = publish(access, uploaded, options.hub, public=options.public)
             if uploaded.is_relative_to(scratch):

@@ -9,14 +9,20 @@ from pathlib import Path
 
 from common.config import RunConfig
 from common.config_loading import save_resolved
-from deploy.run.summary import DIAGNOSIS, read_json
+from deploy.run.best import WHAT, best_folder
+from deploy.run.summary import BEST_CALIBRATION, BEST_DIAGNOSIS, CALIBRATION, DIAGNOSIS, read_json
 from learner.checkpoint import checkpoints, place_of
 
 ASIDE = ".before-resume"
 CONFIG, SUMMARY, LEARNER_SUMMARY = "config.yaml", "summary.json", "learner_summary.json"
-OF_THE_END = (LEARNER_SUMMARY, "evaluation_after.json", "evaluation_samples.json", DIAGNOSIS)
+OF_THE_END = (
+    *(LEARNER_SUMMARY, "evaluation_after.json", "evaluation_samples.json"),
+    *(DIAGNOSIS, f"{CALIBRATION}.json", f"{CALIBRATION}.png"),
+)
 """What an earlier part of a resumed run left is not this part's."""
-_NEWEST = "newest"
+OF_THE_BEST = (BEST_DIAGNOSIS, f"{BEST_CALIBRATION}.json", f"{BEST_CALIBRATION}.png")
+"""Nor is what it left of the best adapter, unless no other has become the best."""
+_NEWEST, _BEST = "newest", "best"
 
 
 @contextlib.contextmanager
@@ -43,10 +49,11 @@ def _put_aside(folder: Path) -> None:
         _end(folder)
     aside.mkdir()
     (aside / _NEWEST).write_text(_newest(folder), encoding="utf-8")
+    (aside / _BEST).write_bytes(_best(folder))
     for name in (CONFIG, SUMMARY):
         if (folder / name).exists():
             shutil.copy2(folder / name, aside / name)
-    for name in OF_THE_END:
+    for name in (*OF_THE_END, *OF_THE_BEST):
         if (folder / name).exists():
             (folder / name).rename(aside / name)
 
@@ -59,12 +66,23 @@ def _end(folder: Path) -> None:
         for name in (CONFIG, SUMMARY, *OF_THE_END):
             if (aside / name).exists():
                 (aside / name).replace(folder / name)
+    if (aside / _BEST).exists() and (aside / _BEST).read_bytes() == _best(folder):
+        for name in OF_THE_BEST:
+            # One that is there by now is newer.
+            if (aside / name).exists() and not (folder / name).exists():
+                (aside / name).rename(folder / name)
     shutil.rmtree(aside)
 
 
 def _learner_is_done(folder: Path) -> bool:
     """Whether it trained to its end; one that is asked to stop writes its summary too."""
     return bool(read_json(folder / LEARNER_SUMMARY).get("trained_to_its_end"))
+
+
+def _best(folder: Path) -> bytes:
+    """What is said of the best adapter, its digest among it; empty where there is none."""
+    path = best_folder(folder) / WHAT
+    return path.read_bytes() if path.is_file() else b""
 
 
 def _newest(folder: Path) -> str:

@@ -11,15 +11,18 @@ from common.config import RunConfig
 from common.errors import UserError
 from common.evaluation import TRAINED
 from common.files import write_whole
+from common.held_out import Part
 from common.json_text import dumps
 from common.tasks import SampleRequest, Task, make_task, task_class
 from common.tasks.base import SampleSets
 from common.tokens import codec_of
 from deploy.run.best import in_summary, load_best
-from deploy.run.curve import draw_curve
+from deploy.run.curve import draw_curve, read_metrics
 
 DIAGNOSIS, BEST_DIAGNOSIS = "diagnosis.json", "diagnosis-best.json"
 """In a run's folder: how far its sampler is from the posterior, and that of the adapter which was best."""
+CALIBRATION, BEST_CALIBRATION = "calibration", "calibration-best"
+"""Of the same two by simulation, each a .json and a .png."""
 BOOKKEEPING = {
     "wall_s",
     "elapsed_s",
@@ -93,6 +96,7 @@ def write_summary(
         **after.get("metrics", {}),
         **samples,
         **in_summary(folder),
+        **_looks(config, folder),
         "interrupted": interrupted,
         "fault": fault,
     }
@@ -105,6 +109,22 @@ def write_summary(
     summary["plots"] = [path.name for path in drawn]
     write_whole(folder / "summary.json", dumps(summary, indent=2))
     return summary
+
+
+def _looks(config: RunConfig, folder: Path) -> dict[str, str]:
+    """How often a run was looked at while it trained, in words; empty where it was not to be. That there was no time
+    for it would else show nowhere."""
+    rows, parts = read_metrics(folder), []
+    for part, every in ((Part.EVALUATION, config.evaluation.every), (Part.DIAGNOSIS, config.diagnose.every)):
+        if not every:
+            continue
+        made = sum(any(name.startswith(part.prefix) for name in row) for row in rows)
+        one, many = ("evaluation", "evaluations") if part is Part.EVALUATION else ("diagnosis", "diagnoses")
+        parts.append(f"{made} {one if made == 1 else many}")
+        if not made:
+            share = config.evaluation.share
+            parts[-1] += f" (evaluation.share of {share:g} left an actor no time for it: raise it, or train for longer)"
+    return {"while_it_trained": ", ".join(parts)} if parts else {}
 
 
 def draw_plots(config: RunConfig, folder: Path) -> list[Path]:

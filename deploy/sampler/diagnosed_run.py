@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -19,7 +18,7 @@ from deploy.run.diagnosis import Subject, diagnosed
 from deploy.run.open_buffer import open_buffer
 from deploy.run.summary import wanted_requests
 from deploy.sampler.diagnosis import SHOWN_ID, at_the_end
-from deploy.sampler.finished_run import FinishedRun
+from deploy.sampler.finished_run import FinishedRun, progress
 
 if TYPE_CHECKING:
     from actors.engine import LoadedAdapter
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
 Started = Callable[[], "tuple[TrajectorySampler, LoadedAdapter]"]
 ALL = "all"
-TOLD_EVERY_S = 10.0
 _ID = re.compile(rf"[0-9a-f]{{{SHOWN_ID},32}}")
 
 
@@ -71,7 +69,7 @@ def subject_of(
         sampler, adapter = start()
         limit = run.config.actor.max_in_flight
         return {
-            request.label: sampler.collect(queries, request, adapter, limit, _progress(say, request.label))
+            request.label: sampler.collect(queries, request, adapter, limit, progress(say, request.label))
             for request in requests
         }
 
@@ -81,19 +79,6 @@ def subject_of(
 
     digest = files_sha256(files)
     return Subject(run.folder, run.config, run.task, digest, queries, collect, policy or run.policy, best_known)
-
-
-def _progress(say: Callable[[str], None], label: str) -> Callable[[int, int], None]:
-    """Says now and then how many samples of a label are done."""
-    last = time.monotonic()
-
-    def told(done: int, n: int) -> None:
-        nonlocal last
-        if time.monotonic() - last >= TOLD_EVERY_S:
-            last = time.monotonic()
-            say(f"samples ({label}): {done} of {n}")
-
-    return told
 
 
 def evaluated_and_diagnosed(folder: Path) -> dict[str, Any]:

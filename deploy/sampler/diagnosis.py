@@ -6,7 +6,8 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from common.config import LearnerSection
 from common.diagnostics.diagnosis import QueryDiagnosis
 from common.diagnostics.diagnosis import diagnose as figures_of
 from common.diagnostics.draws import Draws, draws_of
+from common.diagnostics.witness import Witness
 from common.diagnostics.verdict import Judgement, RunJudgement, Verdict, judge, judge_run
 from common.errors import RunFault, UserError
 from common.files import write_whole
@@ -31,8 +33,9 @@ from deploy.sampler.reward_precision import RewardPrecision, measured
 TRAINED, BASE, GIVEN = "trained", "base", "given"
 KNOWN = 32
 """Best distinct rationales of a query that the sampler is held against."""
-BASE_SHARE, LEAST_BASE = 1 / 16, 8
-"""Draws of the base model for each of the sampler's: enough to look at, at little of the cost."""
+BASE_SHARE, LEAST_BASE = 1 / 16, 16
+"""Draws of the base model for each of the sampler's, and the fewest: enough to tell what the sampler misses, at little of
+the cost."""
 LEAST_DRAWS = 2
 """That a standard error takes."""
 SHOWN_ID = 8
@@ -91,7 +94,7 @@ class Diagnosis:
     """Seconds since the epoch."""
     adapter_sha256: str | None
     samples: int
-    """Draws of each query that were asked for; fewer where some made no valid trajectory."""
+    """Draws of each query; of each one's that made no valid trajectory, `figures.missing` tells how many."""
     trained_for: str
     """What its objective aims at, in words."""
     verdict: RunJudgement
@@ -100,7 +103,8 @@ class Diagnosis:
     """Where the known rationales are from, or why there are none."""
     queries: list[Finding]
     left_out: list[str]
-    """Ids of queries of which fewer than two draws made a valid trajectory."""
+    """Ids of queries of which fewer than two draws made a valid trajectory; the verdict counts them as not to be trusted.
+    """
 
     @property
     def worst(self) -> Finding:
@@ -110,13 +114,17 @@ class Diagnosis:
     def words(self) -> str:
         """The verdict in a sentence or two, with the worst query and the remedy."""
         counts = Counter(finding.judgement.verdict for finding in self.queries)
+        counts[Verdict.REFUSE] += len(self.left_out)
+        total = len(self.queries) + len(self.left_out)
         of = ", ".join(f"{counts[verdict]} {verdict.value}" for verdict in Verdict if counts[verdict])
-        parts = [f"{self.verdict.verdict.value} ({len(self.queries)} queries: {of})"]
-        if len(self.queries) == 1:
+        parts = [f"{self.verdict.verdict.value} ({total} queries: {of})"]
+        if total == 1:
             parts = [self.verdict.verdict.value]
         if self.worst.judgement.verdict is not Verdict.GOOD:
             reason = self.worst.judgement.reasons[0]
             parts.append(f"worst is query {self.verdict.worst[:SHOWN_ID]}: {reason}")
+        if self.left_out:
+            parts.append(f"{len(self.left_out)} queries have almost no valid draw")
         if self.verdict.remedy:
             parts.append(self.verdict.remedy)
         return "; ".join(parts)
@@ -179,7 +187,10 @@ def diagnose(subject: Subject, samples: int, truth: Truth | None = None) -> Diag
     tau = config.final_temperature
     # Before anything is drawn: a server that has to read a long log back takes its time.
     stored, why_none = _stored(subject)
-    found = subject.collect(requests_of(samples, base=subject.adapter_sha256 is not None))
+    subject = replace(subject, policy=cache(subject.policy))
+    requests = requests_of(samples, base=subject.adapter_sha256 is not None)
+    asked_for = {request.label: request.n for request in requests}
+    found = subject.collect(requests)
     queries = [query for query in subject.queries if len(found[TRAINED].get(query.id, ())) >= LEAST_DRAWS]
     if not queries:
         raise RunFault("none of the samples could be scored, so that there is nothing to judge the sampler by")
@@ -190,19 +201,30 @@ def diagnose(subject: Subject, samples: int, truth: Truth | None = None) -> Diag
     # Of these the base model's own draws are what a collapsed sampler can be held against.
     known |= {key: _best(found.get(BASE, {}).get(key, ()), subject) for key in held_out}
     modes = _with_log_q(subject, queries, known, tau)
+    by_base = {query.id: found.get(BASE, {}).get(query.id, ()) for query in queries}
+    held_against = _with_log_q(subject, queries, by_base, tau)
     maker = PosteriorMaker(config, task)
 
-    def drawn(trajectories: Sequence[Trajectory], more: Mapping[str, Any]) -> Drawn:
-        draws = draws_of(trajectories, config.reward_weights, tau)
+    def witness(query: Query) -> Witness | None:
+        draws, items = held_against.get(query.id), by_base[query.id]
+        if draws is None:
+            return None
+        draws = replace(draws, missing=asked_for[BASE] - draws.n)
+        return Witness(draws, np.array([item.behaviour.log_prob for item in items], np.float64))
+
+    def drawn(label: str, trajectories: Sequence[Trajectory], more: Mapping[str, Any]) -> Drawn:
+        missing = asked_for[label] - len(trajectories)
+        draws = draws_of(trajectories, config.reward_weights, tau, missing)
         return Drawn(figures_of(draws, **more), maker.make("", trajectories).samples)
 
     findings, truths = [], truth(queries) if truth is not None else {}
     for query in queries:
         exact = truths.get(query.id)
         log_z_exact = exact.log_z if exact else None
-        more = {"posterior_draws": exact.draws if exact else None, "modes": modes.get(query.id)}
-        own = drawn(found[TRAINED][query.id], {"log_z_exact": log_z_exact, **more})
-        base = found.get(BASE, {}).get(query.id, ())
+        more: dict[str, Any] = {"posterior_draws": exact.draws if exact else None, "modes": modes.get(query.id)}
+        more["witness"] = witness(query)
+        own = drawn(TRAINED, found[TRAINED][query.id], {"log_z_exact": log_z_exact, **more})
+        base = by_base[query.id]
         findings.append(
             Finding(
                 query.id,
@@ -212,21 +234,22 @@ def diagnose(subject: Subject, samples: int, truth: Truth | None = None) -> Diag
                 judge(own.figures),
                 own.samples,
                 exact.words() if exact else None,
-                drawn(base, {"log_z_exact": log_z_exact}) if len(base) >= LEAST_DRAWS else None,
+                drawn(BASE, base, {"log_z_exact": log_z_exact}) if len(base) >= LEAST_DRAWS else None,
             )
         )
     by_id = {query.id: query for query in subject.queries}
+    left_out = [key for key in by_id if key not in known]
     scored = [item for query in queries for item in found[TRAINED][query.id]]
     return Diagnosis(
         made=time.time(),
         adapter_sha256=subject.adapter_sha256,
         samples=samples,
         trained_for=trained_for(config.learner),
-        verdict=judge_run({finding.query_id: finding.figures for finding in findings}),
+        verdict=judge_run({finding.query_id: finding.figures for finding in findings}, len(left_out)),
         reward_precision=measured(config, task, by_id, scored, tau, subject.should_stop),
         known=_known_words(modes, queries, held_out, why_none),
         queries=findings,
-        left_out=[key for key in by_id if key not in known],
+        left_out=left_out,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ from deploy.run.find_model import find_model
 from deploy.run.identity import check_models
 from deploy.run.summary import wanted_requests
 from learner.policy import LoraPolicy
+
+TOLD_EVERY_S = 10.0
 
 
 class FinishedRun:
@@ -189,13 +192,15 @@ class FinishedRun:
         self,
         policy: LoraPolicy | None = None,
         start: Callable[[], tuple[TrajectorySampler, LoadedAdapter]] | None = None,
+        say: Callable[[str], None] = lambda text: None,
         *,
         corrected: bool = True,
     ) -> dict[str, Any]:
         """The evaluation anew: exact figures, then those of samples, as far as the run's configuration wants them.
 
-        `policy` and what `start` gives are used where they are there already. `corrected` draws as many samples as
-        figures that are corrected by weights take, which at a run's end are left out.
+        `policy` and what `start` gives are used where they are there already; `say` is told how far the drawing is.
+        `corrected` draws as many samples as figures that are corrected by weights take, which at a run's end are left
+        out.
         """
         requests = wanted_requests(self.task, self.config)
         if requests and corrected:
@@ -206,7 +211,10 @@ class FinishedRun:
         if requests:
             sampler, adapter = start() if start is not None else self.sampler(self.config.run.seed)
             queries, limit = self.task.queries("test"), self.config.actor.max_in_flight
-            samples = {request.label: sampler.collect(queries, request, adapter, limit) for request in requests}
+            samples = {
+                request.label: sampler.collect(queries, request, adapter, limit, progress(say, request.label))
+                for request in requests
+            }
             found.update(self.task.evaluate_samples(with_samples(samples), self.config.reward_weights))
         return found
 
@@ -222,3 +230,16 @@ class FinishedRun:
         sampler = make_sampler(self.config, self.task, seed, metrics=metrics)
         files = {path.name: path.read_bytes() for path in self.adapter_folder.iterdir()}
         return sampler, sampler.policy.load_adapter(1, files_sha256(files), self.adapter_folder.resolve())
+
+
+def progress(say: Callable[[str], None], label: str) -> Callable[[int, int], None]:
+    """Says now and then how many samples of a label are done."""
+    last = time.monotonic()
+
+    def told(done: int, n: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= TOLD_EVERY_S:
+            last = time.monotonic()
+            say(f"samples ({label}): {done} of {n}")
+
+    return told

@@ -161,7 +161,13 @@ class Sampler:
             self._draws += 1
             seed = self._seed + self._draws
             posterior = self._maker.make(
-                text, group, target=self.run.target_of(query), targets=targets, resampled=resample, seed=seed
+                text,
+                group,
+                target=self.run.target_of(query),
+                targets=targets,
+                resampled=resample,
+                seed=seed,
+                missing=n - len(group),
             )
             found.append(posterior)
         if (resample is not None or targets) and not allow_unreliable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,7 +66,7 @@ class Posterior:
     prompt: str
     samples: list[Sample]
     log_z: float
-    """log Σ_Z R(Z), estimated by the mean weight."""
+    """log Σ_Z R(Z), estimated by the mean weight; a draw without a valid reward has R = 0."""
     effective_sample_size: float
     """Of how many draws of the posterior itself the weighted draws are worth; of p(Y|X) where targets are given."""
     pareto_k: float | None
@@ -133,9 +134,12 @@ class PosteriorMaker:
         resampled: int | None = None,
         shown: int | None = None,
         seed: int | None = None,
+        missing: int = 0,
     ) -> Posterior:
         """`drawn` are of one query, sampled at temperature 1, and `target` is its target as text; with `targets` the
         first of these is that query's target and the others its alternatives, in that order.
+
+        `missing` more were drawn that have no valid reward: their R is 0, which log Z takes into account.
 
         With `resampled` so many are drawn from them again ∝ their weights (sampling-importance-resampling); else the
         first `shown` come back as they are, all without it, and all of them are estimated from.
@@ -155,7 +159,7 @@ class PosteriorMaker:
         return Posterior(
             prompt=prompt,
             samples=[self._sample(drawn[i], log_q[i], log_r[i], parts[i], weights[i]) for i in chosen.tolist()],
-            log_z=log_mean_weight(correction.log_weights),
+            log_z=log_mean_weight(correction.log_weights) - math.log1p(missing / len(drawn)),
             effective_sample_size=correction.effective_sample_size,
             pareto_k=correction.pareto_k,
             candidates=len(drawn),

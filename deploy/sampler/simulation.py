@@ -35,6 +35,7 @@ from common.tasks.template import TemplateTask
 from common.templates import places
 from common.trajectory import Query, Trajectory
 from deploy.run.inference_checks import final_temperature
+from deploy.run.summary import CALIBRATION
 from deploy.sampler.ground_truth import inference_of
 
 DRAWS = 63
@@ -71,6 +72,8 @@ class Simulated:
     draws: int
     quantities: dict[str, Calibration]
     """By what was ranked: log R and log p(Y|XZ⊤), which depend on Y, and the length of Z."""
+    adapter_sha256: str | None = None
+    """Of the adapter that the draws are of; None for draws of none."""
 
     @property
     def passed(self) -> bool:
@@ -86,10 +89,11 @@ class Simulated:
         return f"failed in {repeats}: Z* doesn't rank like the sampler's draws by {', '.join(failed)}"
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {**asdict(self), "passed": self.passed}
+        """For JSON, with what is said of the figures."""
+        quantities = {name: {**asdict(each), "passed": each.passed} for name, each in self.quantities.items()}
+        return {**asdict(self), "quantities": quantities, "passed": self.passed}
 
-    def save(self, folder: Path, name: str = "calibration") -> None:
+    def save(self, folder: Path, name: str = CALIBRATION) -> None:
         """`name`.json and `name`.png."""
         write_whole(folder / f"{name}.json", dumps(self.to_dict(), indent=1))
         _draw(self, folder / f"{name}.png")
@@ -267,7 +271,8 @@ def calibration_of(
         request = SampleRequest("calibration", adapter=True, temperature=1.0, n=n)
         return sampler.collect(queries, request, adapter, config.actor.max_in_flight)
 
-    return calibrated(inference, simulate(inference, variants, repeats), infer)
+    found = calibrated(inference, simulate(inference, variants, repeats), infer)
+    return replace(found, adapter_sha256=adapter.sha256)
 
 
 def _draw(found: Simulated, path: Path) -> None:

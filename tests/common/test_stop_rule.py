@@ -46,6 +46,7 @@ def test_a_rule_is_read(text: str, figure: str, operator: str, bound: float, tim
         ("loss <= 0.1", "a diagnosis has no figure 'loss'; choose one of ess, ess_mean, pareto_k"),
         ("eval/ > 1", "is followed by no name"),
         ("log_z > 1e999", "too large a number"),
+        ("ess > 2", "ess is a share of the draws, from 0 to 1"),
         ("ess >= 0.5 for 0 diagnoses", "would hold from the start"),
         ("ess >= 0.5 for 3 evaluations", "is a figure of diagnoses; write for 3 diagnoses"),
         ("eval/accuracy > 0.9 for 3 diagnoses", "is a figure of evaluations; write for 3 evaluations"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 
 from common.config import RunConfig
 from common.log import get_logger
-from deploy.run.summary import BEST_DIAGNOSIS, BOOKKEEPING
+from deploy.run.summary import BEST_DIAGNOSIS, BOOKKEEPING, CALIBRATION
 from deploy.sampler.report.curves import curve_plots
-from deploy.sampler.report.found import CALIBRATION, FoundRun, section
+from deploy.sampler.report.found import FoundRun, is_of_another, section
 from deploy.sampler.report.plots import Plot
 from deploy.sampler.report.queries import DiagnosisShown, diagnosis_shown
 from deploy.sampler.report.words import Row, Verdict, duration, is_number, number, shortened, verdict_of, when
@@ -128,7 +128,7 @@ def run_shown(run: FoundRun, *, brief: bool = False) -> RunShown:
         figures=part("the figures before and after", lambda: before_and_after(run), None),
         samplers=part("the samplers' figures", lambda: samplers_table(run.summary), None),
         precision=part("the reward's precision", lambda: precision_of(run), ""),
-        calibration=part("the calibration", lambda: calibration_of(run.calibration), ""),
+        calibration=part("the calibration", lambda: calibration_of(run.calibration, run.adapters), ""),
         series=[one.label for one in run.series],
         notes=notes,
     )
@@ -136,7 +136,8 @@ def run_shown(run: FoundRun, *, brief: bool = False) -> RunShown:
         series = [(one.label, one.rows) for one in run.series]
         names = [str(name) for name in run.summary.get("plots") or ()]
         shown.pictures = part("the task's plots", lambda: list(_pictures(run, names, notes)), [])
-        picture = [f"{CALIBRATION}.png"] if shown.calibration else []
+        is_own = shown.calibration and not is_of_another(run.calibration, run.adapters)
+        picture = [f"{CALIBRATION}.png"] if is_own else []
         shown.calibration_picture = next(_pictures(run, picture, notes), None)
         shown.curves = part("the curves", lambda: curve_plots(series, notes), [])
         shown.diagnosis = part("the diagnosis", lambda: diagnosis_shown(run.diagnosis, run.adapters), None)
@@ -184,7 +185,10 @@ def facts_of(run: FoundRun) -> list[Row]:
         found.append(Row("Best adapter", value, f"in {best.get('folder')}"))
     of_best = section(run.best_diagnosis, "verdict")
     if of_best:
-        found.append(Row("Diagnosis of the best adapter", str(of_best.get("verdict")), f"in {BEST_DIAGNOSIS}"))
+        words = str(of_best.get("verdict"))
+        if is_of_another(run.best_diagnosis, run.best_adapters):
+            words = "none: the one that there is is of another adapter than is the best now"
+        found.append(Row("Diagnosis of the best adapter", words, f"in {BEST_DIAGNOSIS}"))
     gap = summary.get("sampler_gap_max")
     if is_number(gap):
         found.append(Row("Sampler and learner differ by", f"{number(gap)} nats a token", "at most; should be about 0"))
@@ -240,14 +244,17 @@ def precision_of(run: FoundRun) -> str:
     return RewardPrecision(**found).words() if found else str(run.summary.get("reward_precision") or "")
 
 
-def calibration_of(found: Mapping[str, Any]) -> str:
-    """Whether the sampler passed a simulation-based calibration, and by what it failed; empty where none was made."""
+def calibration_of(found: Mapping[str, Any], adapters: Set[str]) -> str:
+    """Whether the sampler passed a simulation-based calibration, and by what it failed; empty where none was made.
+    `adapters` are the digests of the one that the run has now."""
     if not found:
         return ""
+    if is_of_another(found, adapters):
+        return "of another adapter than the run has now: `amortis diagnose --sbc` makes one of this"
     failed = [
         f"{name} (p = {number(one.get('p_value'), 2)})"
         for name, one in section(found, "quantities").items()
-        if not one.get("passed")
+        if not one["passed"]
     ]
     repeats = f"in {found.get('repeats')} repeats of {found.get('draws')} draws"
     return f"failed {repeats}, by {', '.join(failed)}" if failed else f"passed {repeats}"

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.evaluation import PREFIX as EVALUATION
+from common.stop_rule import NARROW
 from deploy.sampler.report.plots import Plot, curve_of, draw_curves
 from deploy.sampler.report.words import is_number
 
@@ -22,6 +23,7 @@ _BOOKKEEPING = {
     *("time", "step", "gradient_norm", "learning_rate", "reward_temperature", "trajectories", "adapter_version"),
     *("staleness", "wait_s", "step_s", "buffer_size", "trajectories_pushed", "elapsed_s", "sampler_gap"),
     *("sampler_gap_tokens", "actor", "samples", "samples_missing", "queries_trained_on", "evaluation_share"),
+    *("diagnosis_samples", "diagnosis_samples_missing", NARROW),
 }
 """What says how the run went, and nothing of the sampler."""
 _WRITTEN = {"log z": "log Z", "log reward": "log R", "ess": "ESS", "elbo": "ELBO", "pareto k": "Pareto k̂"}

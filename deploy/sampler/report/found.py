@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ from common.adapter_files import files_sha256
 from common.errors import UserError
 from deploy.run.best import best_folder, load_best
 from deploy.run.curve import METRICS, read_metrics
-from deploy.run.summary import BEST_DIAGNOSIS, DIAGNOSIS, read_json
+from deploy.run.summary import BEST_DIAGNOSIS, CALIBRATION, DIAGNOSIS, read_json
 
-REPORT, CALIBRATION = "report.html", "calibration"
+REPORT = "report.html"
 _STEPS = "[em][0-9]*"
 """Folders of an expectation maximisation's steps."""
 
@@ -46,7 +46,8 @@ class FoundRun:
     """By simulation, where that was asked for."""
     series: list[Series]
     adapters: frozenset[str]
-    """Digests by which the run's adapters, the last and the best, may be named."""
+    best_adapters: frozenset[str]
+    """Digests by which the run's last adapter may be named, and its best."""
     notes: list[str] = field(default_factory=list)
     """What is missing, or can't be read."""
 
@@ -70,6 +71,7 @@ def read_run(folder: Path) -> FoundRun:
             return {}
 
     summary = read("summary.json")
+    last, best = _adapters(folder, notes)
     return FoundRun(
         folder=folder,
         config=_config(folder, notes),
@@ -80,7 +82,8 @@ def read_run(folder: Path) -> FoundRun:
         best_diagnosis=read(BEST_DIAGNOSIS),
         calibration=read(f"{CALIBRATION}.json"),
         series=_series(folder, notes),
-        adapters=_adapters(folder, notes),
+        adapters=last,
+        best_adapters=best,
         notes=notes,
     )
 
@@ -113,16 +116,27 @@ def _series(folder: Path, notes: list[str]) -> list[Series]:
     return found
 
 
-def _adapters(folder: Path, notes: list[str]) -> frozenset[str]:
-    found = set()
+def _adapters(folder: Path, notes: list[str]) -> tuple[frozenset[str], frozenset[str]]:
+    """Of the last one, and of the best."""
+    last, best = set[str](), set[str]()
     try:
-        best = load_best(folder)
-        if best is not None:
-            found.add(best.sha256)
-        for place in (folder / "adapter", best_folder(folder)):
-            if place.is_dir():
-                files = {path.name: path.read_bytes() for path in place.iterdir() if path.is_file()}
-                found.add(files_sha256(files))
+        last |= _digests(folder / "adapter")
+        best |= _digests(best_folder(folder))
+        of_best = load_best(folder)
+        if of_best is not None:
+            best.add(of_best.sha256)
     except (OSError, UserError) as error:
         notes.append(f"the run's adapters can't be read ({type(error).__name__})")
-    return frozenset(found)
+    return frozenset(last), frozenset(best)
+
+
+def _digests(place: Path) -> set[str]:
+    if not place.is_dir():
+        return set()
+    return {files_sha256({path.name: path.read_bytes() for path in place.iterdir() if path.is_file()})}
+
+
+def is_of_another(found: Mapping[str, Any], adapters: Set[str]) -> bool:
+    """Whether what was found is of none of these adapters; where either doesn't say, it is taken to be of one."""
+    digest = found.get("adapter_sha256")
+    return bool(digest and adapters) and digest not in adapters

@@ -31,6 +31,9 @@ def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
     """
     if output is None and len(runs) > 1:
         raise UserError("--output", None, "is needed for a report of several runs", "give a file, e.g. report.html")
+    repeated = [str(run) for i, run in enumerate(runs) if run.resolve() in [other.resolve() for other in runs[:i]]]
+    if repeated:
+        raise UserError("RUN", repeated[0], "is given twice", "name each run once")
     page, path = render(runs), output or runs[0] / REPORT
     try:
         write_whole(path, page)

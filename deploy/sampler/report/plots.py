@@ -181,7 +181,7 @@ def draw_queries(ess: Sequence[float], pareto_k: Sequence[float], limit: float) 
     axes.set_ylim(-0.03, 1.03)
     caption = "Each query's effective sample size, as a share of its draws (upwards), over its k̂. Good is above and to "
     return Plot(
-        "All queries", caption + f"the left of the dashed line, k̂ = {limit:.2g}.", inline(figure, "ESS over Pareto k")
+        "All queries", caption + f"the left of the dashed line, k̂ = {limit:.2f}.", inline(figure, "ESS over Pareto k")
     )
 
 

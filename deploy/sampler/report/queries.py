@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.diagnostics.verdict import PARETO_K_LIMIT, pareto_k_limit
+from deploy.sampler.report.found import is_of_another
 from deploy.sampler.report.plots import (
     Interval,
     Kind,
@@ -136,13 +137,12 @@ class DiagnosisShown:
 
 
 def diagnosis_shown(diagnosis: Mapping[str, Any], adapters: Set[str]) -> DiagnosisShown | None:
-    """None where there is none; `adapters` are the digests of those that the run has now."""
+    """None where there is none; `adapters` are the digests of the one that the run has now."""
     if not diagnosis:
         return None
     every = list(enumerate(diagnosis.get("queries") or (), start=1))
     worst = (diagnosis.get("verdict") or {}).get("worst")
     every.sort(key=lambda item: (item[1].get("query_id") != worst, _badness(item[1])))
-    found = diagnosis.get("adapter_sha256")
     made = diagnosis.get("made")
     return DiagnosisShown(
         made=when(made) if is_number(made) else str(made or ""),
@@ -150,7 +150,7 @@ def diagnosis_shown(diagnosis: Mapping[str, Any], adapters: Set[str]) -> Diagnos
         trained_for=str(diagnosis.get("trained_for") or ""),
         known=str(diagnosis.get("known") or ""),
         not_scored=len(diagnosis.get("left_out") or ()),
-        is_of_another_adapter=bool(found and adapters) and found not in adapters,
+        is_of_another_adapter=is_of_another(diagnosis, adapters),
         overview=_overview([query for _, query in every]),
         lines=[_line(i, query, place < _MOST_QUERIES) for place, (i, query) in enumerate(every[:_MOST_LISTED])],
         lines_left_out=max(0, len(every) - _MOST_LISTED),
@@ -170,11 +170,18 @@ def _badness(query: Mapping[str, Any]) -> tuple[int, float]:
 
 
 def _overview(queries: Sequence[Mapping[str, Any]]) -> Plot | None:
-    pairs = [(figure_of(query, "ess"), figure_of(query, "pareto_k")) for query in queries]
-    known = [(ess, k) for ess, k in pairs if is_number(ess) and is_number(k)]
+    """Where they all stand, k̂ against the limit that the verdict has for the fewest draws that any of them made."""
+    found = [(figure_of(query, "ess"), figure_of(query, "pareto_k"), figure_of(query, "n")) for query in queries]
+    known = [(ess, k, n) for ess, k, n in found if is_number(ess) and is_number(k)]
     if len(known) < 2:
         return None
-    return draw_queries([ess for ess, _ in known], [k for _, k in known], PARETO_K_LIMIT)
+    n = min((n for _, _, n in known if isinstance(n, int)), default=None)
+    return draw_queries([ess for ess, _, _ in known], [k for _, k, _ in known], _k_limit(n))
+
+
+def _k_limit(n: object) -> float:
+    """Of k̂, for so many draws; where a diagnosis doesn't say how many, for as many as it takes."""
+    return pareto_k_limit(n) if isinstance(n, int) else PARETO_K_LIMIT
 
 
 def _line(i: int, query: Mapping[str, Any], is_shown: bool) -> Line:
@@ -214,8 +221,7 @@ def _query(i: int, query: Mapping[str, Any]) -> QueryShown:
 def _figures(trained: Mapping[str, Any], base: Mapping[str, Any]) -> list[Figure]:
     k = trained.get("iwae_k")
     iwae = f"IWAE-{k} bound" if is_number(k) else "IWAE bound"
-    n = trained.get("n")
-    k_limit = pareto_k_limit(n) if isinstance(n, int) else PARETO_K_LIMIT
+    k_limit = _k_limit(trained.get("n"))
     shown: list[tuple[str, str, Any, str]] = [
         ("log Z", "log_z", estimate, "of the importance weights, ± its standard error"),
         ("ELBO", "elbo", estimate, "a lower bound of log Z; as far below it as KL(q‖p)"),

@@ -67,6 +67,7 @@ async def answer(run: FinishedRun, request: PosteriorRequest, query: Query, mode
         resampled=request.n if request.resample else None,
         shown=request.n,
         seed=None if request.seed is None else abs(request.seed),
+        missing=rejected,
     )
     if (request.resample or request.targets) and not request.allow_unreliable:
         way_out = "ask for weighted draws alone, or for this all the same with allow_unreliable: true"

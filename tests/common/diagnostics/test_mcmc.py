@@ -70,6 +70,13 @@ def test_what_has_no_reward_is_never_gone_to_and_no_start() -> None:
         metropolis_hastings(["nowhere"], [-np.inf], propose, 5, generator)
 
 
+def test_a_proposal_of_the_old_state_is_accepted_as_any_other() -> None:
+    found = metropolis_hastings(
+        ["here"], [-3.0], lambda states: [Proposal("here", -3.0, 0.0) for _ in states], 5, np.random.default_rng(0)
+    )
+    assert found.states == [["here"] * 5] and found.acceptance.tolist() == [1.0]
+
+
 def test_states_are_taken_evenly_from_all_chains_and_steps() -> None:
     chains = Chains([[1, 3, 5, 7], [2, 4, 6, 8]], np.zeros((2, 4)), np.zeros(2))
     assert chains.spread(8) == [1, 2, 3, 4, 5, 6, 7, 8]

@@ -33,7 +33,8 @@ def test_what_is_no_run_and_where_nothing_can_be_written_is_one_line(
     run = made_run(tmp_path / "run")
     for arguments, named in (
         ([str(tmp_path)], "RUN"),
-        ([str(run), str(run)], "--output"),
+        ([str(run), str(tmp_path)], "--output"),
+        ([str(run), str(run), "--output", str(tmp_path / "both.html")], "RUN"),
         ([str(run), "--output", str(tmp_path / "gone" / "page.html")], "--output"),
         ([str(run), "--output", str(tmp_path)], "--output"),
     ):

@@ -175,3 +175,21 @@ def test_a_summary_is_valid_json_whatever_the_figures_are(tmp_path: Path) -> Non
 
     found = json.loads((config.run_folder / "summary.json").read_text(), parse_constant=refuse)
     assert found["accuracy"] is None and found["x"] == {"y": [None, 1.5]} and found["trajectories_pushed"] == 3
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ([{"step": 1, "loss": 2.0}], "0 evaluations (evaluation.share of 0.1 left an actor no time for it: raise it"),
+        ([{"step": 5, "eval/x": 1.0}, {"step": 9, "eval/x": 2.0, "diagnose/ess": 0.5}], "2 evaluations, 1 diagnosis"),
+    ],
+)
+def test_a_summary_says_how_often_a_run_was_looked_at_while_it_trained(
+    tmp_path: Path, rows: list[dict[str, float]], told: str
+) -> None:
+    config = config_in(tmp_path, "over")
+    looks = {"evaluation": config.evaluation.model_copy(update={"every": 5, "share": 0.1})}
+    config = config.model_copy(update={**looks, "diagnose": config.diagnose.model_copy(update={"every": 5})})
+    (config.run_folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = write_summary(config, config.run_folder, {}, 1.5, None, interrupted=False)
+    assert found["while_it_trained"].startswith(told)

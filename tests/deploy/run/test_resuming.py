@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from common.config import RunConfig
 from common.config_loading import known_keys, load_run, save_resolved
 from common.errors import RunFault, UserError
 from deploy.run import launcher
+from deploy.run.best import Best, keep_best
 from deploy.run.checks import prepare
 from deploy.run.em import _begin
 from deploy.run.launcher import Launcher
@@ -258,6 +260,40 @@ def test_a_resumed_run_that_fails_later_says_so_in_its_summary(
         Launcher(config).run()
     assert json.loads((folder / "summary.json").read_text())["fault"] == "learner: not finite"
     assert load_run(folder).learner.steps == 77
+
+
+OF_LAST = ("diagnosis.json", "calibration.json", "calibration.png")
+OF_BEST = ("diagnosis-best.json", "calibration-best.json", "calibration-best.png")
+
+
+@pytest.mark.parametrize("beaten", [False, True])
+def test_what_was_found_of_an_adapter_is_left_out_once_another_takes_its_place(
+    tmp_path: Path, digit_model: Path, monkeypatch: pytest.MonkeyPatch, beaten: bool
+) -> None:
+    folder = make_run(config_of(tmp_path, digit_model, "--run.name", "good"))
+    best = Best(10, 10, "mean_log_reward", "max", -3.0, "0" * 64)
+    keep_best(folder, {"weights": b"10"}, best)
+    for name in (*OF_LAST, *OF_BEST):
+        (folder / name).write_text("found")
+    before = contents(folder)
+
+    def steps(self: Launcher, stack: object, folder: Path) -> str:
+        assert not any((folder / name).exists() for name in (*OF_LAST, *OF_BEST))
+        if self.config.learner.steps == 77:
+            save_checkpoint(folder / "checkpoints", 15, {"x": torch.zeros(1)}, {}, keep=2)
+            if beaten:
+                keep_best(folder, {"weights": b"15"}, replace(best, step=15, value=-2.0, sha256="1" * 64))
+        return "learner: not finite"
+
+    monkeypatch.setattr(launcher.Launcher, "_run_parts", steps)
+    none_done = ["--run.name", "good", "--run.resume", "true", "--learner.steps", "78"]
+    with pytest.raises(RunFault), claimed(prepare(config_of(tmp_path, digit_model, *none_done))) as config:
+        Launcher(config).run()
+    assert {name: content for name, content in contents(folder).items() if not name.startswith("logs/")} == before
+    with pytest.raises(RunFault), claimed(resumed_from(tmp_path, digit_model)) as config:
+        Launcher(config).run()
+    assert not any((folder / name).exists() for name in OF_LAST)
+    assert [(folder / name).exists() for name in OF_BEST] == [not beaten] * len(OF_BEST)
 
 
 def test_a_resumed_run_uses_its_own_buffer_in_a_shared_redis_only(

@@ -28,7 +28,7 @@ from deploy.cli.diagnose import show
 from deploy.cli.main import main
 from deploy.run.actor_pool import EvaluationStopped
 from deploy.run.diagnosis import Subject, diagnosed
-from deploy.sampler import diagnosed_run, reward_precision
+from deploy.sampler import finished_run, reward_precision
 from deploy.sampler.diagnosed_run import chosen_queries, subject_of
 from deploy.sampler.diagnosis import BASE, GIVEN, TRAINED, at_the_end, diagnose, trained_for
 from deploy.sampler.finished_run import FinishedRun
@@ -231,7 +231,7 @@ def test_all_that_is_drawn_is_scored_at_the_last_state_alone_and_untempered(run:
     diagnose(by_hand.subject(run.task.queries("test")[:1]), 160)
     assert [(item.label, item.adapter, item.n, item.given) for item in by_hand.requests] == [
         (TRAINED, True, 160, False),
-        (BASE, False, 10, False),
+        (BASE, False, 16, False),
         (GIVEN, False, 32, True),
     ]
     assert all(item.temperature == 1.0 and not item.every_state and not item.top_k for item in by_hand.requests)
@@ -269,7 +269,7 @@ def test_a_query_without_a_valid_draw_is_left_out_and_named(run: FinishedRun, by
 def test_the_end_of_a_run_leaves_the_file_and_says_the_verdict(run: FinishedRun, by_hand: ByHand) -> None:
     said = at_the_end(by_hand.subject(run.task.queries("test"), known=[0]))
     kept = json.loads((run.folder / "diagnosis.json").read_text())
-    assert kept["samples"] == run.config.diagnose.samples == 128
+    assert kept["samples"] == run.config.diagnose.samples == 256
     assert said["verdict"] == kept["verdict"]["verdict"] and said["diagnosis"].startswith(said["verdict"])
     precision = {"dtype": "float32", "sequences": 0, "mean_nats": 0.0, "max_nats": 0.0, "not_measured": None}
     assert kept["reward_precision"] == precision
@@ -388,8 +388,9 @@ def test_the_buffer_of_a_run_that_has_none_is_told_of(run: FinishedRun) -> None:
 
 
 def test_how_far_the_drawing_is_is_told_now_and_then(monkeypatch: pytest.MonkeyPatch, run: FinishedRun) -> None:
-    clock = iter([0.0, 9.0, 11.0, 11.0, 12.0, 30.0, 30.0])
-    monkeypatch.setattr(diagnosed_run.time, "monotonic", lambda: next(clock))
+    def begin() -> None:
+        clock = iter([0.0, 9.0, 11.0, 11.0, 12.0, 30.0, 30.0])
+        monkeypatch.setattr(finished_run.time, "monotonic", lambda: next(clock))
 
     def collect(queries: Any, request: SampleRequest, adapter: Any, limit: int, told: Any) -> dict[str, Any]:
         for done in (1, 2, 3, 4):
@@ -399,8 +400,18 @@ def test_how_far_the_drawing_is_is_told_now_and_then(monkeypatch: pytest.MonkeyP
     said: list[str] = []
     sampler: Any = SimpleNamespace(collect=collect)
     subject = subject_of(run, run.task.queries("test")[:1], lambda: (sampler, None), say=said.append)  # type: ignore[arg-type]
-    subject.collect([SampleRequest("trained", adapter=True, temperature=1.0, n=4)])
+    request = SampleRequest("trained", adapter=True, temperature=1.0, n=4)
+    begin()
+    subject.collect([request])
     assert said == ["samples (trained): 2 of 4", "samples (trained): 4 of 4"]
+    # An evaluation's draws are as many.
+    monkeypatch.setattr(finished_run, "wanted_requests", lambda task, config: [request])
+    monkeypatch.setattr(type(run.task), "evaluate_policy", lambda self, policy: {})
+    monkeypatch.setattr(type(run.task), "evaluate_samples", lambda self, samples, weights: {})
+    begin()
+    policy: Any = object()
+    run.figures(policy, lambda: (sampler, None), said.append)  # type: ignore[arg-type, return-value]
+    assert said == ["samples (trained): 2 of 4", "samples (trained): 4 of 4"] * 2
 
 
 def test_a_reward_in_float32_is_exact_without_loading_anything(

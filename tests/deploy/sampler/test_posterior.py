@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from common.errors import EXIT_USER, UserError
 from common.tasks import SampleRequest, make_task
 from common.trajectory import NO_SHA256, Behaviour, Query, Trajectory
 from deploy.cli.main import main
+from deploy.sampler import finished_run
 from deploy.sampler.finished_run import FinishedRun
 from deploy.sampler.opened import Sampler
 from deploy.sampler.posterior import PosteriorMaker, candidates_for, refuse
@@ -246,8 +248,11 @@ class Given:
     def __init__(self, drawn: list[Trajectory]) -> None:
         self.drawn, self.asked = drawn, 0
 
-    def collect(self, queries: Any, request: Any, adapter: Any, limit: int) -> dict[str, list[Trajectory]]:
+    def collect(
+        self, queries: Any, request: Any, adapter: Any, limit: int, told: Callable[[int, int], None]
+    ) -> dict[str, list[Trajectory]]:
         self.asked = request.n
+        told(request.n, request.n)
         return {queries[0].id: [self.drawn[i % len(self.drawn)] for i in range(request.n)]}
 
 
@@ -300,6 +305,15 @@ def test_targets_are_answered_on_the_command_line_by_as_many_draws_as_that_takes
     assert "p(Y|X)" in told and f"{found['targets'][0]['probability']:.4g}" in told and "256 candidates" in told
     assert sampled(run, four, monkeypatch, *asked, "--candidates", "8")[0] == EXIT_USER
     assert "amortis: --targets: the 8 weighted draws are worth" in capsys.readouterr().err
+
+
+def test_how_far_a_drawing_is_is_told_on_stderr_alone(
+    run: FinishedRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(finished_run, "TOLD_EVERY_S", 0.0)
+    assert sampled(run, [drawn(run, 1)], monkeypatch, "-n", "3", "--json") == (0, 3)
+    said = capsys.readouterr()
+    assert len(json.loads(said.out)) == 3 and said.err == f"{run.folder}: samples (trained): 3 of 3\n"
 
 
 def test_resampled_draws_that_mean_nothing_are_refused_in_one_line(

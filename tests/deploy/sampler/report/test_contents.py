@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ import pytest
 import yaml
 
 from common.adapter_files import files_sha256
+from common.diagnostics.calibration import calibration
+from deploy.run.best import Best, keep_best
 from deploy.sampler.report.contents import run_shown
 from deploy.sampler.report.found import read_run
 from deploy.sampler.report.page import render
+from deploy.sampler.simulation import Simulated
 from tests.deploy.sampler.report.made import diagnosed, made_run
 
 PIXEL = base64.b64decode(
@@ -130,6 +134,22 @@ def test_lines_that_a_crash_left_and_numbers_that_are_none_are_left_out_of_the_c
     assert [plot.title for plot in run_shown(read_run(run)).curves] == ["loss"]
 
 
+def test_how_many_draws_a_diagnosis_had_is_no_curve(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    counts = {"diagnosis_samples": 64, "diagnosis_samples_missing": 1, "narrow_queries": 2}
+    lines = [json.dumps({"step": 1, "diagnose/ess": 0.5, **counts}), json.dumps({"step": 2, "total_variation": 0.1})]
+    (run / "metrics.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    assert [plot.title for plot in run_shown(read_run(run)).curves] == ["total variation", "ESS"]
+
+
+@pytest.mark.parametrize("n", [64, 400])
+def test_the_line_that_k_is_held_against_is_the_verdict_s_for_so_many_draws(tmp_path: Path, n: int) -> None:
+    shown = run_shown(read_run(diagnosed(made_run(tmp_path / "run"), queries=3, n=n)))
+    assert shown.diagnosis is not None and shown.diagnosis.overview is not None
+    limit = 1 - 1 / math.log10(n)
+    assert limit < 0.7 and f"the dashed line, k̂ = {limit:.2f}." in shown.diagnosis.overview.caption
+
+
 def test_a_run_that_stopped_itself_and_one_that_was_stopped_say_so_before_anything_else(tmp_path: Path) -> None:
     fault = text_of(made_run(tmp_path / "fault", fault="sampler and learner disagree"))
     assert fault.index("The run stopped itself: sampler and learner disagree") < fault.index("Not diagnosed")
@@ -158,18 +178,36 @@ def test_the_task_s_own_plots_are_in_the_page_and_none_from_outside_of_the_folde
     assert any("large.png is too large" in note for note in shown.notes)
 
 
+UNIFORM, EXTREME = list(range(64)) * 3, [0, 63] * 96
+
+
+def calibrated(run: Path, *, passes: bool, adapter_sha256: str | None = None) -> None:
+    """Put a calibration into a run's folder as `amortis diagnose --sbc` does."""
+    ranks = {"log_reward": UNIFORM, "length": UNIFORM if passes else EXTREME}
+    quantities = {name: calibration(each, 63) for name, each in ranks.items()}
+    Simulated(192, 63, quantities, adapter_sha256).save(run)
+
+
 def test_a_calibration_by_simulation_is_told_and_shown(tmp_path: Path) -> None:
     run = made_run(tmp_path / "run")
-    quantities = {"log R": {"passed": True, "p_value": 0.4}, "length": {"passed": False, "p_value": 0.0031}}
-    whole = {"repeats": 200, "draws": 63, "quantities": quantities, "passed": False}
-    (run / "calibration.json").write_text(json.dumps(whole), encoding="utf-8")
-    (run / "calibration.png").write_bytes(PIXEL)
+    calibrated(run, passes=False)
     shown = run_shown(read_run(run))
-    assert shown.calibration == "failed in 200 repeats of 63 draws, by length (p = 0.0031)"
+    assert shown.calibration == "failed in 192 repeats of 63 draws, by length (p = 0.0005)"
     assert shown.calibration_picture is not None and shown.calibration_picture.name == "calibration.png"
-    del quantities["length"]
-    edit(run / "calibration.json", quantities=quantities)
-    assert "passed in 200 repeats of 63 draws." in text_of(run)
+    calibrated(run, passes=True)
+    assert "passed in 192 repeats of 63 draws." in text_of(run)
+
+
+def test_a_calibration_of_an_adapter_that_the_run_no_longer_has_is_not_shown_as_its_own(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    (run / "adapter").mkdir()
+    (run / "adapter" / "weights").write_bytes(b"new")
+    calibrated(run, passes=True, adapter_sha256=files_sha256({"weights": b"new"}))
+    assert "passed in 192 repeats" in text_of(run)
+    calibrated(run, passes=True, adapter_sha256=files_sha256({"weights": b"old"}))
+    shown, text = run_shown(read_run(run)), text_of(run)
+    assert shown.calibration.startswith("of another adapter than the run has now") and shown.calibration in text
+    assert shown.calibration_picture is None and "passed in" not in text
 
 
 def test_the_best_adapter_s_own_diagnosis_is_told(tmp_path: Path) -> None:
@@ -178,6 +216,18 @@ def test_the_best_adapter_s_own_diagnosis_is_told(tmp_path: Path) -> None:
     (run / "diagnosis.json").rename(run / "diagnosis-best.json")
     text = text_of(run)
     assert "Diagnosis of the best adapter not to be trusted" in text and "Not diagnosed" in text
+
+
+def test_the_last_adapter_s_diagnosis_is_not_taken_for_the_best_one_s(tmp_path: Path) -> None:
+    run = diagnosed(made_run(tmp_path / "run"))
+    (run / "diagnosis.json").rename(run / "diagnosis-best.json")
+    (run / "adapter").mkdir()
+    (run / "adapter" / "weights").write_bytes(b"last")
+    keep_best(run, {"weights": b"best"}, Best(10, 10, "accuracy", "max", 0.9, files_sha256({"weights": b"best"})))
+    edit(run / "diagnosis-best.json", adapter_sha256=files_sha256({"weights": b"best"}))
+    assert "Diagnosis of the best adapter not to be trusted" in text_of(run)
+    edit(run / "diagnosis-best.json", adapter_sha256=files_sha256({"weights": b"last"}))
+    assert "Diagnosis of the best adapter none: the one that there is is of another adapter" in text_of(run)
 
 
 def test_the_steps_of_an_expectation_maximisation_are_drawn_over_each_other(tmp_path: Path) -> None:
