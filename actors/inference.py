@@ -24,12 +24,13 @@ from common.diagnostics.mcmc import (
     Chains,
     Convergence,
     Proposal,
+    content_of,
     convergence,
     metropolis_hastings,
     n_cuts,
     suffix_log_ratio,
 )
-from common.diagnostics.rejection import AboveBound, accepted
+from common.diagnostics.rejection import TOKEN_ERROR, AboveBound, Excess, accepted, rounding_of
 from common.diagnostics.smc import Extended, Population, sequential_monte_carlo
 from common.errors import RunFault, UserError
 from common.reward import RewardWeights, weighted_sum
@@ -47,6 +48,8 @@ class Rejection:
     kept: list[Draft]
     proposals: int
     """That were drawn, up to the last one that was kept or to the last of all."""
+    excess: Excess
+    """Of all that were drawn."""
 
     @property
     def acceptance(self) -> float:
@@ -86,6 +89,8 @@ class Inference:
     generator: np.random.Generator
     adapter: LoadedAdapter | None = None
     """What proposes; None: the base model, under the prompt that the reference reads."""
+    token_error: float = TOKEN_ERROR["float32"]
+    """What rounding does to a token's log-probability, its standard deviation in nats."""
     without_reward: int = field(default=0, init=False)
     """Rationales that made no valid trajectory, as where a reward of the user's own gives nothing: taken as R = 0."""
 
@@ -94,24 +99,25 @@ class Inference:
         return -math.inf if trajectory is None else float(trajectory.log_reward(self.weights, self.temperature)[-1])
 
     def enumerate(self, query: Query) -> tuple[Enumerated, list[Trajectory]]:
-        """Every rationale that the mask allows, scored: the exact posterior, and the trajectories in its order.
+        """Every rationale that the mask allows, scored: the exact posterior, and the trajectories in its order. Those
+        that make no valid trajectory are taken as R = 0, as the other methods take them, and counted.
 
-        Raises UserError for more than `inference.enumerate_limit`, RunFault where one has no reward.
+        Raises UserError for more than `inference.enumerate_limit`, RunFault where none has a reward.
         """
         space, limit = self.sampler.task.action_space, self.section.enumerate_limit
         found = every_rationale(space, limit)
         if found is None:
             raise too_many(limit)
         drafts = self.score(query, found)
-        trajectories = [draft.trajectory for draft in drafts if draft.trajectory is not None]
-        if len(trajectories) < len(drafts):
-            missing = next(draft for draft in drafts if draft.trajectory is None)
-            text = self.sampler.task.codec.decode(missing.inputs)
+        valid = [(z, draft.trajectory) for z, draft in zip(found, drafts, strict=True) if draft.trajectory is not None]
+        if not valid:
+            reason = next((draft.rejected for draft in drafts), "the mask allows none")
             raise RunFault(
-                f"the rationale {text!r} has no reward, so that nothing can be enumerated: {missing.rejected}"
+                f"none of {len(drafts)} rationales has a reward, so that nothing can be enumerated: {reason}"
             )
+        trajectories = [trajectory for _, trajectory in valid]
         log_r = np.array([self.log_r(item) for item in trajectories], np.float64)
-        return Enumerated(tuple(found), log_r), trajectories
+        return Enumerated(tuple(z for z, _ in valid), log_r, len(drafts) - len(valid)), trajectories
 
     def score(self, query: Query, rationales: Sequence[Z]) -> list[Draft]:
         """Given rationales with their trajectories."""
@@ -127,24 +133,28 @@ class Inference:
 
     def reject(self, queries: Sequence[Query], n: int, log_bound: float) -> dict[str, Rejection]:
         """Up to `n` exact draws of each query, by its id, of `inference.max_proposals` at most; `log_bound` is what
-        log R − log g is nowhere above. Raises RunFault where it is."""
+        log R − log g is nowhere above. Raises RunFault where it is by more than rounding."""
         return {query.id: self._reject(query, n, log_bound) for query in queries}
 
     def _reject(self, query: Query, n: int, log_bound: float) -> Rejection:
         kept: list[Draft] = []
-        proposals, most = 0, self.section.max_proposals
+        proposals, most, excess = 0, self.section.max_proposals, Excess()
+        # Where log R has the prior with a weight, it has the prior's rounding with it.
+        token_error = self.token_error * max(1.0, self.weights.prior / self.temperature)
         while len(kept) < n and proposals < most:
             # As many as will do by what is known so far.
             guess = math.ceil((n - len(kept)) * (proposals + 1) / (len(kept) + 1))
             drafts = self.draw([query] * min(guess, MOST_AT_ONCE, most - proposals))
             log_weights = np.array([self.log_r(draft.trajectory) - draft.log_prob for draft in drafts], np.float64)
+            rounding = rounding_of(np.array([len(draft.actions) + 1 for draft in drafts]), token_error)
             try:
-                chosen = np.flatnonzero(accepted(log_weights, log_bound, self.generator))[: n - len(kept)]
+                chosen = np.flatnonzero(accepted(log_weights, log_bound, self.generator, rounding))[: n - len(kept)]
             except AboveBound as error:
                 raise RunFault(f"query {query.id}: {error}; raise inference.constraint_bound") from error
+            excess += Excess.of(log_weights, log_bound)
             kept += [drafts[i] for i in chosen]
             proposals += int(chosen[-1]) + 1 if len(kept) == n else len(drafts)
-        return Rejection(kept, proposals)
+        return Rejection(kept, proposals, excess)
 
     def chains(self, queries: Sequence[Query]) -> dict[str, ChainsOfQuery]:
         """Metropolis-Hastings over the rationales of each query, by its id: `inference.chains` of `mcmc_steps`, the
@@ -159,7 +169,8 @@ class Inference:
             part = slice(i * each, (i + 1) * each)
             own = Chains(found.states[part], found.log_r[part], found.acceptance[part])
             lengths = np.array([[len(draft.actions) for draft in chain] for chain in own.states], np.float64)
-            out[query.id] = ChainsOfQuery(own, convergence([own.log_r, lengths], own.acceptance))
+            content = content_of([[tuple(draft.actions) for draft in chain] for chain in own.states])
+            out[query.id] = ChainsOfQuery(own, convergence([own.log_r, lengths, *content], own.acceptance))
         return out
 
     def _starts(self, queries: Sequence[Query], attempts: int = 10) -> list[Draft]:
@@ -191,7 +202,7 @@ class Inference:
         start = Particle(Draft(self._origin(query)), 0.0, 0.0)
         found = sequential_monte_carlo([start] * self.section.particles, self._extend, self.generator)
         drafts = [particle.draft for particle in found.states]
-        return Population(drafts, found.log_weights, found.log_z, found.resamplings)
+        return Population(drafts, found.log_weights, found.log_z, found.resamplings, found.ancestors)
 
     def _extend(self, particles: Sequence[Particle]) -> list[Extended[Particle]]:
         begun = []

@@ -356,6 +356,9 @@ class TrajectorySampler:
 
     def _sample_on(self, draft: Draft) -> None:
         request_id, origin = self._next_id("sample"), draft.origin
+        if not draft.inputs:
+            # What goes on later has read it already.
+            self.tokens += len(origin.sampling_prompt)
         # Before it is in the engine, so that an interruption leaves nothing there that is unknown here.
         self._sampling[request_id] = draft
         self.policy.submit_sample(

@@ -47,11 +47,14 @@ def _walk(space: ActionSpace, prefix: Z) -> Iterator[Z]:
 
 @dataclass(frozen=True)
 class Enumerated:
-    """The exact posterior of one query: every rationale with its log R."""
+    """The exact posterior of one query: every rationale that has a reward, with its log R."""
 
     actions: tuple[Z, ...]
     log_r: Floats
     """In nats, finite, shape (n,)."""
+    without_reward: int = 0
+    """Rationales besides whose R is 0, as where a reward of the user's own gives nothing: they add nothing to Z, and
+    are never drawn."""
 
     @cached_property
     def log_z(self) -> float:

@@ -9,6 +9,7 @@ rationales keeps the actions up to a random place and draws the rest anew; sourc
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -102,7 +103,7 @@ class Convergence:
     """Whether chains tell the same, by the worst of several quantities."""
 
     r_hat: float
-    """Rank-normalised split R̂, 1 where chains agree; NaN where no quantity ever moved."""
+    """Rank-normalised split R̂, 1 where chains agree; NaN where no proposal was ever accepted."""
     effective_sample_size: float
     """Of how many independent draws all of the chains' steps are worth: the lower of bulk and tail."""
     acceptance: float
@@ -114,14 +115,44 @@ class Convergence:
         return self.r_hat < R_HAT_LIMIT and self.effective_sample_size >= MIN_EFFECTIVE
 
 
+FIRST_TOKENS, LEAST_SHARE = 4, 0.05
+"""First tokens that chains are compared by, the most frequent ones; rarer ones have no R̂ that can be read."""
+PROJECTIONS = 2
+"""Random ones, of the tokens and of the whole."""
+
+
+def content_of(chains: Sequence[Sequence[tuple[int, ...]]]) -> list[Floats]:
+    """What chains of rationales are made of, as numbers by which they can be compared, each of shape (chains, steps).
+
+    Chains in different modes may have the same log R and the same lengths. So it is asked whether a rationale begins
+    with one of the first tokens that are frequent, what its tokens sum to, and what it is itself, each with random
+    numbers for tokens and for rationales, which are the same in all chains.
+    """
+    shape = (len(chains), len(chains[0]))
+    flat = [z for chain in chains for z in chain]
+    first = Counter(z[:1] for z in flat)
+    frequent = [begin for begin, n in first.most_common(FIRST_TOKENS) if n >= LEAST_SHARE * len(flat)]
+    found = [np.array([z[:1] == begin for z in flat], np.float64) for begin in frequent]
+    generator = np.random.default_rng(0)
+    of_token = {token: generator.normal(size=PROJECTIONS) for token in sorted({token for z in flat for token in z})}
+    of_whole = {z: generator.normal(size=PROJECTIONS) for z in sorted(set(flat))}
+    nothing = np.zeros(PROJECTIONS)
+    sums = np.array([sum((of_token[token] for token in z), nothing) for z in flat])
+    found += [*sums.T, *np.array([of_whole[z] for z in flat]).T]
+    return [values.reshape(shape) for values in found]
+
+
 R_HAT_LIMIT = 1.01
 MIN_EFFECTIVE = 400
 """Both by Vehtari et al. 2021, sections 4.3 and 4.1; the latter with four chains."""
 
 
 def convergence(quantities: Sequence[Floats], acceptance: Floats) -> Convergence:
-    """Of chains of which numbers are known, each of shape (chains, steps) with 4 steps or more; those that never move
-    say nothing."""
+    """Of chains of which numbers are known, each of shape (chains, steps) with 4 steps or more.
+
+    A number that is the same everywhere is one that all chains agree about. If that is all of them, the chains are
+    worth what they accepted, which led to where they were.
+    """
     from arviz_stats.base import array_stats
 
     r_hats, sizes = [], []
@@ -134,4 +165,7 @@ def convergence(quantities: Sequence[Floats], acceptance: Floats) -> Convergence
         sizes.append(float(array_stats.ess(values, chain_axis=0, draw_axis=1, method="bulk")))
         sizes.append(float(array_stats.ess(values, chain_axis=0, draw_axis=1, method="tail", prob=(0.05, 0.95))))
     sizes = [size for size in sizes if math.isfinite(size)]
+    if not r_hats and np.any(acceptance > 0):
+        steps = max((values.shape[1] for values in quantities), default=0)
+        return Convergence(1.0, float(np.sum(acceptance)) * steps, float(np.mean(acceptance)))
     return Convergence(max(r_hats, default=math.nan), min(sizes, default=math.nan), float(np.mean(acceptance)))

@@ -1,8 +1,8 @@
 """Sequential Monte Carlo: a population of weighted particles that grow step by step, resampled where few carry it.
 
-Source: Chopin and Papaspiliopoulos 2020, *An introduction to sequential Monte Carlo*, chapters 9 and 10; of language
-models Lew et al. 2023 (arXiv 2306.03081), whose library genlm-control needs vLLM below 0.27, and a GPU to use it. No
-engine inside.
+Source: Chopin and Papaspiliopoulos 2020, *An introduction to sequential Monte Carlo*, chapters 9 and 10; how much they
+are worth by their first ancestors, Lee and Whiteley 2018 (arXiv 1509.00394); of language models Lew et al. 2023 (arXiv
+2306.03081), whose library genlm-control needs vLLM below 0.27, and a GPU to use it. No engine inside.
 """
 
 from __future__ import annotations
@@ -47,6 +47,20 @@ class Population(Generic[StateT]):
     log_z: float
     """log of the unbiased estimate of Z, in nats; -inf where no particle is left."""
     resamplings: int
+    ancestors: NDArray[np.int64]
+    """The particle at the start that each is from, shape (n,)."""
+
+    @property
+    def effective_families(self) -> float:
+        """Of how many independent draws they are worth: 1/Σ F² over the shares F of families, those of one ancestor.
+
+        Without resampling it is the effective number of weights. Resampling makes weights equal again, and of one
+        particle several, which tell no more than it did: the weights alone would count them all. 0 where none is left.
+        """
+        if not np.isfinite(self.log_weights).any():
+            return 0.0
+        families = np.bincount(self.ancestors, weights=self.shares())
+        return float(1.0 / np.square(families).sum())
 
     def shares(self) -> Floats:
         """The weights as shares that sum to 1, shape (n,); raises ValueError where no particle is left."""
@@ -62,7 +76,7 @@ def sequential_monte_carlo(
 ) -> Population[StateT]:
     """Extend all particles to their ends. Those that are there already wait, and take part in each resampling."""
     states, log_weights, done = list(start), np.zeros(len(start)), np.zeros(len(start), bool)
-    log_z, resamplings = 0.0, 0
+    log_z, resamplings, ancestors = 0.0, 0, np.arange(len(states))
     while not done.all():
         growing = np.flatnonzero(~done).tolist()
         for i, extended in zip(growing, extend([states[i] for i in growing]), strict=True):
@@ -70,16 +84,16 @@ def sequential_monte_carlo(
             states[i], done[i] = extended.state, extended.done or extended.log_increment == -np.inf
             log_weights[i] += extended.log_increment
         if not np.isfinite(log_weights).any():
-            return Population(states, log_weights, -np.inf, resamplings)
+            return Population(states, log_weights, -np.inf, resamplings, ancestors)
         shares = _shares(log_weights)
         if not done.all() and 1.0 / np.square(shares).sum() < RESAMPLE_BELOW * len(states):
             log_z += float(np.logaddexp.reduce(log_weights) - np.log(len(states)))
             chosen = systematic(shares, len(states), generator)
-            states, done = [states[i] for i in chosen], done[chosen]
+            states, done, ancestors = [states[i] for i in chosen], done[chosen], ancestors[chosen]
             log_weights = np.zeros(len(states))
             resamplings += 1
     log_z += float(np.logaddexp.reduce(log_weights) - np.log(len(states)))
-    return Population(states, log_weights, log_z, resamplings)
+    return Population(states, log_weights, log_z, resamplings, ancestors)
 
 
 def systematic(shares: Floats, n: int, generator: np.random.Generator) -> NDArray[np.int64]:

@@ -17,7 +17,7 @@ from actors.inference import Inference
 from actors.make_sampler import make_sampler
 from common.config import RunConfig
 from common.config_loading import save_resolved
-from common.diagnostics.importance import effective_sample_size
+from common.diagnostics.rejection import TOKEN_ERROR
 from common.errors import RunFault
 from common.files import write_whole
 from common.json_text import dumps
@@ -53,6 +53,7 @@ def run_inference(config: RunConfig) -> dict[str, Any]:
             config.inference,
             config.actor.max_in_flight,
             np.random.default_rng(config.run.seed),
+            token_error=max(TOKEN_ERROR[config.actor.dtype], TOKEN_ERROR[config.reference.dtype]),
         )
         drafts, figures, worth = _METHODS[config.learner.objective](inference, queries, n, config)
         drawn = {key: [item.trajectory for item in group if item.trajectory] for key, group in drafts.items()}
@@ -101,7 +102,12 @@ def _rejection(inference: Inference, queries: Sequence[Query], n: int, config: R
     if missing:
         log.warning("%d of %d queries have fewer than %d samples: inference.max_proposals", len(missing), len(found), n)
     drafts = {key: each.kept for key, each in found.items()}
-    return drafts, {"acceptance": acceptance}, float(sum(map(len, drafts.values())))
+    above = float(np.mean([each.excess.share for each in found.values()]))
+    bias = float(np.max([each.excess.bias for each in found.values()]))
+    if above:
+        log.warning("rounding put %.1f%% of the weights above their bound: a bias of %.3f at most", 100 * above, bias)
+    figures = {"acceptance": acceptance, "above_bound": above, "above_bound_bias": bias}
+    return drafts, figures, float(sum(map(len, drafts.values())))
 
 
 def _mcmc(inference: Inference, queries: Sequence[Query], n: int, config: RunConfig) -> Drawn:
@@ -123,7 +129,7 @@ def _smc(inference: Inference, queries: Sequence[Query], n: int, config: RunConf
     living = {key: each for key, each in found.items() if np.isfinite(each.log_z)}
     if len(living) < len(found):
         log.warning("%d of %d queries have no particle with a reward", len(found) - len(living), len(found))
-    sizes = [effective_sample_size(each.log_weights[np.isfinite(each.log_weights)]) for each in living.values()]
+    sizes = [each.effective_families for each in living.values()]
     figures = {
         "log_z": float(np.mean([each.log_z for each in living.values()])) if living else float("-inf"),
         "particles_effective_sample_size": float(np.min(sizes, initial=np.inf)),

@@ -323,7 +323,7 @@ class Launcher:
                     self._show(f"evaluating samples, {number} of {len(requests)} ({request.label})")
                     samples |= _decoded(actors.evaluate([request], should_stop=self._is_interrupted))
                 found = task.evaluate_samples(with_samples(samples), self.config.reward_weights)
-                found |= tokens_per_sample(samples)
+                found |= tokens_per_sample(samples, task.queries("test"))
                 write_whole(folder / "evaluation_samples.json", dumps(found, indent=2))
             if self._diagnose is not None and is_wanted(self.config):
                 self._diagnosis = dict(UNFINISHED)

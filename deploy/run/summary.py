@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from common.json_text import dumps
 from common.tasks import SampleRequest, Task, make_task, task_class
 from common.tasks.base import SampleSets
 from common.tokens import codec_of
+from common.trajectory import Query
 from deploy.run.best import in_summary, load_best
 from deploy.run.curve import draw_curve, read_metrics
 
@@ -49,11 +50,13 @@ def wanted_requests(task: Task[Any], config: RunConfig) -> list[SampleRequest]:
     return [request for request in requests if request.adapter or config.run.evaluate_base]
 
 
-def tokens_per_sample(samples: SampleSets) -> dict[str, float]:
-    """What a trained sampler's draw costs, ⊤ and prompts left out as they are in what actors count: nothing is scored.
-    Empty where none was drawn."""
-    drawn = [item for group in samples.get(TRAINED, {}).values() for item in group]
-    return {"tokens_per_sample": sum(len(item.action_ids) for item in drawn) / len(drawn)} if drawn else {}
+def tokens_per_sample(samples: SampleSets, queries: Sequence[Query]) -> dict[str, float]:
+    """What a trained sampler's draw costs, counted as actors count theirs: the prompt and what is drawn behind it, ⊤
+    left out. Nothing is scored, which for actors is a text with prompt and target of its own. Empty where none was
+    drawn."""
+    prompts = {query.id: len(query.prompt_ids) for query in queries}
+    read = [prompts[key] + len(item.action_ids) for key, group in samples.get(TRAINED, {}).items() for item in group]
+    return {"tokens_per_sample": sum(read) / len(read)} if read else {}
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -81,7 +81,7 @@ class Finding:
     judgement: Judgement
     samples: list[Sample]
     truth: str | None
-    """Where what is known of the posterior otherwise is from; None where nothing is."""
+    """Where what is known of the posterior otherwise is from, or why nothing is; None where it wasn't asked for."""
     base: Drawn | None
     """The base model under the same mask; None where it was not drawn from."""
 
@@ -217,7 +217,8 @@ def diagnose(subject: Subject, samples: int, truth: Truth | None = None) -> Diag
         draws = draws_of(trajectories, config.reward_weights, tau, missing)
         return Drawn(figures_of(draws, **more), maker.make("", trajectories).samples)
 
-    findings, truths = [], truth(queries) if truth is not None else {}
+    findings = []
+    truths, no_truth = _known_otherwise(truth, queries)
     for query in queries:
         exact = truths.get(query.id)
         log_z_exact = exact.log_z if exact else None
@@ -233,7 +234,7 @@ def diagnose(subject: Subject, samples: int, truth: Truth | None = None) -> Diag
                 own.figures,
                 judge(own.figures),
                 own.samples,
-                exact.words() if exact else None,
+                exact.words() if exact else no_truth,
                 drawn(BASE, base, {"log_z_exact": log_z_exact}) if len(base) >= LEAST_DRAWS else None,
             )
         )
@@ -251,6 +252,17 @@ def diagnose(subject: Subject, samples: int, truth: Truth | None = None) -> Diag
         queries=findings,
         left_out=left_out,
     )
+
+
+def _known_otherwise(truth: Truth | None, queries: Sequence[Query]) -> tuple[Mapping[str, Known], str | None]:
+    """What is known of queries without the sampler, or else why nothing is: a fault there must not cost the draws,
+    which may have taken an hour."""
+    if truth is None:
+        return {}, None
+    try:
+        return truth(queries), None
+    except (RunFault, UserError) as error:
+        return {}, f"none: {error}"
 
 
 def at_the_end(subject: Subject) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from common.config import RunConfig
 from common.diagnostics.draws import Draws
 from common.diagnostics.enumeration import every_rationale
 from common.diagnostics.mcmc import MIN_EFFECTIVE, R_HAT_LIMIT, Convergence
+from common.errors import EngineFault, RunFault
 from common.tasks import Task
 from common.trajectory import Query, Trajectory
 from deploy.run.inference_checks import final_temperature
@@ -39,11 +40,20 @@ class GroundTruth:
     """Of the posterior, with the judged sampler's log q of each; None of chains that don't agree."""
     convergence: Convergence | None
     """Of the chains; None where there were none."""
+    without_reward: int = 0
+    """Enumerated rationales that have no reward, taken as R = 0."""
+    fault: str | None = None
+    """Why nothing is known."""
 
     def words(self) -> str:
         """Where it is from, and what is wrong with it if something is."""
+        if self.fault is not None:
+            return f"none: {self.fault}"
         if self.convergence is None:
-            return f"enumerated: log Z = {self.log_z:.4f} nats"
+            found = f"enumerated: log Z = {self.log_z:.4f} nats"
+            if self.without_reward:
+                found += f", with R = 0 for {self.without_reward} rationales that have no reward"
+            return found
         told = (
             f"chains with R̂ = {self.convergence.r_hat:.3f} and {self.convergence.effective_sample_size:.0f} effective "
             "draws"
@@ -96,17 +106,24 @@ def ground_truth(
     """That of each query, by its id; `policy` is the sampler that is judged, whose log q is asked for, and `adapter`
     what the engine knows it by, for `inference.proposals: sampler`.
 
-    Raises UserError where there is too much to enumerate, RunFault where a rationale has no reward.
+    A query none of whose rationales has a reward is told so, and the others go on. Raises UserError where there is too
+    much to enumerate, RunFault where chains find nothing to start from.
     """
     proposes = adapter if config.inference.proposals == "sampler" else None
     inference = inference_of(config, sampler, seed, proposes)
     found: dict[str, GroundTruth] = {}
     if method == "enumerate":
         for query in queries:
-            exact, trajectories = inference.enumerate(query)
+            try:
+                exact, trajectories = inference.enumerate(query)
+            except EngineFault:
+                raise
+            except RunFault as error:
+                found[query.id] = GroundTruth("enumerate", None, None, None, fault=str(error))
+                continue
             chosen = [trajectories[i] for i in exact.draw(POSTERIOR_DRAWS, inference.generator).tolist()]
             draws = _with_log_q(inference, policy(), query, chosen)
-            found[query.id] = GroundTruth("enumerate", exact.log_z, draws, None)
+            found[query.id] = GroundTruth("enumerate", exact.log_z, draws, None, exact.without_reward)
         return found
     for query, own in zip(queries, inference.chains(queries).values(), strict=True):
         agreed: Draws | None = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from actors.sampler import TrajectorySampler
 from common.config import RunConfig
 from common.diagnostics.calibration import Calibration, calibration, rank_of
 from common.diagnostics.enumeration import every_rationale
-from common.diagnostics.importance import effective_sample_size, normalized_weights
+from common.diagnostics.importance import Floats, effective_sample_size, normalized_weights
 from common.errors import RunFault, UserError
 from common.files import write_whole
 from common.json_text import dumps
@@ -41,9 +42,13 @@ from deploy.sampler.ground_truth import inference_of
 DRAWS = 63
 """Of the sampler in each repeat: 64 ranks."""
 POOL = 512
-"""Draws of the base model for a row of data, of which Z* is resampled where it can't be enumerated."""
+"""Draws of the base model by which a row's pool grows, of which Z* is resampled where it can't be enumerated; it may
+grow once for each of the row's repeats."""
 MIN_POOL_SIZE = 50
 """Effective draws in a pool: what is resampled is off by one part in as many, which no few hundred repeats can show."""
+POOL_PER_REPEAT = 20
+"""Effective draws in a pool for each Z* that is taken from it. Those of one pool share its error: m of them out of E
+vary by 1 + (m - 1)/E of what independent ones do, which is 5% more at most."""
 DECIMALS = 3
 """Of ranked values: two scores of one rationale differ by rounding, and are to count as equal."""
 LEVEL = 0.95
@@ -179,42 +184,107 @@ def _check_told(task: TemplateTask[Any], found: Sequence[Variants]) -> None:
             raise UserError("task.prompt", task.config.prompt, problem, remedy)
 
 
+@dataclass(frozen=True)
+class Pool:
+    """Rationales of one row, and what (Z*, Y) is drawn by."""
+
+    log_g: Floats
+    """Of what they were drawn from, 0 where they were enumerated; shape (n,), in nats as all here."""
+    log_priors: Floats
+    """log R without the likelihood, shape (n,)."""
+    log_likelihoods: Floats
+    """Of every choice in their order, shape (n, choices)."""
+    lengths: NDArray[np.int64]
+    """In tokens, shape (n,)."""
+
+    @classmethod
+    def of(cls, inference: Inference, trajectories: Sequence[Trajectory], log_g: Floats) -> Pool:
+        """What of these is needed."""
+        return cls(
+            log_g,
+            np.array([_log_prior(inference, item) for item in trajectories], np.float64),
+            np.array([_of_choices(item) for item in trajectories], np.float64).reshape(len(trajectories), -1),
+            np.array([len(item.action_ids) for item in trajectories], np.int64),
+        )
+
+    def with_more(self, other: Pool) -> Pool:
+        """Draws of the same query together."""
+        return Pool(
+            np.concatenate([self.log_g, other.log_g]),
+            np.concatenate([self.log_priors, other.log_priors]),
+            np.concatenate([self.log_likelihoods, other.log_likelihoods]),
+            np.concatenate([self.lengths, other.lengths]),
+        )
+
+    @cached_property
+    def log_weights(self) -> Floats:
+        """Of Z*: prior/g times the probability that Y is among the choices, shape (n,)."""
+        return self.log_priors + np.logaddexp.reduce(self.log_likelihoods, axis=1) - self.log_g
+
+    @property
+    def size(self) -> float:
+        """Effective draws in it."""
+        return effective_sample_size(self.log_weights) if len(self.log_g) else 0.0
+
+    def draw(self, n: int, generator: np.random.Generator) -> list[tuple[int, int]]:
+        """`n` times where Z* stands, and which choice Y is."""
+        chosen = generator.choice(len(self.log_g), size=n, p=normalized_weights(self.log_weights)).tolist()
+        weights = {z: normalized_weights(self.log_likelihoods[z]) for z in chosen}
+        return [(z, int(generator.choice(len(weights[z]), p=weights[z]))) for z in chosen]
+
+
+def grown(draw: Callable[[], Pool], repeats: int, query_id: str) -> Pool:
+    """A pool of which `repeats` Z* can be taken as if they were independent, from `POOL` draws at a time.
+
+    Raises RunFault where `POOL` a repeat, and once more, are worth too few.
+    """
+    wanted, pool = max(MIN_POOL_SIZE, POOL_PER_REPEAT * repeats), draw()
+    for _ in range(repeats):
+        if pool.size >= wanted:
+            break
+        pool = pool.with_more(draw())
+    if pool.size < wanted:
+        raise RunFault(
+            f"--sbc: of {POOL * (repeats + 1)} draws of the base model under the mask only {pool.size:.0f} count for "
+            f"the prior of query {query_id[:8]}, {wanted} are needed for {repeats} of the repeats: allow more than the "
+            "mask does, give more rows, or leave --sbc out"
+        )
+    return pool
+
+
 def simulate(inference: Inference, variants: Sequence[Variants], repeats: int) -> list[Pair]:
     """`repeats` independent pairs, of each row in turn.
 
     Z* by enumeration where `inference.enumerate_limit` allows it; else one of a pool of the base model's draws under
     the mask, with probability ∝ prior/g times the probability of Y being among the choices. Raises RunFault where a
-    pool is worth too few draws.
+    pool is worth too few draws for the repeats of its row.
     """
-    generator, found = inference.generator, list[Pair]()
+    found = list[Pair]()
     space = inference.sampler.task.action_space
     small = every_rationale(space, inference.section.enumerate_limit) is not None
     used = variants[:repeats]
     for i, each in enumerate(used):
-        own = range(i, repeats, len(used))
-        first = each.queries[0]
+        first, own = each.queries[0], len(range(i, repeats, len(used)))
         if small:
             trajectories = inference.enumerate(first)[1]
-            log_g = np.zeros(len(trajectories))
+            pool = Pool.of(inference, trajectories, np.zeros(len(trajectories)))
         else:
-            drafts = [draft for draft in inference.draw([first] * POOL) if draft.trajectory is not None]
-            trajectories = [draft.trajectory for draft in drafts if draft.trajectory is not None]
-            log_g = np.array([draft.log_prob for draft in drafts], np.float64)
-        log_likelihoods = np.array([_of_choices(item) for item in trajectories], np.float64)
-        log_priors = np.array([_log_prior(inference, item) for item in trajectories], np.float64)
-        log_weights = log_priors + np.logaddexp.reduce(log_likelihoods, axis=1) - log_g
-        size = effective_sample_size(log_weights)
-        if not small and size < MIN_POOL_SIZE:
-            raise RunFault(
-                f"--sbc: of {POOL} draws of the base model under the mask only {size:.0f} count for the prior of query "
-                f"{first.id[:8]}, {MIN_POOL_SIZE} are needed: allow more than the mask does, or leave --sbc out"
-            )
-        for _ in own:
-            z = int(generator.choice(len(trajectories), p=normalized_weights(log_weights)))
-            y = int(generator.choice(len(each.queries), p=normalized_weights(log_likelihoods[z])))
-            value = float(log_likelihoods[z, y])
-            found.append(Pair(each.queries[y], log_priors[z] + value, value, len(trajectories[z].action_ids)))
+            pool = pool_of(inference, first, own)
+        for z, y in pool.draw(own, inference.generator):
+            value = float(pool.log_likelihoods[z, y])
+            found.append(Pair(each.queries[y], float(pool.log_priors[z]) + value, value, int(pool.lengths[z])))
     return found
+
+
+def pool_of(inference: Inference, query: Query, repeats: int) -> Pool:
+    """The base model's draws for a row, of which so many Z* are to be taken. Raises RunFault as `grown` does."""
+
+    def draw() -> Pool:
+        drafts = [draft for draft in inference.draw([query] * POOL) if draft.trajectory is not None]
+        log_g = np.array([draft.log_prob for draft in drafts], np.float64)
+        return Pool.of(inference, [draft.trajectory for draft in drafts if draft.trajectory is not None], log_g)
+
+    return grown(draw, repeats, query.id)
 
 
 def _of_choices(item: Trajectory) -> NDArray[np.float64]:

@@ -11,7 +11,7 @@ import pytest
 
 from common.action_space import ActionSpace
 from common.diagnostics.enumeration import Enumerated, every_rationale
-from common.diagnostics.rejection import AboveBound, accepted
+from common.diagnostics.rejection import TOKEN_ERROR, AboveBound, Excess, accepted, rounding_of
 from common.diagnostics.smc import Extended, Population, sequential_monte_carlo, systematic
 from common.grammar import Grammar
 from tests.common.diagnostics.toy import (
@@ -98,6 +98,24 @@ def test_a_weight_above_its_bound_is_an_error_but_for_rounding() -> None:
         accepted(np.array([0.0, 2.0]), 1.0, generator)
 
 
+@pytest.mark.parametrize("length", [4, 16, 64])
+def test_rounding_by_bfloat16_ends_no_rejection_and_its_bias_is_told(length: int) -> None:
+    # Where the mask takes nothing and nothing is given, every weight lies at its bound, and half of them above.
+    generator = np.random.default_rng(0)
+    lengths = np.full(20_000, length)
+    noise = generator.normal(0, TOKEN_ERROR["bfloat16"] * np.sqrt(length), len(lengths))
+    kept = accepted(noise, 0.0, generator, rounding_of(lengths, TOKEN_ERROR["bfloat16"]))
+    assert kept[noise > 0].all() and not kept.all()
+    excess = Excess.of(noise[:5_000], 0.0) + Excess.of(noise[5_000:], 0.0)
+    assert excess.share == pytest.approx(0.5, abs=0.02)
+    # What is kept follows min(R, M g): its distance to ∝ R is what is lost, at most.
+    r, taken = np.exp(noise), np.minimum(np.exp(noise), 1)
+    distance = 0.5 * np.abs(r / r.sum() - taken / taken.sum()).sum()
+    assert distance <= excess.bias == pytest.approx((r - taken).sum() / r.sum()) and excess.bias < 0.2
+    with pytest.raises(AboveBound):
+        accepted(noise, 0.0, generator, rounding_of(lengths, TOKEN_ERROR["float32"]))
+
+
 def population(n: int, seed: int, guide: bool = True) -> Population[Z]:
     """One token a step; the intermediate target is R itself, or nothing but g."""
     generator = np.random.default_rng(seed)
@@ -115,7 +133,7 @@ def population(n: int, seed: int, guide: bool = True) -> Population[Z]:
 
     found = sequential_monte_carlo([((), 0.0)] * n, extend, generator)
     drawn = [z for z, _ in found.states]
-    return Population(drawn, found.log_weights, found.log_z, found.resamplings)
+    return Population(drawn, found.log_weights, found.log_z, found.resamplings, found.ancestors)
 
 
 @pytest.mark.parametrize(("guide", "limit"), [(True, 0.04), (False, 0.1)])
@@ -149,6 +167,37 @@ def test_particles_of_no_use_are_left_alone_and_die_out() -> None:
     assert nothing.log_z == -np.inf
     with pytest.raises(ValueError, match="no particle is left"):
         nothing.draw(1, np.random.default_rng(0))
+
+
+def test_particles_of_one_ancestor_are_worth_one() -> None:
+    def extend(states: Sequence[tuple[int, int]]) -> list[Extended[tuple[int, int]]]:
+        # Of eight particles only two are of any use after a step, and nothing tells them apart afterwards.
+        return [
+            Extended((i, step + 1), -9.0 if step == 0 and i not in (2, 5) else 0.0, step == 3) for i, step in states
+        ]
+
+    found = sequential_monte_carlo([(i, 0) for i in range(8)], extend, np.random.default_rng(0))
+    assert found.resamplings == 1 and found.shares() == pytest.approx(np.full(8, 1 / 8))
+    assert [i for i, _ in found.states] == found.ancestors.tolist() and set(found.ancestors.tolist()) == {2, 5}
+    assert found.effective_families == pytest.approx(2.0)
+    # Never resampled they are worth what their weights say.
+    weights = np.log([0.5, 0.25, 0.25])
+    apart = Population([0, 1, 2], weights, 0.0, 0, np.arange(3))
+    assert apart.effective_families == pytest.approx(1 / (0.25 + 2 * 0.0625))
+    assert Population([0], np.array([-np.inf]), -np.inf, 0, np.arange(1)).effective_families == 0.0
+
+
+def test_what_particles_are_worth_is_what_their_means_vary_by() -> None:
+    # Of the toy posterior, by hundreds of populations that were resampled: as many independent draws as families would
+    # vary by as much, and as many as the weights say by far less.
+    found = [each for each in (population(40, seed) for seed in range(600)) if each.resamplings]
+    starts = np.array([float(each.shares() @ [z[:1] == (1,) for z in each.states]) for each in found])
+    p = float(sum(p for z, p in zip(SPACE, POSTERIOR, strict=True) if z[:1] == (1,)))
+    worth = p * (1 - p) / np.var(starts)
+    families = np.mean([each.effective_families for each in found])
+    weights = np.mean([1 / np.square(each.shares()).sum() for each in found])
+    assert families < weights
+    assert abs(np.log(families / worth)) < abs(np.log(weights / worth))
 
 
 def test_systematic_draws_are_as_many_as_the_shares_say() -> None:

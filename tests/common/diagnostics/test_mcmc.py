@@ -7,7 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from common.diagnostics.mcmc import Chains, Proposal, convergence, metropolis_hastings, n_cuts, suffix_log_ratio
+from common.diagnostics.mcmc import (
+    Chains,
+    Proposal,
+    content_of,
+    convergence,
+    metropolis_hastings,
+    n_cuts,
+    suffix_log_ratio,
+)
 from tests.common.diagnostics.toy import LOG_R, MAX_LEN, SPACE, Drawn, draw, total_variation
 
 
@@ -51,6 +59,45 @@ def test_chains_that_agree_are_told_from_those_that_do_not() -> None:
     apart = chains.log_r + 5.0 * np.arange(4)[:, None]
     assert convergence([apart], chains.acceptance).r_hat > 1.5
     assert not convergence([chains.log_r, apart], chains.acceptance).reached, "the worst quantity counts"
+
+
+def test_chains_in_different_modes_of_the_same_laws_are_told_apart_by_their_content() -> None:
+    # Four chains, each within a mode of its own, with one law of log R and of the length.
+    generator = np.random.default_rng(3)
+    log_r, lengths = generator.normal(size=(4, 1_000)), generator.integers(3, 6, size=(4, 1_000)).astype(float)
+    moved = np.full(4, 0.5)
+    blind = convergence([log_r, lengths], moved)
+    assert blind.r_hat < 1.01 and blind.reached
+
+    def chains(mode_of: Sequence[int], begins: int) -> list[list[tuple[int, ...]]]:
+        return [
+            [
+                (7,) * begins + tuple(generator.integers(10 * mode, 10 * mode + 10, size=3).tolist())
+                for _ in range(1_000)
+            ]
+            for mode in mode_of
+        ]
+
+    for begins in (0, 1):
+        # The first token tells nothing where all begin alike: what follows does.
+        apart = convergence([log_r, lengths, *content_of(chains((1, 2, 3, 4), begins))], moved)
+        assert apart.r_hat > 1.05 and not apart.reached
+        same = convergence([log_r, lengths, *content_of(chains((1, 1, 1, 1), begins))], moved)
+        assert same.r_hat < 1.01 and same.reached
+    # Two orders of the same tokens, of which each chain knows one.
+    stuck = [[(7, 1, 2) if i % 2 else (7, 2, 1)] * 1_000 for i in range(4)]
+    assert not convergence([log_r, lengths, *content_of(stuck)], moved).reached
+
+
+def test_chains_agree_about_what_is_the_same_in_all_of_them() -> None:
+    generator = np.random.default_rng(0)
+    same, moved = np.zeros((4, 500)), np.full(4, 0.5)
+    # A uniform R of one length: the content still tells.
+    chains = [[(int(token),) for token in generator.integers(5, 15, size=500)] for _ in range(4)]
+    assert convergence([same, same, *content_of(chains)], moved).reached
+    # One rationale is all that there is, and is proposed and accepted again and again.
+    one = convergence([same, same, *content_of([[(5,)] * 500] * 4)], moved)
+    assert one.reached and one.r_hat == 1.0 and one.effective_sample_size == 1_000
 
 
 def test_chains_that_never_moved_are_not_called_converged() -> None:

@@ -30,7 +30,7 @@ from deploy.run.actor_pool import EvaluationStopped
 from deploy.run.diagnosis import Subject, diagnosed
 from deploy.sampler import finished_run, reward_precision
 from deploy.sampler.diagnosed_run import chosen_queries, subject_of
-from deploy.sampler.diagnosis import BASE, GIVEN, TRAINED, at_the_end, diagnose, trained_for
+from deploy.sampler.diagnosis import BASE, GIVEN, TRAINED, Known, at_the_end, diagnose, trained_for
 from deploy.sampler.finished_run import FinishedRun
 from deploy.sampler.reward_precision import place_for
 from learner.policy import Actions, load_base_model
@@ -250,6 +250,18 @@ def test_what_is_known_otherwise_of_a_query_is_part_of_its_figures(run: Finished
     assert finding.base is not None and finding.base.figures.log_z_exact == log_z
     low, high = finding.figures.kl_p_q or (0.0, 0.0)
     assert low < float(np.exp(log_r - log_z) @ (log_r - log_z - log_q)) < high
+
+
+@pytest.mark.parametrize(
+    "fault", [RunFault("no start was found"), UserError("task.reward", "mine:score", "is broken", "mend it")]
+)
+def test_a_fault_of_the_truth_is_told_and_costs_no_draws(run: FinishedRun, by_hand: ByHand, fault: Exception) -> None:
+    def truth(queries: Sequence[Query]) -> Mapping[str, Known]:
+        raise fault
+
+    found = diagnose(by_hand.subject(run.task.queries("test")), 64, truth=truth)
+    assert all(finding.truth == f"none: {fault}" and len(finding.samples) == 64 for finding in found.queries)
+    assert all(finding.figures.log_z_exact is None for finding in found.queries)
 
 
 def test_a_query_without_a_valid_draw_is_left_out_and_named(run: FinishedRun, by_hand: ByHand) -> None:

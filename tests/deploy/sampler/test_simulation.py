@@ -12,10 +12,10 @@ import yaml
 
 from common.config import RunConfig
 from common.config_loading import load_config
-from common.errors import UserError
+from common.errors import RunFault, UserError
 from common.tasks import make_task
 from common.tokens import codec_of
-from deploy.sampler.simulation import Variants, variants_of
+from deploy.sampler.simulation import POOL, Pool, Variants, grown, variants_of
 
 TOLD = {
     "name": "jsonl",
@@ -81,3 +81,30 @@ def test_a_task_of_another_kind_is_refused(tmp_path: Path, digit_model: Path) ->
     path.write_text(yaml.safe_dump({"task": {"name": "rng"}, "model": {"name": str(digit_model)}}))
     with pytest.raises(UserError, match=r"--sbc.*rng here has none"):
         variants(load_config(path))
+
+
+def pool(generator: np.random.Generator, spread: float) -> Pool:
+    """Draws of g = N(0, 1) for the prior N(`spread`, 1): each counts for exp(-spread²) of a draw."""
+    z = generator.normal(size=POOL)
+    log_priors = spread * z - spread**2 / 2
+    return Pool(np.zeros(POOL), log_priors, np.full((POOL, 2), np.log(0.5)), (z > spread).astype(np.int64))
+
+
+@pytest.mark.parametrize("repeats", [1, 20, 200])
+def test_repeats_from_one_pool_vary_as_independent_ones_do(repeats: int) -> None:
+    # With 120 effective draws of 512: 200 repeats of a single such pool would vary 2.6 times as much.
+    generator = np.random.default_rng(0)
+    shares = []
+    for _ in range(200):
+        found = grown(lambda: pool(generator, 1.2), repeats, "")
+        assert found.size >= 20 * repeats
+        shares.append(np.mean([found.lengths[z] for z, _ in found.draw(repeats, generator)]))
+    # Half of the prior is above its middle. The ratio of 200 samples' variance has a standard error of 0.1.
+    assert np.var(shares) * 4 * repeats == pytest.approx(1.05, abs=0.35)
+    assert np.mean(shares) == pytest.approx(0.5, abs=4 * 0.5 / np.sqrt(200 * repeats) + 0.01)
+
+
+def test_a_pool_that_is_worth_too_little_for_its_repeats_is_refused_with_the_remedy() -> None:
+    generator = np.random.default_rng(0)
+    with pytest.raises(RunFault, match=r"of 2048 draws .* query aaaaaaaa, 60 are needed for 3 of .* give more rows"):
+        grown(lambda: pool(generator, 3.0), 3, "a" * 32)
