@@ -222,6 +222,11 @@ class Task(ABC, Generic[ConfigT]):
         """What `evaluate_samples` needs to be sampled; empty for no evaluation by samples."""
         return []
 
+    def correction_requests(self) -> list[SampleRequest]:
+        """What `evaluate_samples` takes besides for figures that are corrected by weights, where `sample_requests` are
+        too few for them: for `amortis evaluate`, and not at a run's end."""
+        return []
+
     def evaluate_samples(self, samples: SampleSets, weights: RewardWeights) -> dict[str, Any]:
         """Figures from samples drawn on the test queries; while a run trains on some of them, of `trained` alone."""
         return {}

@@ -25,6 +25,9 @@ from common.trajectory import Query, Trajectory
 
 Groups = Mapping[str, Sequence[Trajectory]]
 """Samples of one sampler by query id."""
+WEIGHTED = "weighted"
+"""Label of the trained sampler's draws that correct its accuracy, where those of the evaluation are too few."""
+_CORRECTED = "task.corrected_samples is how many a row"
 Prompt = str | list[Message]
 """A text, or a conversation where the task is a chat."""
 
@@ -55,6 +58,9 @@ class TemplateConfig(TextConfig):
     shots_seed: int | None = Field(None, ge=0, description="draws these rows at random; the first ones without it")
     evaluation_samples: int = Field(10, ge=1, description="rationales a test row for the evaluation")
     evaluation_temperature: SamplingTemperature = Field(1.0, description="at which they are sampled")
+    corrected_samples: int = Field(
+        128, ge=0, description="rationales a test row that `amortis evaluate` corrects `accuracy` by; 0 for no more"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -252,33 +258,60 @@ class TemplateTask(TextTask[TemplateConfigT]):
     def sample_requests(self) -> list[SampleRequest]:
         return base_and_trained(self.config.evaluation_samples, self.config.evaluation_temperature)
 
+    def correction_requests(self) -> list[SampleRequest]:
+        n = self.config.corrected_samples
+        if not self._classifies or n <= self.config.evaluation_samples:
+            return []
+        return [SampleRequest(WEIGHTED, adapter=True, temperature=1.0, n=n)]
+
+    @property
+    def _classifies(self) -> bool:
+        return bool(self.config.choices) and self.config.target is not None
+
     def evaluate_samples(self, samples: SampleSets, weights: RewardWeights) -> dict[str, Any]:
         """Mean log R, diversity and, with choices or an answer, accuracy, of the base model and the trained sampler.
 
         With several test files all of it again for each.
         """
-        table = {label: self._figures(groups, weights) for label, groups in samples.items()}
+        table = {
+            label: self._figures(groups, weights, samples.get(WEIGHTED, {}) if label == "trained" else {})
+            for label, groups in samples.items()
+            if label != WEIGHTED
+        }
         first = table.get("trained", table.get("base", {}))
         own = {name: value for name, value in first.items() if not isinstance(value, dict)}
         return {"samplers": table, **own, **self.data_figures()}
 
-    def _figures(self, groups: Groups, weights: RewardWeights) -> dict[str, Any]:
-        found: dict[str, Any] = dict(self.figures(groups, weights))
+    def _figures(self, groups: Groups, weights: RewardWeights, weighted: Groups) -> dict[str, Any]:
+        """Of one sampler; `weighted` are its draws for what is corrected, empty where there are no more of them."""
+        found: dict[str, Any] = {**self.figures(groups, weights), **self._corrected(weighted, weights, _CORRECTED)}
         names = self.test_names()
         if len(names) > 1:
             for name, ids in names.items():
                 # A file named like a figure must not take that figure's place, and of no samples there are no figures.
                 part = {key: groups[key] for key in ids if key in groups}
                 if part:
-                    found[f"{name} (file)" if name in (*found, "samplers") else name] = self.figures(part, weights)
+                    more = {key: weighted[key] for key in ids if key in weighted}
+                    figures = {**self.figures(part, weights), **self._corrected(more, weights, _CORRECTED)}
+                    found[f"{name} (file)" if name in (*found, "samplers") else name] = figures
         return found
 
     def figures(self, groups: Groups, weights: RewardWeights) -> dict[str, Any]:
         """Figures of one sampler on some test queries."""
         found: dict[str, Any] = dict(summarise(list(groups.values()), weights))
-        if self.config.choices and self.config.target is not None:
+        if self._classifies:
             found["accuracy"] = accuracy(groups)
-            found |= corrected_accuracy(groups, weights, self.reward_temperature, self.misleading_penalty)
-            if found.get("corrected_refused"):
-                found["corrected_refused"] += " (task.evaluation_samples is how many a row)"
+            remark = "task.evaluation_samples is how many a row"
+            if self.correction_requests():
+                remark += "; `amortis evaluate` draws task.corrected_samples from the trained sampler"
+            found |= self._corrected(groups, weights, remark)
+        return found
+
+    def _corrected(self, groups: Groups, weights: RewardWeights, remark: str) -> dict[str, Any]:
+        """Figures by the weights of these draws; `remark` says where more are to be had. None of no draws."""
+        if not groups:
+            return {}
+        found = dict(corrected_accuracy(groups, weights, self.reward_temperature, self.misleading_penalty))
+        if found.get("corrected_refused"):
+            found["corrected_refused"] = f"{found['corrected_refused']} ({remark})"
         return found

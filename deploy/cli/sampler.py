@@ -79,16 +79,22 @@ def add_sampler_commands(add: AddCommand) -> None:
         help="draw the samples from many candidates ∝ their weights R/q, which makes good what the sampler is off by",
     )
     sub.add_argument(
-        "--candidates", type=int, metavar="N", help="with --resample (default: 16 a sample, and 256 or more in all)"
+        "--candidates",
+        type=int,
+        metavar="N",
+        help="draws for --resample (default: 16 a sample, and 256 or more in all) or --targets (default: 256 or more)",
     )
     sub.add_argument(
         "--target",
         help="Y that log R is for, as it follows Z: the task's rows have one, --prompt has none",
     )
     sub.add_argument(
+        "--targets", nargs="+", default=[], metavar="Y", help="texts whose p(Y|X) is estimated from weighted draws"
+    )
+    sub.add_argument(
         "--allow-unreliable",
         action="store_true",
-        help="with --resample: show the samples even where the weights say that they mean nothing",
+        help="with --resample or --targets: answer even where the weights say that the answer means nothing",
     )
     sub.add_argument("--best", action="store_true", help=best)
     sub.add_argument("--base", action="store_true", help="sample from the base model under the same mask")
@@ -163,22 +169,30 @@ def sample(options: argparse.Namespace, overrides: list[str], console: Console) 
         raise UserError("--temperature", options.temperature, problem, "give e.g. 1.0")
     from deploy.cli.display import teller
     from deploy.sampler.finished_run import FinishedRun, progress
-    from deploy.sampler.posterior import PosteriorMaker, candidates_for
+    from deploy.sampler.posterior import PosteriorMaker, draws_for
 
     run = FinishedRun(options.run, overrides, best=options.best)
-    query = run.query(options.prompt, target=options.target)
+    query = run.query(options.prompt, target=options.target, targets=options.targets)
     sampler, adapter = run.sampler()
-    n = options.candidates or candidates_for(options.n) if options.resample else options.n
+    n = options.candidates or draws_for(options.n, len(options.targets), resampled=options.resample)
     request = SampleRequest("samples", not options.base, options.temperature, n)
     told = progress(teller(options.run), "base" if options.base else "trained")
     drawn = sampler.collect([query], request, adapter, run.config.actor.max_in_flight, told)[query.id]
     if not drawn:
         raise RunFault(f"none of the samples could be scored, the last: {sampler.last_rejection}")
     maker, prompt = PosteriorMaker(run.config, run.task), run.codec.decode_prompt(query.prompt_ids)
-    if options.resample:
-        target, missing = run.target_of(query), n - len(drawn)
-        found = maker.make(prompt, drawn, target=target, resampled=options.n, seed=run.config.run.seed, missing=missing)
-        return _show_resampled(found, options, console)
+    if options.resample or options.targets:
+        found = maker.make(
+            prompt,
+            drawn,
+            target=run.target_of(query),
+            targets=options.targets,
+            resampled=options.n if options.resample else None,
+            shown=options.n,
+            seed=run.config.run.seed,
+            missing=n - len(drawn),
+        )
+        return _show_weighted(found, options, console)
     rows = [
         {
             "text": run.codec.decode(item.action_ids),
@@ -197,22 +211,26 @@ def sample(options: argparse.Namespace, overrides: list[str], console: Console) 
 
 
 def _check_resampling(options: argparse.Namespace) -> None:
-    """Raises UserError for options that go with --resample alone."""
+    """Raises UserError for options that go with --resample or --targets alone."""
     if options.candidates is not None and options.candidates < 1:
         raise UserError("--candidates", options.candidates, "draws nothing", "give 1 or more")
     for name, value in (("--candidates", options.candidates), ("--allow-unreliable", options.allow_unreliable or None)):
-        if value is not None and not options.resample:
-            raise UserError(name, value, "is given without --resample", "add --resample, or leave it out")
+        if value is not None and not (options.resample or options.targets):
+            raise UserError(name, value, "is given without --resample or --targets", "add one, or leave it out")
+    if options.candidates is not None and options.candidates < options.n and not options.resample:
+        problem = f"is fewer than the {options.n} samples that are shown (-n)"
+        raise UserError("--candidates", options.candidates, problem, "ask for as many, or give a lower -n")
 
 
-def _show_resampled(found: Posterior, options: argparse.Namespace, console: Console) -> int:
-    """What was resampled, and what it stands on. Raises UserError if that is nothing, unless it is wanted all the
-    same."""
+def _show_weighted(found: Posterior, options: argparse.Namespace, console: Console) -> int:
+    """What was resampled, or p(Y|X), and what it stands on. Raises UserError if that is nothing, unless it is wanted
+    all the same."""
     from common.terminal import visible_lines
     from deploy.sampler.posterior import refuse
 
-    way_out = "raise --candidates, leave out --resample for plain samples, or add --allow-unreliable"
-    error = refuse(found, "--resample", way_out)
+    option = "--resample" if options.resample else "--targets"
+    way_out = f"raise --candidates, leave out {option} for plain samples, or add --allow-unreliable"
+    error = refuse(found, option, way_out)
     if error is not None and not options.allow_unreliable:
         raise error
     if options.json:
@@ -220,12 +238,28 @@ def _show_resampled(found: Posterior, options: argparse.Namespace, console: Cons
     else:
         console.print(visible_lines(found.prompt), markup=False, highlight=False)
         console.print(drawn_table([asdict(item) for item in found.samples]))
+        if found.targets:
+            console.print(_targets_table(found))
         k = "can't be told of so few" if found.pareto_k is None else f"{found.pareto_k:.2f}"
         worth = f"{found.candidates} candidates are worth {found.effective_sample_size:.1f} exact draws, Pareto k̂ {k}"
         console.print(worth, markup=False, highlight=False, soft_wrap=True)
     if error is not None:
         print(f"amortis: unreliable: {found.unreliable}", file=sys.stderr)
     return 0
+
+
+def _targets_table(found: Posterior) -> Table:
+    """p(Y|X) of each target; quoted, so that spaces at their ends are seen."""
+    from rich.table import Table
+
+    from common.terminal import cells
+
+    table = Table()
+    for column in ("p(Y|X)", "plain mean", "Y"):
+        table.add_column(column, justify="left" if column == "Y" else "right")
+    for item in found.targets:
+        table.add_row(*cells(f"{item.probability:.4g}", f"{item.plain_mean:.4g}", repr(item.text)))
+    return table
 
 
 def drawn_table(rows: Sequence[Mapping[str, Any]]) -> Table:

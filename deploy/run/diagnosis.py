@@ -45,6 +45,13 @@ class Subject:
     """The exact policy; loaded when it is asked for."""
     best_known: BestKnown | None
     """None where there never was a buffer."""
+    should_stop: Callable[[], bool] = lambda: False
+    """Looked at between passes of a model: whether the user wants an end."""
+
+    def check_stop(self) -> None:
+        """Raises EvaluationStopped if the user wants an end."""
+        if self.should_stop():
+            raise EvaluationStopped
 
 
 Diagnose = Callable[[Subject], Mapping[str, Any]]
@@ -58,6 +65,7 @@ def of_adapter(
     queries: Sequence[Query],
     collect: Collect,
     best_known: BestKnown,
+    should_stop: Callable[[], bool],
 ) -> Subject:
     """The sampler that a run's learner has just left, its engine still up."""
     adapter = folder / "adapter"
@@ -75,7 +83,17 @@ def of_adapter(
         place = f"cuda:{torch.cuda.device_count() - n_own}" if n_own else section.device
         return LoraPolicy.trained(model, adapter, task.action_space, dtype=section.dtype, device=torch.device(place))
 
-    return Subject(folder, config, task, files_sha256(files), queries, collect, policy, best_known)
+    return Subject(folder, config, task, files_sha256(files), queries, collect, policy, best_known, should_stop)
+
+
+UNFINISHED: Mapping[str, Any] = {"diagnosis": "none: the run was ended while it was made; `amortis diagnose` makes one"}
+"""What summary.json says until there is one: it is written before as well, as a diagnosis loads models, and a process
+that takes more memory than there is gets killed without a word."""
+
+
+def is_wanted(config: RunConfig) -> bool:
+    """Whether a run's settings ask for a diagnosis at its end."""
+    return config.diagnose.final and config.run.evaluate_samples
 
 
 def diagnosed(config: RunConfig, diagnose: Diagnose | None, subject: Callable[[], Subject]) -> dict[str, Any]:
@@ -83,7 +101,7 @@ def diagnosed(config: RunConfig, diagnose: Diagnose | None, subject: Callable[[]
 
     A run is as good without: why there is no diagnosis is said in its place.
     """
-    if diagnose is None or not config.diagnose.final or not config.run.evaluate_samples:
+    if diagnose is None or not is_wanted(config):
         return {}
     try:
         return dict(diagnose(subject()))

@@ -47,7 +47,7 @@ from common.tokens import codec_of
 from common.trajectory import Trajectory
 from deploy.run.actor_pool import ActorPool, EvaluationStopped
 from deploy.run.cluster import own_gpus
-from deploy.run.diagnosis import Diagnose, Subject, diagnosed, of_adapter
+from deploy.run.diagnosis import UNFINISHED, Diagnose, Subject, diagnosed, is_wanted, of_adapter
 from deploy.run.evaluation import Evaluator
 from deploy.run.identity import keep_identity
 from deploy.run.put_aside import begun
@@ -124,6 +124,12 @@ class Launcher:
                 fault = f"Redis was lost: {error}; the last checkpoint is kept, go on with --run.resume true"
             except RunFault as error:
                 fault = str(error)
+        summary = self._summarise(folder, fault)
+        if fault is not None:
+            raise RunFault(fault)
+        return summary
+
+    def _summarise(self, folder: Path, fault: str | None, *, plots: bool = True) -> dict[str, Any]:
         wall_s = time.monotonic() - self.state.started
         interrupted = self._interrupts > 0 or self._stopped is not None
         found = {
@@ -132,10 +138,7 @@ class Launcher:
             "tokens_of_actors": self.state.tokens,
             **self._diagnosis,
         }
-        summary = write_summary(self.config, folder, found, wall_s, fault, interrupted=interrupted)
-        if fault is not None:
-            raise RunFault(fault)
-        return summary
+        return write_summary(self.config, folder, found, wall_s, fault, interrupted=interrupted, plots=plots)
 
     def _run_parts(self, stack: ExitStack, folder: Path) -> str | None:
         """Start everything, wait for the learner, evaluate, stop everything; what went wrong, or None."""
@@ -322,8 +325,12 @@ class Launcher:
                 found = task.evaluate_samples(with_samples(samples), self.config.reward_weights)
                 found |= tokens_per_sample(samples, task.queries("test"))
                 write_whole(folder / "evaluation_samples.json", dumps(found, indent=2))
+            if self._diagnose is not None and is_wanted(self.config):
+                self._diagnosis = dict(UNFINISHED)
+                self._summarise(folder, None, plots=False)
             self._diagnosis = diagnosed(self.config, self._diagnose, lambda: self._subject(task, actors, folder))
         except EvaluationStopped:
+            self._diagnosis = {}
             log.info("the evaluation was given up")
 
     def _subject(self, task: Task[Any], actors: ActorPool, folder: Path) -> Subject:
@@ -335,7 +342,7 @@ class Launcher:
             return _decoded(actors.evaluate(requests, should_stop=self._is_interrupted, most=most))
 
         queries = spread(task.queries("test"), most)
-        return of_adapter(folder, self.config, task, queries, collect, self.buffer.best_of)
+        return of_adapter(folder, self.config, task, queries, collect, self.buffer.best_of, self._is_interrupted)
 
     def _keep_samples(self, actors: ActorPool, folder: Path) -> None:
         """Distinct rationales of the training queries from the trained sampler, as a file of seeds."""

@@ -18,7 +18,7 @@ from common.tasks import SampleRequest, make_task
 from common.tasks.base import with_samples
 from common.tokens import codec_of
 from common.trajectory import Query
-from deploy.run.diagnosis import Diagnose, Subject, diagnosed
+from deploy.run.diagnosis import UNFINISHED, Diagnose, Subject, diagnosed, is_wanted
 from deploy.run.summary import write_summary
 from learner.policy import LoraPolicy
 
@@ -54,5 +54,8 @@ def run_prompting(config: RunConfig, diagnose: Diagnose | None = None) -> dict[s
         (folder / "evaluation_samples.json").write_text(dumps(figures, indent=2))
         few = spread(task.queries("test"), config.diagnose.queries)
         subject = Subject(folder, config, task, None, few, partial(collect, queries=few), untrained, None)
+        if diagnose is not None and is_wanted(config):
+            so_far = {**found, **UNFINISHED}
+            write_summary(config, folder, so_far, time.monotonic() - started, None, interrupted=False, plots=False)
         found |= diagnosed(config, diagnose, lambda: subject)
     return write_summary(config, folder, found, time.monotonic() - started, None, interrupted=False)

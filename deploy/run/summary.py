@@ -74,10 +74,17 @@ def can_go_on(folder: Path) -> bool:
 
 
 def write_summary(
-    config: RunConfig, folder: Path, found: Mapping[str, Any], wall_s: float, fault: str | None, *, interrupted: bool
+    config: RunConfig,
+    folder: Path,
+    found: Mapping[str, Any],
+    wall_s: float,
+    fault: str | None,
+    *,
+    interrupted: bool,
+    plots: bool = True,
 ) -> dict[str, Any]:
     """Bring the learner's summary, the evaluations and what else was found together in summary.json, and draw the
-    plots."""
+    plots, unless it is to be written again soon."""
     before, after = read_json(folder / "evaluation_before.json"), read_json(folder / "evaluation_after.json")
     samples = read_json(folder / "evaluation_samples.json")
     summary: dict[str, Any] = {
@@ -99,9 +106,10 @@ def write_summary(
     if "tokens_trained" in summary and "tokens_of_actors" in summary:
         # A step reads its batch forwards and backwards, which is twice as much again.
         summary["training_tokens"] = summary["tokens_of_actors"] + 3 * summary["tokens_trained"]
-    plots = [*draw_plots(config, folder)] if after else []
-    plots += draw_curve(folder, task_class(config.task).main_figures, load_best(folder))
-    summary["plots"] = [path.name for path in plots]
+    drawn = [*draw_plots(config, folder)] if after and plots else []
+    if plots:
+        drawn += draw_curve(folder, task_class(config.task).main_figures, load_best(folder))
+    summary["plots"] = [path.name for path in drawn]
     write_whole(folder / "summary.json", dumps(summary, indent=2))
     return summary
 

@@ -87,7 +87,7 @@ def evaluated_and_diagnosed(folder: Path) -> dict[str, Any]:
     policy = run.policy()
     start = cache(lambda: run.sampler(run.config.run.seed))
     try:
-        figures = run.figures(policy, start)
+        figures = run.figures(policy, start, corrected=False)
         if wanted_requests(run.task, run.config):
             queries = spread(run.task.queries("test"), run.config.diagnose.queries)
             figures |= diagnosed(run.config, at_the_end, lambda: subject_of(run, queries, start, lambda: policy))

@@ -147,8 +147,8 @@ class Diagnosis:
             "trained_for": self.trained_for,
             **self.means(),
             "reward_precision": precision.words(),
-            "reward_error_mean_nats": precision.mean_nats,
-            "reward_error_max_nats": precision.max_nats,
+            "reward_error_mean_nats": precision.mean_nats if precision.is_known else None,
+            "reward_error_max_nats": precision.max_nats if precision.is_known else None,
         }
 
     def save(self, folder: Path, name: str = DIAGNOSIS) -> None:
@@ -247,7 +247,7 @@ def diagnose(subject: Subject, samples: int, truth: Truth | None = None) -> Diag
         samples=samples,
         trained_for=trained_for(config.learner),
         verdict=judge_run({finding.query_id: finding.figures for finding in findings}, len(left_out)),
-        reward_precision=measured(config, task, by_id, scored, tau),
+        reward_precision=measured(config, task, by_id, scored, tau, subject.should_stop),
         known=_known_words(modes, queries, held_out, why_none),
         queries=findings,
         left_out=left_out,
@@ -300,13 +300,14 @@ def _with_log_q(
 
     from learner.policy import SCORING_BATCH, Actions
 
+    subject.check_stop()
     policy, weights = subject.policy(), subject.config.reward_weights
     batch = [Actions.of(item, query) for query in asked for item in known[query.id]]
+    parts = []
     with torch.no_grad():
-        parts = [
-            policy.log_probs(batch[start : start + SCORING_BATCH]).total().double().cpu().numpy()
-            for start in range(0, len(batch), SCORING_BATCH)
-        ]
+        for start in range(0, len(batch), SCORING_BATCH):
+            subject.check_stop()
+            parts.append(policy.log_probs(batch[start : start + SCORING_BATCH]).total().double().cpu().numpy())
     log_q, found, start = np.concatenate(parts), {}, 0
     for query in asked:
         items = known[query.id]

@@ -193,12 +193,18 @@ class FinishedRun:
         policy: LoraPolicy | None = None,
         start: Callable[[], tuple[TrajectorySampler, LoadedAdapter]] | None = None,
         say: Callable[[str], None] = lambda text: None,
+        *,
+        corrected: bool = True,
     ) -> dict[str, Any]:
         """The evaluation anew: exact figures, then those of samples, as far as the run's configuration wants them.
 
         `policy` and what `start` gives are used where they are there already; `say` is told how far the drawing is.
+        `corrected` draws as many samples as figures that are corrected by weights take, which at a run's end are left
+        out.
         """
         requests = wanted_requests(self.task, self.config)
+        if requests and corrected:
+            requests += self.task.correction_requests()
         if requests:
             self.check_own_reward()
         found: dict[str, Any] = dict(self.task.evaluate_policy(policy or self.policy()))

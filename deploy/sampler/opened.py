@@ -16,7 +16,7 @@ from common.errors import UserError
 from common.tasks import SampleRequest
 from common.tasks.base import HIGHEST_TEMPERATURE
 from common.trajectory import Query, Trajectory
-from deploy.sampler.posterior import Posterior, PosteriorMaker, Sample, refuse
+from deploy.sampler.posterior import Posterior, PosteriorMaker, Sample, draws_for, refuse
 
 if TYPE_CHECKING:
     from actors.engine import LoadedAdapter
@@ -28,6 +28,8 @@ Prompts = list[str] | tuple[str, ...]
 Texts = Sequence[str | Sequence[int]]
 Row = Mapping[str, Any]
 ResultT = TypeVar("ResultT")
+WEIGHTED_DRAWS = 64
+"""Of a posterior, where neither targets nor resampled draws are asked for, nor how many."""
 
 
 class Sampler:
@@ -104,7 +106,7 @@ class Sampler:
     def posterior(
         self,
         prompt: Prompt = None,
-        n: int = 64,
+        n: int | None = None,
         *,
         row: Row | None = None,
         target: str | None = None,
@@ -117,7 +119,7 @@ class Sampler:
     def posterior(
         self,
         prompt: Prompts,
-        n: int = 64,
+        n: int | None = None,
         *,
         target: str | None = None,
         targets: Sequence[str] = (),
@@ -128,7 +130,7 @@ class Sampler:
     def posterior(
         self,
         prompt: Prompt | Prompts = None,
-        n: int = 64,
+        n: int | None = None,
         *,
         row: Row | None = None,
         target: str | None = None,
@@ -136,7 +138,8 @@ class Sampler:
         resample: int | None = None,
         allow_unreliable: bool = False,
     ) -> Posterior | list[Posterior]:
-        """Draw `n` rationales and weigh each by R/q: what the sampler is still off by is made good.
+        """Draw `n` rationales and weigh each by R/q: what the sampler is still off by is made good. Without `n` these
+        are 64, or as many as an answer takes: 256 for `targets`, and for `resample` 16 a sample and 256 or more.
 
         With `target` the reward is that of a rationale for this Y. With `targets` it is that of the prompt alone, and
         p(Y|X) is estimated for each Y of them. With `resample` so many of the draws are drawn again ∝ their weights.
@@ -146,6 +149,9 @@ class Sampler:
         """
         if resample is not None:
             _at_least_one("resample", resample)
+        if n is None:
+            asked = WEIGHTED_DRAWS if resample is None else resample
+            n = draws_for(asked, len(targets), resampled=resample is not None)
         queries = self._queries(prompt, row, target=target, targets=targets)
         found = []
         for query, group in zip(queries, self._draw(queries, n, 1.0, base=False), strict=True):

@@ -43,8 +43,8 @@ class Sample:
     log_constraint: float
     """Constraint terms, and the reward function of one's own."""
     weight: float
-    """Its share of the posterior's estimate, ∝ R/q over all draws and not smoothed; 1/n where it was resampled by that.
-    """
+    """Its share of the posterior's estimate, ∝ R/q over all draws, which may be more than are shown, and not smoothed;
+    1/n where it was resampled by that."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,19 @@ def refuse(found: Posterior, setting: str, way_out: str) -> UnreliableEstimate |
     return UnreliableEstimate(setting, None, problem, f"{remedy}, or {way_out}")
 
 
+def draws_for(n: int, n_targets: int, *, resampled: bool, most: int | None = None) -> int:
+    """How many to draw for `n` samples where nothing else is asked for: as many as what is estimated from them takes.
+
+    `most` is how many draws, or texts of `n_targets` a draw, may be scored at a time.
+    """
+    most_draws = None if most is None else most // max(1, n_targets)
+    if resampled:
+        return candidates_for(n, most_draws)
+    if not n_targets:
+        return n
+    return max(n, LEAST_CANDIDATES if most_draws is None else min(LEAST_CANDIDATES, most_draws))
+
+
 def candidates_for(n: int, most: int | None = None) -> int:
     """How many to draw where `n` are resampled and nothing else is asked for; `most` is what may be drawn at a time,
     which may still be too few for so many samples."""
@@ -119,6 +132,7 @@ class PosteriorMaker:
         target: str | None = None,
         targets: Sequence[str] = (),
         resampled: int | None = None,
+        shown: int | None = None,
         seed: int | None = None,
         missing: int = 0,
     ) -> Posterior:
@@ -127,7 +141,8 @@ class PosteriorMaker:
 
         `missing` more were drawn that have no valid reward: their R is 0, which log Z takes into account.
 
-        With `resampled` so many are drawn from them again ∝ their weights (sampling-importance-resampling).
+        With `resampled` so many are drawn from them again ∝ their weights (sampling-importance-resampling); else the
+        first `shown` come back as they are, all without it, and all of them are estimated from.
         """
         log_q = np.array([item.behaviour.log_prob for item in drawn], np.float64)
         parts = [self._parts(item, with_target=not targets) for item in drawn]
@@ -137,7 +152,7 @@ class PosteriorMaker:
         else:
             correction, log_p = Correction.of(log_r - log_q, drawn), np.zeros((0, len(drawn)))
         if resampled is None:
-            chosen, weights = np.arange(len(drawn)), normalized_weights(correction.log_weights)
+            chosen, weights = np.arange(len(drawn))[:shown], normalized_weights(correction.log_weights)
         else:
             chosen = resample(correction.log_weights, resampled, np.random.default_rng(seed))
             weights = np.full(len(drawn), 1.0 / resampled)

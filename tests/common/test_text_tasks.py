@@ -147,7 +147,17 @@ def test_the_corrected_label_is_that_under_the_weights_and_left_out_where_they_m
         "p(Y|X) means nothing for 2 of 2 queries, for the worst as the 10 weighted"
     )
     assert "draw more samples" in few["corrected_refused"] and "task.evaluation_samples" in few["corrected_refused"]
+    assert few["corrected_refused"].endswith(
+        "; `amortis evaluate` draws task.corrected_samples from the trained sampler)"
+    )
     json.dumps(few, allow_nan=False)
+    # By draws of its own where there are any, and all else by the evaluation's.
+    groups, weighted = ({query.id: drawn(query, *n) for query in (first, second)} for n in ((9, 1), (900, 100)))
+    both = task.evaluate_samples({"base": groups, "trained": groups, "weighted": weighted}, WEIGHTS)
+    assert both["samplers"].keys() == {"base", "trained"} and both["corrected_refused"] is None
+    assert {**both["samplers"]["trained"], **few["samplers"]["base"]} == both["samplers"]["base"]
+    corrected = [name for name in many if name.startswith("corrected")]
+    assert len(corrected) == 4 and all(both[name] == many[name] for name in corrected)
     # A tempered posterior, R^(1/2) ∝ 0.32 and 0.95: weights of √0.1/0.9 and √0.9/0.1.
     task.reward_temperature = 2.0
     ratio = 27.0

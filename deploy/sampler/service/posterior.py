@@ -8,7 +8,7 @@ from typing import Any
 
 from common.trajectory import Query, Trajectory
 from deploy.sampler.finished_run import FinishedRun
-from deploy.sampler.posterior import PosteriorMaker, candidates_for, refuse
+from deploy.sampler.posterior import PosteriorMaker, draws_for, refuse
 from deploy.sampler.service.errors import ApiError, refused, unreliable, without_folders
 from deploy.sampler.service.loop import Draw, Job
 from deploy.sampler.service.schemas import PosteriorRequest
@@ -26,9 +26,14 @@ def query_of(run: FinishedRun, request: PosteriorRequest) -> Query:
 
 def draw_of(request: PosteriorRequest, query: Query, trained: bool, max_samples: int) -> Draw:
     """What the engine is to do. Raises ApiError."""
-    if request.candidates is not None and not request.resample:
-        raise refused("candidates", request.candidates, "is given without resample", "set resample to true, or give n")
-    n = request.candidates or candidates_for(request.n, max_samples) if request.resample else request.n
+    if request.candidates is not None and not (request.resample or request.targets):
+        problem = "is given without resample or targets"
+        raise refused("candidates", request.candidates, problem, "set resample to true, or give n")
+    if request.candidates is not None and request.candidates < request.n and not request.resample:
+        problem = f"is fewer than the {request.n} samples of the answer (n)"
+        raise refused("candidates", request.candidates, problem, "ask for as many, or give a lower n")
+    default = draws_for(request.n, len(request.targets), resampled=request.resample, most=max_samples)
+    n = request.candidates or default
     for param, wanted in (("n", request.n), ("candidates", n)):
         if wanted > max_samples:
             problem = "makes more samples than the service takes at a time"
@@ -60,6 +65,7 @@ async def answer(run: FinishedRun, request: PosteriorRequest, query: Query, mode
         target=run.target_of(query),
         targets=request.targets,
         resampled=request.n if request.resample else None,
+        shown=request.n,
         seed=None if request.seed is None else abs(request.seed),
         missing=rejected,
     )

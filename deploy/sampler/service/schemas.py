@@ -87,7 +87,9 @@ class PosteriorRequest(_Body):
     targets: list[str] = Field([], description="texts whose p(Y|X) is wanted")
     n: int = Field(8, ge=1, description="samples of the answer")
     resample: bool = Field(False, description="draw the samples from `candidates` of them ∝ R/q")
-    candidates: int | None = Field(None, ge=1, description="with `resample`; else 16 a sample, and 256 or more in all")
+    candidates: int | None = Field(
+        None, ge=1, description="draws; else 256 or more for `resample` (16 a sample) and `targets`, and n without them"
+    )
     allow_unreliable: bool = Field(
         False, description="answer `resample` and `targets` even where the weights say that the answer means nothing"
     )

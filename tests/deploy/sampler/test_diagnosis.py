@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from redis.exceptions import RedisError
 from rich.console import Console
 
-from common.config import LearnerSection
+from actors import reference
+from common.config import LearnerSection, RunConfig
 from common.diagnostics.draws import Draws
 from common.diagnostics.verdict import Verdict
 from common.errors import EXIT_USER, RunFault, UserError
@@ -25,11 +26,13 @@ from common.tasks import SampleRequest
 from common.trajectory import Behaviour, Query, Trajectory
 from deploy.cli.diagnose import show
 from deploy.cli.main import main
+from deploy.run.actor_pool import EvaluationStopped
 from deploy.run.diagnosis import Subject, diagnosed
 from deploy.sampler import finished_run, reward_precision
 from deploy.sampler.diagnosed_run import chosen_queries, subject_of
 from deploy.sampler.diagnosis import BASE, GIVEN, TRAINED, Known, at_the_end, diagnose, trained_for
 from deploy.sampler.finished_run import FinishedRun
+from deploy.sampler.reward_precision import place_for
 from learner.policy import Actions, load_base_model
 from tests.deploy.run.runs import config_of, make_run, put_adapter
 from tests.tiny import VOCABULARY
@@ -297,7 +300,8 @@ def test_the_end_of_a_run_leaves_the_file_and_says_the_verdict(run: FinishedRun,
     kept = json.loads((run.folder / "diagnosis.json").read_text())
     assert kept["samples"] == run.config.diagnose.samples == 256
     assert said["verdict"] == kept["verdict"]["verdict"] and said["diagnosis"].startswith(said["verdict"])
-    assert kept["reward_precision"] == {"dtype": "float32", "sequences": 0, "mean_nats": 0.0, "max_nats": 0.0}
+    precision = {"dtype": "float32", "sequences": 0, "mean_nats": 0.0, "max_nats": 0.0, "not_measured": None}
+    assert kept["reward_precision"] == precision
     assert said["reward_precision"].startswith("exact")
     expected = {"query_id", "prompt", "target", "figures", "judgement", "samples", "truth", "base"}
     assert {frozenset(query) for query in kept["queries"]} == {frozenset(expected)}
@@ -448,9 +452,64 @@ def test_a_reward_in_float32_is_exact_without_loading_anything(
     assert (found.mean_nats, found.max_nats) == (0, 0) and found.words().startswith("exact")
 
 
+def in_bfloat16(run: FinishedRun) -> RunConfig:
+    return run.config.model_copy(update={"reference": run.config.reference.model_copy(update={"dtype": "bfloat16"})})
+
+
+def test_a_float32_model_goes_where_most_is_free_or_nowhere() -> None:
+    gib = 2**30
+    assert place_for(10 * gib, [2 * gib, 30 * gib, 20 * gib], 100 * gib) == "cuda:1"
+    # It comes through main memory.
+    assert place_for(10 * gib, [30 * gib], 11 * gib) == "cuda:0" and place_for(10 * gib, [30 * gib], 9 * gib) is None
+    assert place_for(10 * gib, [2 * gib, 11 * gib], 12 * gib) == place_for(10 * gib, [], 12 * gib) == "cpu"
+    assert place_for(10 * gib, [11 * gib], 11 * gib) is None and place_for(10 * gib, [], 0) is None
+
+
+def test_a_reward_whose_model_has_no_room_in_float32_is_not_measured_and_says_so(
+    run: FinishedRun, by_hand: ByHand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reward_precision, "free_memory_bytes", lambda: 2**30)
+    monkeypatch.setattr(reward_precision, "_free_on_gpus", lambda: [2**28, 2**29])
+    monkeypatch.setattr(reference, "load_causal_lm", lambda *_: pytest.fail("there is no room for it"))
+    (query,) = run.task.queries("test")[:1]
+    drawn = [by_hand.trajectory(query, 3, -1.0)]
+    found = reward_precision.measured(in_bfloat16(run), run.task, {query.id: query}, drawn, 1.0)
+    assert found.sequences == 0 and not found.is_known
+    expected = "2.0 GiB more to be scored with: main memory has 1.0 GiB free, the GPU with most 0.5 GiB"
+    assert found.words().startswith("not measured: the reference is in bfloat16") and expected in found.words()
+
+
+def test_measuring_the_reward_ends_between_passes_with_what_it_has(
+    run: FinishedRun, by_hand: ByHand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reference, "TOKENS_A_PASS", 1)
+    (query,) = run.task.queries("test")[:1]
+    drawn = [by_hand.trajectory(query, i, -1.0) for i in (0, 9, 17, 28)]
+
+    def measured(stop_at: int) -> reward_precision.RewardPrecision:
+        asked = itertools.count()
+        config, by_id = in_bfloat16(run), {query.id: query}
+        return reward_precision.measured(config, run.task, by_id, drawn, 1.0, lambda: next(asked) >= stop_at)
+
+    # Asked before the model is loaded, and before each pass, which is of one text here.
+    assert measured(99).sequences == 4 and 0 < measured(3).sequences < 4
+    for stop_at in (0, 1):
+        assert "interrupted" in measured(stop_at).words() and not measured(stop_at).is_known
+    monkeypatch.setattr(reward_precision, "LIMIT_S", -1.0)
+    assert "took longer" in measured(99).words()
+
+
+def test_a_diagnosis_is_given_up_before_a_model_is_loaded_where_an_end_is_wanted(
+    run: FinishedRun, by_hand: ByHand
+) -> None:
+    subject = by_hand.subject(run.task.queries("test")[:1], known=[1], should_stop=lambda: True)
+    subject = replace(subject, policy=lambda: pytest.fail("nothing is to be loaded"))
+    with pytest.raises(EvaluationStopped):
+        diagnose(subject, 16)
+
+
 def test_what_bfloat16_does_to_the_reward_is_measured_in_nats_a_sequence(run: FinishedRun, by_hand: ByHand) -> None:
-    reference = run.config.reference.model_copy(update={"dtype": "bfloat16"})
-    config = run.config.model_copy(update={"reference": reference})
+    config = in_bfloat16(run)
     (query,) = run.task.queries("test")[:1]
     rough = load_base_model(run.model, "bfloat16")
     exact, drawn, off = by_hand.log_r[query.id], [], []

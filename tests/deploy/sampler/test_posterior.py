@@ -7,6 +7,7 @@ import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ import pytest
 
 import amortis
 from common.errors import EXIT_USER, UserError
-from common.trajectory import NO_SHA256, Behaviour, Trajectory
+from common.tasks import SampleRequest, make_task
+from common.trajectory import NO_SHA256, Behaviour, Query, Trajectory
 from deploy.cli.main import main
 from deploy.sampler import finished_run
 from deploy.sampler.finished_run import FinishedRun
@@ -175,6 +177,69 @@ def test_in_python_an_estimate_that_means_nothing_is_an_error_that_holds_what_wa
     assert given(run, well, monkeypatch).posterior("4 4", n=200, resample=3).unreliable is None
 
 
+def test_in_python_a_posterior_draws_by_itself_what_its_answer_takes(
+    run: FinishedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler, asked = Sampler(run.folder), list[int]()
+
+    def draw(queries: list[Query], n: int, temperature: float, *, base: bool) -> list[list[Trajectory]]:
+        asked.append(n)
+        return [[drawn(run, i % 4) for i in range(n)] for _ in queries]
+
+    monkeypatch.setattr(sampler, "_draw", draw)
+    found = sampler.posterior("4 4", targets=["1", "2"])
+    assert found.unreliable is None and len(found.samples) == 256 and len(found.targets) == 2
+    assert len(sampler.posterior("4 4", resample=3).samples) == 3
+    sampler.posterior("4 4", resample=32, targets=["1", "2"])
+    sampler.posterior("4 4")
+    sampler.posterior("4 4", n=80, targets=["1", "2"])
+    assert asked == [256, 256, 512, 64, 80]
+
+
+def test_evaluating_a_classifier_draws_enough_to_correct_it_and_a_run_s_end_points_there(run: FinishedRun) -> None:
+    requests: list[SampleRequest] = []
+
+    def collect(queries: list[Query], request: SampleRequest, *_: Any) -> dict[str, list[Trajectory]]:
+        requests.append(request)
+        # The evaluation's own draws are all Z = 3, by which another target is likelier.
+        numbers = [i % 4 if request.label == "weighted" else 3 for i in range(request.n)]
+        others = {z: np.array([LOG_P_Y[3, 1] if z == 3 else LOG_P_Y[0, 1], -9.0]) for z in range(4)}
+        items = [drawn(run, z).model_copy(update={"log_alternatives": others[z]}) for z in numbers]
+        return {query.id: items for query in queries}
+
+    def figures(**options: bool) -> dict[str, Any]:
+        requests.clear()
+        stand_in: Any = SimpleNamespace(collect=collect)
+        return run.figures(stand_in, lambda: (stand_in, stand_in), **options)
+
+    found = figures()
+    assert [(item.label, item.adapter, item.temperature, item.n) for item in requests] == [
+        ("base", False, 1.0, 10),
+        ("trained", True, 1.0, 10),
+        ("weighted", True, 1.0, 128),
+    ]
+    assert found["accuracy"] == 0 and found["corrected_accuracy"] == 1 and found["corrected_refused"] is None
+    assert found["samplers"].keys() == {"base", "trained"}
+    assert found["samplers"]["trained"]["corrected_accuracy"] == 1
+    # R without the likelihood is the prior, of which each rationale was drawn as often as the others.
+    assert found["corrected_ess"] == pytest.approx(1 / (4 * np.sum(np.exp(LOG_PRIOR) ** 2)), rel=1e-4)
+    assert found["corrected_pareto_k"] is not None
+    at_the_end = figures(corrected=False)
+    assert [item.label for item in requests] == ["base", "trained"]
+    assert at_the_end["accuracy"] == 0
+
+
+def test_an_evaluation_with_draws_enough_takes_no_more(run: FinishedRun) -> None:
+    config = run.task.config
+
+    def more(**settings: Any) -> list[SampleRequest]:
+        return make_task(config.model_copy(update=settings), run.codec).correction_requests()
+
+    assert [request.n for request in more()] == [128] and [request.n for request in more(corrected_samples=99)] == [99]
+    for settings in ({"evaluation_samples": 128}, {"corrected_samples": 0}, {"choices": []}, {"target": None}):
+        assert more(**settings) == []
+
+
 class Given:
     """What stands for a sampler of trajectories: it draws the same ones again and again."""
 
@@ -224,6 +289,24 @@ def test_samples_are_resampled_on_the_command_line_and_say_what_they_stand_on(
     assert json.loads(capsys.readouterr().out)["target"] == "2"
 
 
+def test_targets_are_answered_on_the_command_line_by_as_many_draws_as_that_takes(
+    run: FinishedRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    four, asked = [drawn(run, z) for z in range(4)], ("--prompt", "4 4", "--targets", "1", "2")
+    assert sampled(run, four, monkeypatch, *asked, "--json") == (0, 256)
+    found = json.loads(capsys.readouterr().out)
+    # R without the likelihood is the prior.
+    expected = np.exp(LOG_PRIOR) @ np.exp(LOG_P_Y)
+    assert [item["text"] for item in found["targets"]] == ["1", "2"]
+    assert [item["probability"] for item in found["targets"]] == pytest.approx(expected, abs=0.01)
+    assert len(found["samples"]) == 8 and found["candidates"] == 256 and found["unreliable"] is None
+    assert sampled(run, four, monkeypatch, *asked, "-n", "2") == (0, 256)
+    told = capsys.readouterr().out
+    assert "p(Y|X)" in told and f"{found['targets'][0]['probability']:.4g}" in told and "256 candidates" in told
+    assert sampled(run, four, monkeypatch, *asked, "--candidates", "8")[0] == EXIT_USER
+    assert "amortis: --targets: the 8 weighted draws are worth" in capsys.readouterr().err
+
+
 def test_how_far_a_drawing_is_is_told_on_stderr_alone(
     run: FinishedRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -250,8 +333,9 @@ def test_resampled_draws_that_mean_nothing_are_refused_in_one_line(
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--candidates", "9"], "--candidates = 9: is given without --resample; add --resample"),
-        (["--allow-unreliable"], "--allow-unreliable = True: is given without --resample"),
+        (["--candidates", "9"], "--candidates = 9: is given without --resample or --targets; add one"),
+        (["--allow-unreliable"], "--allow-unreliable = True: is given without --resample or --targets"),
+        (["--targets", "1", "--candidates", "7"], "--candidates = 7: is fewer than the 8 samples that are shown"),
         (["--resample", "--candidates", "0"], "--candidates = 0: draws nothing"),
     ],
 )

@@ -82,6 +82,33 @@ def test_what_the_weights_cannot_answer_is_refused_unless_it_is_wanted_all_the_s
     assert plain["unreliable"] == taken["unreliable"] and plain["pareto_k"] is None
 
 
+def test_targets_are_answered_without_being_told_how_many_draws_that_takes(run: FinishedRun) -> None:
+    found = answered(run, [True] * 256, targets=["1", "2"], n=8, max_samples=1024)
+    assert found["unreliable"] is None and found["candidates"] == 256
+    assert [sample["token_ids"] for sample in found["samples"]] == [[3 + i % 9] for i in range(8)]
+    # Shares of all draws, of which these are a few.
+    assert sum(sample["weight"] for sample in found["samples"]) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("asked", "n"),
+    [
+        ({}, 8),
+        ({"targets": ["1", "2"]}, 256),
+        ({"targets": ["1", "2"], "n": 300}, 300),
+        ({"targets": ["1", "2"], "candidates": 40}, 40),
+        # No more texts are scored than the service takes.
+        ({"targets": ["1", "2", "3", "4", "5"]}, 204),
+        ({"resample": True, "n": 20}, 320),
+        ({"resample": True, "targets": ["1", "2", "3", "4", "5"]}, 204),
+        ({"resample": True, "candidates": 2}, 2),
+    ],
+)
+def test_as_many_are_drawn_as_what_is_asked_for_takes(run: FinishedRun, asked: dict[str, Any], n: int) -> None:
+    request = PosteriorRequest(prompt="number :", **asked)
+    assert posterior.draw_of(request, posterior.query_of(run, request), True, 1024).n == n
+
+
 def test_weights_that_are_even_enough_are_no_problem(run: FinishedRun) -> None:
     found = answered(run, [True] * 40, resample=True, candidates=40, max_samples=64)
     assert found["unreliable"] is None and found["effective_sample_size"] > 10 and found["pareto_k"] is not None

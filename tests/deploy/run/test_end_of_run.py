@@ -1,0 +1,79 @@
+"""What a run's end leaves where its diagnosis doesn't come to an end, with stand-ins for its parts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from common.config import RunConfig
+from deploy.run.diagnosis import Subject
+from deploy.run.launcher import Launcher
+
+
+class Killed(BaseException):
+    """What a process that is killed comes nearest to."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "learner_summary.json").write_text(json.dumps({"steps": 7}))
+    (tmp_path / "evaluation_samples.json").write_text(json.dumps({"mean_log_reward": -3.5}))
+    return tmp_path
+
+
+def evaluate(folder: Path, diagnose: Callable[[Launcher, Subject], dict[str, Any]], *, final: bool = True) -> Launcher:
+    """The end of a run whose diagnosis is this."""
+    found: list[Launcher] = []
+    given = {"task": {"name": "rng"}, "run": {"name": "mine"}, "diagnose": {"final": final}}
+    launcher = Launcher(RunConfig.model_validate(given), diagnose=lambda subject: diagnose(found[0], subject))
+    found.append(launcher)
+    parts: Any = SimpleNamespace(
+        request_stop=lambda reason: None, best_of=None, queries=lambda split: [], sample_requests=list
+    )
+    launcher.control = launcher.buffer = parts
+    launcher._evaluate(parts, parts, folder)
+    return launcher
+
+
+def test_a_run_that_is_killed_in_its_diagnosis_has_its_summary(folder: Path) -> None:
+    def diagnose(launcher: Launcher, subject: Subject) -> dict[str, Any]:
+        raise Killed
+
+    with pytest.raises(Killed):
+        evaluate(folder, diagnose)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["steps"], summary["mean_log_reward"], summary["fault"]) == (7, -3.5, None)
+    assert "`amortis diagnose` makes one" in summary["diagnosis"]
+
+
+def test_no_diagnosis_is_spoken_of_where_none_is_made(folder: Path) -> None:
+    def diagnose(launcher: Launcher, subject: Subject) -> dict[str, Any]:
+        pytest.fail("none is wanted")
+
+    evaluate(folder, diagnose, final=False)
+    assert not (folder / "summary.json").exists(), "it is written at the end alone"
+
+
+def test_a_finished_diagnosis_takes_the_place_of_what_was_said_before(folder: Path) -> None:
+    assert evaluate(folder, lambda launcher, subject: {"verdict": "good"})._diagnosis == {"verdict": "good"}
+
+
+def test_an_interrupt_ends_the_diagnosis_at_its_next_look(folder: Path) -> None:
+    def diagnose(launcher: Launcher, subject: Subject) -> dict[str, Any]:
+        assert not subject.should_stop()
+        subject.check_stop()
+        launcher._interrupts = 1
+        subject.check_stop()
+        pytest.fail("it was to be given up")
+
+    launcher = evaluate(folder, diagnose)
+    assert launcher._diagnosis == {}
+    launcher._summarise(folder, None, plots=False)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["interrupted"] is True and "diagnosis" not in summary
