@@ -71,7 +71,7 @@ def drawn(run: FinishedRun, z: int) -> Trajectory:
 def heavy_tailed(n: int) -> list[Trajectory]:
     """Distinct rationales whose weights at temperature 0.5 and half the prior's weight, the prior itself, have a Pareto
     tail of shape 0.9."""
-    log_prior = -0.9 * np.log(np.random.default_rng(1).random(n))
+    log_prior = -0.9 * np.log(np.random.default_rng(2).random(n))
     found = []
     for ids, value in zip(itertools.product(range(3, 13), repeat=4), log_prior, strict=False):
         zeros = np.zeros(len(ids) + 1)
