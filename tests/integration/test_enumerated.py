@@ -220,8 +220,8 @@ def test_training_ends_with_a_verdict_and_what_the_reward_s_precision_is(with_su
     assert "posterior" in summary["trained_for"] and summary["reward_precision"].startswith("exact")
     kept = json.loads((with_subtb / "diagnosis.json").read_text())
     files = {path.name: path.read_bytes() for path in (with_subtb / "adapter").iterdir()}
-    assert kept["adapter_sha256"] == files_sha256(files) and kept["samples"] == 128
-    assert all(len(query["samples"]) == 128 and len(query["base"]["samples"]) == 8 for query in kept["queries"])
+    assert kept["adapter_sha256"] == files_sha256(files) and kept["samples"] == 256
+    assert all(len(query["samples"]) == 256 and len(query["base"]["samples"]) == 16 for query in kept["queries"])
 
 
 def test_a_diagnosis_holds_the_enumerated_posterior(with_subtb: Path, digit_model: Path, tell: Tell) -> None:
