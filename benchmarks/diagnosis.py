@@ -15,25 +15,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from actors.engine import LoadedAdapter
 from actors.sampler import TrajectorySampler
+from benchmarks.made_run import untrained_run
 from benchmarks.measure import Result, arguments, at_most, report
 from buffer.connection import Keys, connect
 from buffer.embedded import EmbeddedRedis
 from buffer.replay import ReplayBuffer
-from common.config_loading import load_config, save_resolved
-from common.default_model import ensure_default_model
-from common.tasks import SampleRequest, make_task
-from common.tokens import codec_of
-from deploy.run.checks import prepare
-from deploy.run.identity import keep_identity
-from deploy.run.run_folder import claimed
+from common.tasks import SampleRequest
 from deploy.sampler.diagnosed_run import subject_of
 from deploy.sampler.diagnosis import KNOWN, TRAINED, diagnose
 from deploy.sampler.finished_run import FinishedRun
-from learner.policy import LoraPolicy
 
 QUERIES, SAMPLES, TOKENS, LIMIT = 20, 256, 24, 1.2
 PROMPT = "Once upon a time there was a fox who lived at the edge of the forest, and every morning it"
@@ -48,16 +40,7 @@ def make_run(home: Path, n: int) -> FinishedRun:
     paths = ", ".join(f"{name}: {home}/{name}.jsonl" for name in data)
     task = f"{{name: jsonl, {paths}, prompt: '{{x}}', target: '{{y}}', min_len: 8, max_len: {TOKENS}}}"
     given.write_text(f"task: {task}\nactor: {{max_model_len: 128}}\n")
-    model = str(ensure_default_model())
-    options = ["--model.name", model, "--run.folder", str(home / "runs"), "--run.name", "diagnosed"]
-    with claimed(prepare(load_config(given, options))) as config:
-        save_resolved(config, config.run_folder / "config.yaml")
-        made = make_task(config.task, codec_of(config.model), config.actor.max_model_len)
-        keep_identity(config, made)
-        lora, device = config.model.lora, torch.device("cpu")
-        policy = LoraPolicy.load(model, lora, made.action_space, dtype="float32", device=device)
-        policy.save_adapter(config.run_folder / "adapter")
-        return FinishedRun(config.run_folder)
+    return untrained_run(given, home / "runs", "diagnosed")
 
 
 def fill_buffer(run: FinishedRun, sampler: TrajectorySampler, adapter: LoadedAdapter) -> None:

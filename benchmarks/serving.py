@@ -19,20 +19,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from benchmarks.made_run import untrained_run
 from benchmarks.measure import Result, arguments, at_least, medians_ms, report
-from common.config_loading import load_config, save_resolved
-from common.default_model import ensure_default_model
-from common.tasks import make_task
-from common.tokens import codec_of
-from deploy.run.checks import prepare
-from deploy.run.identity import keep_identity
-from deploy.run.run_folder import claimed
 from deploy.sampler.finished_run import FinishedRun
 from deploy.sampler.service.loop import EngineLoop
 from deploy.sampler.service.server import Options, Ready, listening, make_server
-from learner.policy import LoraPolicy
 
 CLIENTS, REQUESTS, TOKENS, NAME = 64, 192, 24, "served"
 PROMPT = "Once upon a time there was a fox who lived at the edge of the forest, and every morning it"
@@ -44,16 +35,7 @@ def make_run(home: Path) -> FinishedRun:
     rows.write_text("".join(json.dumps({"x": f"{PROMPT} {i}"}) + "\n" for i in range(9)))
     task = f"{{name: jsonl, train_path: {rows}, prompt: '{{x}}', min_len: {TOKENS}, max_len: {TOKENS}}}"
     given.write_text(f"task: {task}\nactor: {{max_in_flight: {CLIENTS}, max_model_len: 128}}\n")
-    model = str(ensure_default_model())
-    options = ["--model.name", model, "--run.folder", str(home / "runs"), "--run.name", NAME]
-    with claimed(prepare(load_config(given, options))) as config:
-        save_resolved(config, config.run_folder / "config.yaml")
-        made = make_task(config.task, codec_of(config.model), config.actor.max_model_len)
-        keep_identity(config, made)
-        lora, device = config.model.lora, torch.device("cpu")
-        policy = LoraPolicy.load(model, lora, made.action_space, dtype="float32", device=device)
-        policy.save_adapter(config.run_folder / "adapter")
-        return FinishedRun(config.run_folder)
+    return untrained_run(given, home / "runs", NAME)
 
 
 def clients(address: str) -> None:

@@ -7,7 +7,7 @@ in every log-probability: the model stays in evaluation mode, gradients or not.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,12 +170,7 @@ class LoraPolicy:
 
     def log_prob(self, query: Query, sequences: Sequence[Sequence[int]]) -> NDArray[np.float64]:
         """log q(Z⊤|X) of sequences, shape (n,), in nats; no gradient."""
-        parts = []
-        with torch.no_grad():
-            for start in range(0, len(sequences), SCORING_BATCH):
-                batch = [Actions.plain(query, ids) for ids in sequences[start : start + SCORING_BATCH]]
-                parts.append(self.log_probs(batch).total().double().cpu().numpy())
-        return np.concatenate(parts)
+        return log_q(self, [Actions.plain(query, ids) for ids in sequences])
 
     def log_probs(self, batch: Sequence[Actions]) -> LogProbs:
         """log_pf and log_pterm of all trajectories, those of like length in one pass, with gradient where enabled."""
@@ -318,3 +313,16 @@ class LoraPolicy:
 def load_base_model(path: str, dtype: str) -> Any:
     """A causal language model for scoring, frozen; raises UserError naming `model.name`."""
     return load_causal_lm(path, torch_dtype(dtype)).requires_grad_(False)
+
+
+def log_q(
+    policy: LoraPolicy, batch: Sequence[Actions], before_pass: Callable[[], None] = lambda: None
+) -> NDArray[np.float64]:
+    """log q(Z⊤|X) of trajectories, shape (n,), in nats; no gradient, `SCORING_BATCH` at a time, before each of which
+    `before_pass` may raise."""
+    parts = [np.zeros(0)]
+    with torch.no_grad():
+        for start in range(0, len(batch), SCORING_BATCH):
+            before_pass()
+            parts.append(policy.log_probs(batch[start : start + SCORING_BATCH]).total().double().cpu().numpy())
+    return np.concatenate(parts)

@@ -26,7 +26,7 @@ from common.tasks import make_task
 from common.tasks.base import with_samples
 from common.tokens import codec_of
 from common.trajectory import Query, Trajectory
-from deploy.run.inference_checks import final_temperature, log_bound, replaced_requests
+from deploy.run.inference_checks import log_bound, replaced_requests
 from deploy.run.summary import write_summary
 
 log = get_logger("inference")
@@ -49,7 +49,7 @@ def run_inference(config: RunConfig) -> dict[str, Any]:
         inference = Inference(
             sampler,
             config.reward_weights,
-            final_temperature(config),
+            config.final_temperature,
             config.inference,
             config.actor.max_in_flight,
             np.random.default_rng(config.run.seed),
@@ -87,7 +87,7 @@ def _keep(drawn: Mapping[str, Sequence[Trajectory]], config: RunConfig) -> None:
         {
             "query_id": key,
             "rationale_ids": item.action_ids.tolist(),
-            "log_r": float(item.log_reward(config.reward_weights, final_temperature(config))[-1]),
+            "log_r": float(item.log_reward(config.reward_weights, config.final_temperature)[-1]),
         }
         for key, group in drawn.items()
         for item in group

@@ -31,7 +31,7 @@ def log_bound(config: RunConfig, task: Task[Any]) -> float:
     naming what keeps it from being known.
     """
     remedy = "use the objective smc or mcmc, which need no bound"
-    weights, tau = config.reward_weights, final_temperature(config)
+    weights, tau = config.reward_weights, config.final_temperature
     if weights.prior < tau:
         problem = f"is below the temperature {tau:g} of log R, so that log R − log q has no known bound for rejection"
         raise UserError("learner.reward.prior_weight", weights.prior, problem, remedy)
@@ -48,11 +48,6 @@ def log_bound(config: RunConfig, task: Task[Any]) -> float:
         problem = "isn't set, and what the constraint or task.reward adds to log R at most is not known for rejection"
         raise UserError("inference.constraint_bound", None, problem, f"set it, or {remedy}")
     return bound / tau
-
-
-def final_temperature(config: RunConfig) -> float:
-    """That which training would end with."""
-    return config.final_temperature
 
 
 def replaced_requests(task: Task[Any]) -> list[SampleRequest]:

@@ -198,11 +198,11 @@ def diagnose(subject: Subject, samples: int, truth: Truth | None = None) -> Diag
         query.id: _best([*stored.get(query.id, ()), *found[GIVEN].get(query.id, ())], subject) for query in queries
     }
     held_out = [query.id for query in queries if not known[query.id]]
-    # Of these the base model's own draws are what a collapsed sampler can be held against.
-    known |= {key: _best(found.get(BASE, {}).get(key, ()), subject) for key in held_out}
     modes = _with_log_q(subject, queries, known, tau)
     by_base = {query.id: found.get(BASE, {}).get(query.id, ()) for query in queries}
     held_against = _with_log_q(subject, queries, by_base, tau)
+    # Of these the base model's own draws are what a collapsed sampler can be held against.
+    modes |= {key: _best_of(held_against[key]) for key in held_out if key in held_against}
     maker = PosteriorMaker(config, task)
 
     def witness(query: Query) -> Witness | None:
@@ -289,6 +289,13 @@ def _best(trajectories: Iterable[Trajectory], subject: Subject) -> list[Trajecto
     return sorted(distinct, key=lambda item: -float(item.log_reward(weights)[-1]))[:KNOWN]
 
 
+def _best_of(draws: Draws) -> Draws:
+    """As `_best`, of draws that have their log q already."""
+    once = draws.distinct()
+    best = np.argsort(-once.log_r, kind="stable")[:KNOWN]
+    return Draws(once.log_q[best], once.log_r[best], tuple(once.actions[i] for i in best.tolist()))
+
+
 def _with_log_q(
     subject: Subject, queries: Sequence[Query], known: Mapping[str, Sequence[Trajectory]], tau: float
 ) -> dict[str, Draws]:
@@ -296,23 +303,16 @@ def _with_log_q(
     asked = [query for query in queries if known[query.id]]
     if not asked:
         return {}
-    import torch
-
-    from learner.policy import SCORING_BATCH, Actions
+    from learner.policy import Actions, log_q
 
     subject.check_stop()
     policy, weights = subject.policy(), subject.config.reward_weights
-    batch = [Actions.of(item, query) for query in asked for item in known[query.id]]
-    parts = []
-    with torch.no_grad():
-        for start in range(0, len(batch), SCORING_BATCH):
-            subject.check_stop()
-            parts.append(policy.log_probs(batch[start : start + SCORING_BATCH]).total().double().cpu().numpy())
-    log_q, found, start = np.concatenate(parts), {}, 0
+    values = log_q(policy, [Actions.of(item, query) for query in asked for item in known[query.id]], subject.check_stop)
+    found, start = dict[str, Draws](), 0
     for query in asked:
         items = known[query.id]
         found[query.id] = Draws(
-            log_q=log_q[start : start + len(items)],
+            log_q=values[start : start + len(items)],
             log_r=np.array([float(item.log_reward(weights, tau)[-1]) for item in items]),
             actions=tuple(tuple(item.action_ids.tolist()) for item in items),
         )

@@ -19,7 +19,6 @@ from common.diagnostics.mcmc import MIN_EFFECTIVE, R_HAT_LIMIT, Convergence
 from common.errors import EngineFault, RunFault
 from common.tasks import Task
 from common.trajectory import Query, Trajectory
-from deploy.run.inference_checks import final_temperature
 
 if TYPE_CHECKING:
     from learner.policy import LoraPolicy
@@ -86,7 +85,7 @@ def inference_of(
     return Inference(
         sampler,
         config.reward_weights,
-        final_temperature(config),
+        config.final_temperature,
         config.inference,
         config.actor.max_in_flight,
         np.random.default_rng(seed),
@@ -138,21 +137,13 @@ def ground_truth(
 
 def _with_log_q(inference: Inference, policy: LoraPolicy, query: Query, drawn: Sequence[Trajectory]) -> Draws:
     """Each distinct rationale is asked about once."""
-    import torch
+    from learner.policy import Actions, log_q
 
-    from learner.policy import SCORING_BATCH, Actions
-
-    distinct = {tuple(item.action_ids.tolist()): item for item in drawn}
-    actions = [Actions.of(item, query) for item in distinct.values()]
-    log_q: dict[tuple[int, ...], float] = {}
-    with torch.no_grad():
-        for start in range(0, len(actions), SCORING_BATCH):
-            part = actions[start : start + SCORING_BATCH]
-            totals = policy.log_probs(part).total().double().cpu().tolist()
-            log_q |= {tuple(item.action_ids.tolist()): value for item, value in zip(part, totals, strict=True)}
+    distinct = {tuple(item.action_ids.tolist()): Actions.of(item, query) for item in drawn}
+    found = dict(zip(distinct, log_q(policy, list(distinct.values())).tolist(), strict=True))
     keys = tuple(tuple(item.action_ids.tolist()) for item in drawn)
     return Draws(
-        np.array([log_q[key] for key in keys], np.float64),
+        np.array([found[key] for key in keys], np.float64),
         np.array([inference.log_r(item) for item in drawn], np.float64),
         keys,
     )

@@ -35,7 +35,6 @@ from common.tasks import SampleRequest, Task
 from common.tasks.template import TemplateTask
 from common.templates import places
 from common.trajectory import Query, Trajectory
-from deploy.run.inference_checks import final_temperature
 from deploy.run.summary import CALIBRATION
 from deploy.sampler.ground_truth import inference_of
 
@@ -141,7 +140,7 @@ def variants_of(task: Task[Any], config: RunConfig, most: int) -> list[Variants]
 
 def _check_reward(task: TemplateTask[Any], config: RunConfig) -> None:
     """R must be a prior times the likelihood itself."""
-    weights, tau = config.reward_weights, final_temperature(config)
+    weights, tau = config.reward_weights, config.final_temperature
     remedy = "leave it out: R is no model that (Z, Y) can be drawn from"
     if weights.likelihood != 1.0 or tau != 1.0:
         problem = f"needs R with the likelihood itself, and has weight {weights.likelihood:g} at temperature {tau:g}"
