@@ -18,6 +18,7 @@ from common.config import LearnerSection
 from common.diagnostics.diagnosis import QueryDiagnosis
 from common.diagnostics.diagnosis import diagnose as figures_of
 from common.diagnostics.draws import Draws, draws_of
+from common.diagnostics.live import figures_of_all
 from common.diagnostics.verdict import Judgement, RunJudgement, Verdict, judge, judge_run
 from common.diagnostics.witness import Witness
 from common.errors import RunFault, UserError
@@ -136,6 +137,7 @@ class Diagnosis:
             "ess": float(np.mean([each.ess for each in figures])),
             "length_bias": float(np.mean([each.length_bias.value for each in figures])),
             "prefix_collapse": float(np.mean([each.prefix_collapse.value for each in figures])),
+            "distinct_prefixes": figures_of_all(figures)["distinct_prefixes"],
         }
 
     def in_summary(self) -> dict[str, Any]:

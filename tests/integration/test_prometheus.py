@@ -78,6 +78,10 @@ def watched(tmp_path_factory: pytest.TempPathFactory, digit_model: Path, find_to
                 "metrics.host": "0.0.0.0",
                 "metrics.port": metrics,
                 "buffer.max_staleness": 1000,
+                # A share of the actor's time of its own, so that a diagnosis is there within a panel's limit.
+                "diagnose.every": 10,
+                "diagnose.samples": 25,
+                "evaluation.share": 0.5,
             }
             train = command(
                 "train", str(run), *(str(word) for key, value in options.items() for word in (f"--{key}", value))

@@ -5,10 +5,19 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
 
 import pytest
 
 from deploy.cli.termination import SAME_WISH_S, Terminated, terminating
+
+
+@pytest.fixture(autouse=True)
+def _nobody_handles_sigterm_before() -> Iterator[None]:
+    """A Ray that an earlier test started in this process has put its own handler there."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 def tell() -> None:
@@ -46,6 +55,9 @@ def test_a_fork_ends_by_the_signal_itself() -> None:
     with terminating():
         child = os.fork()
         if child == 0:
-            tell()
-            os._exit(0)
+            try:
+                tell()
+            finally:
+                # Whatever is raised instead, a copy of the test runner must not go on with the other tests.
+                os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
