@@ -9,8 +9,9 @@ What they propose comes from the base model under the mask, or from an adapter. 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import cycle
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +64,15 @@ class ChainsOfQuery:
 
     chains: Chains[Draft]
     convergence: Convergence
+
+
+@dataclass(frozen=True)
+class KnownRationale:
+    """Where a chain may start: a rationale, and how likely what proposes was to write it."""
+
+    action_ids: Z
+    log_g: Floats
+    """Of each action given those before it and of ⊤, under the mask, in nats, shape (K+1,); 0 for ⊤ at `max_len`."""
 
 
 @dataclass(frozen=True)
@@ -156,12 +166,22 @@ class Inference:
             proposals += int(chosen[-1]) + 1 if len(kept) == n else len(drafts)
         return Rejection(kept, proposals, excess)
 
-    def chains(self, queries: Sequence[Query]) -> dict[str, ChainsOfQuery]:
+    def chains(
+        self, queries: Sequence[Query], known: Mapping[str, Sequence[KnownRationale]] | None = None
+    ) -> dict[str, ChainsOfQuery]:
         """Metropolis-Hastings over the rationales of each query, by its id: `inference.chains` of `mcmc_steps`, the
-        first half of which is left out. All chains of all queries move together. Raises RunFault where none can
-        start."""
+        first half of which is left out. All chains of all queries move together.
+
+        Every second chain of a query starts at one of its `known` rationales, where there are any, and the others at
+        proposals: where these never find what is known, or leave it, chains don't agree. Raises RunFault where none
+        can start.
+        """
         each, steps = self.section.chains, self.section.mcmc_steps
         start = self._starts([query for query in queries for _ in range(each)])
+        for i, query in enumerate(queries):
+            begun = self._at(query, (known or {}).get(query.id, ()))
+            for place, draft in zip(range(i * each + 1, (i + 1) * each, 2), cycle(begun), strict=False):
+                start[place] = draft
         log_r = [self.log_r(draft.trajectory) for draft in start]
         found = metropolis_hastings(start, log_r, self._propose_suffixes, steps, self.generator).after(steps // 2)
         out = {}
@@ -183,6 +203,14 @@ class Inference:
             for i, draft in zip(missing, self.draw([queries[i] for i in missing]), strict=True):
                 found[i] = draft
         raise RunFault(f"no rationale with a reward was found to start a chain from: {self.sampler.last_rejection}")
+
+    def _at(self, query: Query, known: Sequence[KnownRationale]) -> list[Draft]:
+        """Known rationales as if they had been proposed, of those that have a reward and could have been."""
+        drafts = self.score(query, [item.action_ids for item in known])
+        for draft, item in zip(drafts, known, strict=True):
+            draft.origin = self._origin(query)
+            *draft.log_probs, draft.stop_log_prob = item.log_g.tolist()
+        return [draft for draft in drafts if math.isfinite(self.log_r(draft.trajectory) + draft.log_prob)]
 
     def _propose_suffixes(self, states: Sequence[Draft]) -> list[Proposal[Draft]]:
         max_len = self.sampler.task.action_space.max_len

@@ -82,6 +82,13 @@ class LogProbs:
         stops = self.log_pterm.gather(1, self.n_actions[:, None])[:, 0]
         return torch.where(steps, self.log_pf, 0).sum(1) + stops
 
+    def each(self) -> list[NDArray[np.float64]]:
+        """Of each trajectory log q of every action and of ⊤, shape (K+1,)."""
+        found = []
+        for log_pf, log_pterm, n in zip(self.log_pf, self.log_pterm, self.n_actions.tolist(), strict=True):
+            found.append(torch.cat([log_pf[:n], log_pterm[n : n + 1]]).double().cpu().numpy())
+        return found
+
 
 class LoraPolicy:
     """A causal language model with a LoRA adapter, restricted to an action space."""
@@ -155,6 +162,12 @@ class LoraPolicy:
             yield
         finally:
             self.restore(own)
+
+    @contextmanager
+    def untrained(self) -> Iterator[None]:
+        """The base model itself for a while, without the adapter."""
+        with self.model.disable_adapter():
+            yield
 
     def adapter_files(self) -> dict[str, bytes]:
         """The adapter as a PEFT folder's files, by name."""

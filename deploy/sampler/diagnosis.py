@@ -58,7 +58,7 @@ class Known(Protocol):
         """Where it is from, in a line."""
 
 
-Truth = Callable[[Sequence[Query]], Mapping[str, Known]]
+Truth = Callable[[Sequence[Query], Mapping[str, Sequence[Trajectory]]], Mapping[str, Known]]
 """What is known of queries, by id; asked for when the sampler has been drawn from."""
 
 
@@ -220,7 +220,7 @@ def diagnose(subject: Subject, samples: int, truth: Truth | None = None) -> Diag
         return Drawn(figures_of(draws, **more), maker.make("", trajectories).samples)
 
     findings = []
-    truths, no_truth = _known_otherwise(truth, queries)
+    truths, no_truth = _known_otherwise(truth, queries, known)
     for query in queries:
         exact = truths.get(query.id)
         log_z_exact = exact.log_z if exact else None
@@ -256,13 +256,15 @@ def diagnose(subject: Subject, samples: int, truth: Truth | None = None) -> Diag
     )
 
 
-def _known_otherwise(truth: Truth | None, queries: Sequence[Query]) -> tuple[Mapping[str, Known], str | None]:
+def _known_otherwise(
+    truth: Truth | None, queries: Sequence[Query], known: Mapping[str, Sequence[Trajectory]]
+) -> tuple[Mapping[str, Known], str | None]:
     """What is known of queries without the sampler, or else why nothing is: a fault there must not cost the draws,
     which may have taken an hour."""
     if truth is None:
         return {}, None
     try:
-        return truth(queries), None
+        return truth(queries, known), None
     except (RunFault, UserError) as error:
         return {}, f"none: {error}"
 

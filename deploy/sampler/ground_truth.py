@@ -3,14 +3,15 @@ Metropolis-Hastings from the base model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from actors.engine import LoadedAdapter
-from actors.inference import Inference, too_many
+from actors.inference import Inference, KnownRationale, too_many
 from actors.sampler import TrajectorySampler
 from common.config import RunConfig
 from common.diagnostics.draws import Draws
@@ -98,12 +99,14 @@ def ground_truth(
     sampler: TrajectorySampler,
     policy: Callable[[], LoraPolicy],
     queries: Sequence[Query],
+    known: Mapping[str, Sequence[Trajectory]],
     method: Method,
     seed: int = 0,
     adapter: LoadedAdapter | None = None,
 ) -> dict[str, GroundTruth]:
     """That of each query, by its id; `policy` is the sampler that is judged, whose log q is asked for, and `adapter`
-    what the engine knows it by, for `inference.proposals: sampler`.
+    what the engine knows it by, for `inference.proposals: sampler`. Half of a query's chains start at the rationales
+    that are `known` of it.
 
     A query none of whose rationales has a reward is told so, and the others go on. Raises UserError where there is too
     much to enumerate, RunFault where chains find nothing to start from.
@@ -124,7 +127,12 @@ def ground_truth(
             draws = _with_log_q(inference, policy(), query, chosen)
             found[query.id] = GroundTruth("enumerate", exact.log_z, draws, None, exact.without_reward)
         return found
-    for query, own in zip(queries, inference.chains(queries).values(), strict=True):
+    begun = {
+        query.id: known_rationales(policy(), query, known[query.id], trained=proposes is not None)
+        for query in queries
+        if known.get(query.id)
+    }
+    for query, own in zip(queries, inference.chains(queries, begun).values(), strict=True):
         agreed: Draws | None = None
         if own.convergence.reached:
             # No more than the chains are worth, so that they count as independent.
@@ -133,6 +141,21 @@ def ground_truth(
             agreed = _with_log_q(inference, policy(), query, [item for item in spread if item is not None])
         found[query.id] = GroundTruth("mcmc", None, agreed, own.convergence)
     return found
+
+
+def known_rationales(
+    policy: LoraPolicy, query: Query, known: Sequence[Trajectory], *, trained: bool
+) -> list[KnownRationale]:
+    """With log g by what proposes: the sampler, or the base model, which reads the reference's prompt."""
+    import torch
+
+    from learner.policy import Actions
+
+    if not trained and len(query.reference_ids):
+        query = query.model_copy(update={"prompt_ids": query.reference_ids})
+    with torch.no_grad(), nullcontext() if trained else policy.untrained():
+        log_g = policy.log_probs([Actions.of(item, query) for item in known]).each()
+    return [KnownRationale(tuple(item.action_ids.tolist()), each) for item, each in zip(known, log_g, strict=True)]
 
 
 def _with_log_q(inference: Inference, policy: LoraPolicy, query: Query, drawn: Sequence[Trajectory]) -> Draws:

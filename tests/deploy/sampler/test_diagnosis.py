@@ -244,7 +244,7 @@ def test_what_is_known_otherwise_of_a_query_is_part_of_its_figures(run: Finished
     chosen = np.random.default_rng(1).choice(len(EVERY), 2_000, p=np.exp(log_r - log_z))
     draws = Draws(log_q[chosen], log_r[chosen], tuple(EVERY[i] for i in chosen.tolist()))
     known = SimpleNamespace(log_z=log_z, draws=draws, words=lambda: "enumerated")
-    found = diagnose(by_hand.subject([query]), 200, truth=lambda queries: {query.id: known for query in queries})
+    found = diagnose(by_hand.subject([query]), 200, truth=lambda queries, _: {query.id: known for query in queries})
     (finding,) = found.queries
     assert finding.figures.log_z_exact == log_z and finding.truth == "enumerated"
     assert finding.base is not None and finding.base.figures.log_z_exact == log_z
@@ -272,7 +272,7 @@ def test_draws_that_are_missing_lower_log_z_by_the_share_that_is_left(run: Finis
     "fault", [RunFault("no start was found"), UserError("task.reward", "mine:score", "is broken", "mend it")]
 )
 def test_a_fault_of_the_truth_is_told_and_costs_no_draws(run: FinishedRun, by_hand: ByHand, fault: Exception) -> None:
-    def truth(queries: Sequence[Query]) -> Mapping[str, Known]:
+    def truth(queries: Sequence[Query], known: Mapping[str, Sequence[Trajectory]]) -> Mapping[str, Known]:
         raise fault
 
     found = diagnose(by_hand.subject(run.task.queries("test")), 64, truth=truth)

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from actors.drafting import Draft
 from actors.engine import LoadedAdapter
 from actors.inference import Inference
 from actors.sampler import TrajectorySampler
@@ -25,6 +26,7 @@ from common.config import InferenceSection, RunConfig
 from common.config_loading import load_config
 from common.devices import resolve_devices
 from common.diagnostics.importance import normalized_weights
+from common.diagnostics.mcmc import metropolis_hastings
 from common.errors import RunFault, UserError
 from common.metrics import ActorMetrics, new_registry
 from common.reward import RewardWeights
@@ -32,12 +34,13 @@ from common.tasks import make_task
 from common.tokens import codec_of
 from common.trajectory import Query, Trajectory
 from deploy.run.inference import run_inference
-from deploy.sampler.ground_truth import chosen_method, ground_truth
+from deploy.sampler.ground_truth import chosen_method, ground_truth, known_rationales
 from deploy.sampler.simulation import Infer, Simulated, calibrated, pool_of, simulate, variants_of
 from learner.policy import LoraPolicy, load_base_model
 from tests.integration.test_enumerated import MAX_LEN, TOKENS, Z, every_sequence, log_rewards, q_of, write
 from tests.model_engine import ModelEngine
 
+CPU = torch.device("cpu")
 SPACE = every_sequence()
 SECTION = InferenceSection(chains=24, mcmc_steps=300, particles=1_500, smc_block=1, max_proposals=30_000)
 
@@ -174,7 +177,7 @@ def test_a_query_without_any_reward_has_no_ground_truth_and_the_others_keep_thei
     inference: Inference, known: list[Known], config: RunConfig, digit_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     space, nothing = inference.sampler.task.action_space, known[0].query.id
-    policy = LoraPolicy.load(str(digit_model), config.model.lora, space, dtype="float32", device=torch.device("cpu"))
+    policy = LoraPolicy.load(str(digit_model), config.model.lora, space, dtype="float32", device=CPU)
     given = TrajectorySampler._trajectory
 
     def judged(self: TrajectorySampler, pending: Any, *others: Any) -> Trajectory:
@@ -184,7 +187,7 @@ def test_a_query_without_any_reward_has_no_ground_truth_and_the_others_keep_thei
         return found
 
     monkeypatch.setattr(TrajectorySampler, "_trajectory", judged)
-    found = ground_truth(config, inference.sampler, lambda: policy, [each.query for each in known], "enumerate")
+    found = ground_truth(config, inference.sampler, lambda: policy, [each.query for each in known], {}, "enumerate")
     assert found[nothing].log_z is None and found[nothing].draws is None
     assert found[nothing].words().startswith(f"none: none of {len(SPACE)} rationales has a reward")
     other, full = found[known[1].query.id], sum(len(z) == MAX_LEN for z in SPACE)
@@ -244,6 +247,66 @@ def test_chains_that_another_model_proposes_for_agree_as_well(
     assert distance([tuple(draft.actions) for draft in drafts], each) > 0.3
     own = inference.chains([each.query])[each.query.id]
     assert distance([tuple(draft.actions) for chain in own.chains.states for draft in chain], each) < 0.18
+
+
+def test_every_second_chain_starts_at_a_known_rationale(
+    config: RunConfig, model: Any, known: list[Known], digit_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inference, query = made(config, model, 5), known[0].query
+    inference.section = InferenceSection(chains=5, mcmc_steps=8)
+    policy = LoraPolicy.load(
+        str(digit_model), config.model.lora, inference.sampler.task.action_space, dtype="float32", device=CPU
+    )
+    # An adapter that changes what is said of them: it is the base model that proposes.
+    for weights in policy.trainable().values():
+        weights.data.normal_(std=0.5, generator=torch.Generator().manual_seed(0))
+    found = [draft.trajectory for draft in inference.draw([query] * 12)]
+    trajectories = [item for item in found if item is not None]
+    started: list[list[Draft]] = []
+
+    def chains(start: list[Draft], log_r: list[float], *others: Any) -> Any:
+        started.append(list(start))
+        assert log_r == [inference.log_r(draft.trajectory) for draft in start]
+        return metropolis_hastings(start, log_r, *others)
+
+    monkeypatch.setattr("actors.inference.metropolis_hastings", chains)
+    inference.chains([query], {query.id: known_rationales(policy, query, trajectories, trained=False)})
+    (start,) = started
+    for draft, item in zip((start[1], start[3]), trajectories, strict=False):
+        assert draft.actions == item.action_ids.tolist() and draft.inputs == item.input_ids.tolist()
+        # As the engine had it, which wrote them.
+        assert draft.log_prob == pytest.approx(item.behaviour.log_prob, abs=1e-3)
+    assert len({tuple(start[i].actions) for i in (0, 2, 4)} - {tuple(item.action_ids) for item in trajectories}) > 0
+    by_adapter = known_rationales(policy, query, trajectories[:1], trained=True)[0].log_g.sum()
+    assert by_adapter != pytest.approx(trajectories[0].behaviour.log_prob, abs=0.1)
+
+
+def test_chains_that_start_at_a_mode_which_is_never_proposed_do_not_agree_with_the_others(
+    config: RunConfig, model: Any, known: list[Known], digit_model: Path
+) -> None:
+    """Of a reward that is concentrated where the base model hardly ever goes, chains from its proposals know nothing,
+    and agree about what they have found."""
+    inference, each = made(config, model, 6), known[0]
+    inference.section = InferenceSection(chains=8, mcmc_steps=200)
+    log_r = inference.log_r
+    rare = min(SPACE, key=lambda z: float(each.log_r[SPACE.index(z)]))
+
+    def with_a_mode(trajectory: Trajectory | None) -> float:
+        is_rare = trajectory is not None and tuple(trajectory.action_ids.tolist()) == rare
+        return log_r(trajectory) + 40.0 * is_rare
+
+    inference.log_r = with_a_mode  # type: ignore[method-assign]
+    policy = LoraPolicy.load(
+        str(digit_model), config.model.lora, inference.sampler.task.action_space, dtype="float32", device=CPU
+    )
+    blind = inference.chains([each.query])[each.query.id]
+    given = [draft.trajectory for draft in inference.score(each.query, [rare])]
+    begun = known_rationales(policy, each.query, [item for item in given if item is not None], trained=False)
+    seeing = inference.chains([each.query], {each.query.id: begun})[each.query.id]
+    at_mode = [[tuple(draft.actions) == rare for draft in chain] for chain in seeing.chains.states]
+    assert not any(tuple(draft.actions) == rare for chain in blind.chains.states for draft in chain)
+    assert all(all(chain) for chain in at_mode[1::2]) and not any(any(chain) for chain in at_mode[::2])
+    assert blind.convergence.r_hat < 1.7 and seeing.convergence.r_hat > 1.9, (blind.convergence, seeing.convergence)
 
 
 @pytest.mark.parametrize("block", [1, 2])
@@ -338,13 +401,13 @@ def test_a_sampler_is_held_against_what_is_enumerated(
     inference: Inference, known: list[Known], config: RunConfig, digit_model: Path
 ) -> None:
     sampler, space = inference.sampler, inference.sampler.task.action_space
-    policy = LoraPolicy.load(str(digit_model), config.model.lora, space, dtype="float32", device=torch.device("cpu"))
+    policy = LoraPolicy.load(str(digit_model), config.model.lora, space, dtype="float32", device=CPU)
     task, small = sampler.task, config.model_copy(update={"inference": InferenceSection(enumerate_limit=10)})
     assert chosen_method(task, config, "auto") == "enumerate" and chosen_method(task, config, "mcmc") == "mcmc"
     assert chosen_method(task, small, "auto") == "mcmc"
     with pytest.raises(UserError, match=r"inference.enumerate_limit.*10.*use mcmc"):
         chosen_method(task, small, "enumerate")
-    found = ground_truth(config, sampler, lambda: policy, [each.query for each in known], "enumerate")
+    found = ground_truth(config, sampler, lambda: policy, [each.query for each in known], {}, "enumerate")
     for each in known:
         own, q, p = found[each.query.id], q_of(policy, each.query, tool=True), each.posterior
         assert own.log_z == pytest.approx(each.log_z, abs=1e-3) and own.draws is not None
@@ -366,9 +429,9 @@ def test_draws_of_chains_that_agree_are_ground_truth(
     easy.learner.reward.likelihood_weight, easy.inference = 0.0, InferenceSection(chains=16, mcmc_steps=400)
     inference = made(easy, model, seed=2)
     space = inference.sampler.task.action_space
-    policy = LoraPolicy.load(str(digit_model), config.model.lora, space, dtype="float32", device=torch.device("cpu"))
+    policy = LoraPolicy.load(str(digit_model), config.model.lora, space, dtype="float32", device=CPU)
     query = known[0].query
-    (found,) = ground_truth(easy, inference.sampler, lambda: policy, [query], "mcmc").values()
+    (found,) = ground_truth(easy, inference.sampler, lambda: policy, [query], {}, "mcmc").values()
     assert found.convergence is not None and found.convergence.reached and "no ground truth" not in found.words()
     exact, _ = inference.enumerate(query)
     of = Known(query, exact.log_r[[exact.index[z] for z in SPACE]])
@@ -386,7 +449,7 @@ def test_chains_that_do_not_agree_are_no_ground_truth(
         raise AssertionError("asked for, though there is nothing to be asked")
 
     few = config.model_copy(update={"inference": InferenceSection(mcmc_steps=12)})
-    (found,) = ground_truth(few, inference.sampler, policy, [known[0].query], "mcmc").values()
+    (found,) = ground_truth(few, inference.sampler, policy, [known[0].query], {}, "mcmc").values()
     assert found.draws is None and found.log_z is None
     assert "no ground truth" in found.words() and "raise inference.mcmc_steps" in found.words()
 
