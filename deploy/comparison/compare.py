@@ -203,16 +203,17 @@ def _run_cells(
             if running:
                 _wait_for_any(running)
         except KeyboardInterrupt:
-            # Handed on, so that the runs stop in good order, and a second one at once.
+            # Handed on, so that the runs stop in good order, and a second one at once. Not as SIGINT: what a shell's
+            # background job starts ignores that.
             interrupted = True
             for begun in running:
-                begun.process.send_signal(signal.SIGINT)
+                begun.process.send_signal(signal.SIGTERM)
         for begun in [item for item in running if item.process.poll() is not None]:
             running.remove(begun)
             problem = _end(folder, begun, parallel)
             if problem is not None:
                 problems.append(f"cell {begun.cell.name}: {problem}")
-            interrupted |= begun.process.returncode in (EXIT_INTERRUPTED, -signal.SIGINT)
+            interrupted |= begun.process.returncode in (EXIT_INTERRUPTED, -signal.SIGTERM)
             _table(comparison, folder, cells, configs).save(folder)
     if interrupted and (waiting or problems):
         problems.append("interrupted; the same command goes on from here")

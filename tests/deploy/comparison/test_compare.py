@@ -162,7 +162,7 @@ CELL = """
 import json, os, signal, sys, time
 from pathlib import Path
 folder, name, status = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))
 (folder / f"{name}.begun").touch()
 if status == -1:
     # Ends when the other cell runs too.
