@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,6 +99,13 @@ class StopRule:
     def name(self) -> str:
         """Of its figure in metrics.jsonl."""
         return self.figure if self.part is Part.EVALUATION else DIAGNOSIS_PREFIX + self.figure
+
+    def check_among(self, figures: Iterable[str]) -> None:
+        """Raises UserError where its figure is one of an evaluation that has only others."""
+        known = sorted(EVALUATION_PREFIX + name for name in figures)
+        if self.part is Part.EVALUATION and self.figure not in known:
+            remedy = f"choose one of {', '.join(known)}; exact figures are there with learner.evaluate_every alone"
+            raise UserError(_FIELD, self.text, f"{self.figure} is no figure of this evaluation", remedy)
 
     def holds(self, value: float | None) -> bool:
         """Whether a value is within the bound; a figure that could not be had, or is no number, never is."""

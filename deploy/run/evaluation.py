@@ -201,6 +201,8 @@ class Evaluator:
         section, wanted = self._config.evaluation, drawn.wanted
         if self._metric is None:
             try:
+                if self._config.learner.stop_rule is not None:
+                    self._config.learner.stop_rule.check_among(figures)
                 self._metric = metric_among(section, self._task.main_figures, figures)
             except UserError as error:
                 if not drawn.missing:

@@ -317,11 +317,7 @@ class Launcher:
             if self._draw:
                 self._keep_samples(actors, folder)
             if requests:
-                samples: dict[str, dict[str, list[Trajectory]]] = {}
-                # One by one, to tell how far it is: beam search alone can take minutes.
-                for number, request in enumerate(requests, start=1):
-                    self._show(f"evaluating samples, {number} of {len(requests)} ({request.label})")
-                    samples |= _decoded(actors.evaluate([request], should_stop=self._is_interrupted))
+                samples = self._drawn("evaluating samples", requests, actors)
                 found = task.evaluate_samples(with_samples(samples), self.config.reward_weights)
                 found |= tokens_per_sample(samples, task.queries("test"))
                 write_whole(folder / "evaluation_samples.json", dumps(found, indent=2))
@@ -333,13 +329,25 @@ class Launcher:
             self._diagnosis = {}
             log.info("the evaluation was given up")
 
+    def _drawn(
+        self, phase: str, requests: Sequence[SampleRequest], actors: ActorPool, most: int | None = None
+    ) -> dict[str, dict[str, list[Trajectory]]]:
+        """Samples of the test queries, or of `most` of them, one request after the other to tell how far it is: beam
+        search alone can take minutes."""
+        samples: dict[str, dict[str, list[Trajectory]]] = {}
+        for number, request in enumerate(requests, start=1):
+            self._show(f"{phase}, {number} of {len(requests)} ({request.label})")
+            samples |= _decoded(actors.evaluate([request], should_stop=self._is_interrupted, most=most))
+        return samples
+
     def _subject(self, task: Task[Any], actors: ActorPool, folder: Path) -> Subject:
         """What the run ends with, to be diagnosed by an actor's draws."""
-        self._show("diagnosing")
         most = self.config.diagnose.queries
 
         def collect(requests: Sequence[SampleRequest]) -> dict[str, dict[str, list[Trajectory]]]:
-            return _decoded(actors.evaluate(requests, should_stop=self._is_interrupted, most=most))
+            samples = self._drawn("diagnosing", requests, actors, most)
+            self._show("diagnosing what was drawn")
+            return samples
 
         queries = spread(task.queries("test"), most)
         return of_adapter(folder, self.config, task, queries, collect, self.buffer.best_of, self._is_interrupted)

@@ -131,6 +131,26 @@ def test_a_sampler_that_has_collapsed_onto_one_rationale_is_no_success_by_its_eq
     assert count("distinct_prefixes < 2", [{**collapsed, "narrow_queries": 1}])[0] is not None
 
 
+@pytest.mark.parametrize("rule", ["ess >= 0.5", "ess_mean > 0.5", "pareto_k < 0.7", "log_z_se < 0.1"])
+def test_weights_that_hide_what_is_known_of_log_z_are_no_success(rule: str) -> None:
+    good = {"diagnose/ess": 0.9, "diagnose/ess_mean": 0.9, "diagnose/pareto_k": 0.1, "diagnose/log_z_se": 0.01}
+    assert count(rule, [{**good, "hidden_queries": 0}])[0] is not None
+    found = count(f"{rule} for 2 diagnoses", [{**good}, {**good, "hidden_queries": 1}, {**good}, {**good}])
+    assert [item is not None for item in found] == [False, False, False, True]
+
+
+def test_a_figure_that_an_evaluation_never_has_is_refused_with_those_that_it_has() -> None:
+    StopRule.parse("eval/accuracy > 0.9").check_among(["diversity", "accuracy"])
+    # A diagnosis' figures are known before.
+    StopRule.parse("ess > 0.5").check_among(["accuracy"])
+    with pytest.raises(UserError) as caught:
+        StopRule.parse("eval/acuracy > 0.9").check_among(["diversity", "accuracy"])
+    assert caught.value.field == "learner.stop_when"
+    assert "eval/acuracy is no figure of this evaluation; choose one of eval/accuracy, eval/diversity" in str(
+        caught.value
+    )
+
+
 def test_an_evaluation_without_samples_does_not_count_by_the_learner_s_exact_figures() -> None:
     rows = [{"eval/total_variation": 0.01, "left_out": "no sample"}, {"eval/total_variation": 0.01}]
     found = count("eval/total_variation < 0.05", rows)

@@ -239,6 +239,7 @@ def _figures(trained: Mapping[str, Any], base: Mapping[str, Any]) -> list[Figure
             f"of the weights' tail; up to {k_limit:.2f} it can be relied on",
         ),
         ("Largest weight", "max_weight_share", percent, "of all weight, on a single draw"),
+        ("Draws without a reward", "missing", number, "taken as R = 0"),
         ("Distinct draws", "distinct", number, ""),
         ("Most frequent draw", "largest_share", percent, "of the draws"),
         ("Unique mass", "unique_mass", percent, "of q's own mass, on the distinct draws"),
@@ -254,12 +255,18 @@ def _figures(trained: Mapping[str, Any], base: Mapping[str, Any]) -> list[Figure
         for label, name, form, meaning in shown
         if trained.get(name) is not None or base.get(name) is not None
     ]
-    return [*found, *_modes(trained.get("modes") or {}, base.get("modes") or {})]
+    witness = trained.get("witness") or {}
+    return [*found, *_modes(trained.get("modes") or {}, base.get("modes") or {}), *_witness(witness)]
 
 
 def _modes(trained: Mapping[str, Any], base: Mapping[str, Any]) -> list[Figure]:
     shown: list[tuple[str, str, Any, str]] = [
-        ("Best known rationales", "known", number, "distinct ones that the buffer held"),
+        (
+            "Best known rationales",
+            "known",
+            number,
+            "the best distinct ones of the buffer and the data, or of the base model's draws where these have none",
+        ),
         ("Their mass", "log_known_mass", number, "log Σ R of them: log Z is at least this"),
         ("Their mass under q", "mass_under_q", percent, ""),
         ("Their mass under the posterior", "mass_under_posterior", percent, "by the estimate of log Z"),
@@ -275,6 +282,21 @@ def _modes(trained: Mapping[str, Any], base: Mapping[str, Any]) -> list[Figure]:
         Figure(label, form(trained.get(name)), form(base.get(name)), meaning)
         for label, name, form, meaning in shown
         if trained.get(name) is not None
+    ]
+
+
+def _witness(witness: Mapping[str, Any]) -> list[Figure]:
+    """What the base model's draws say of the sampler."""
+    shown: list[tuple[str, str, Any, str]] = [
+        ("Draws of the base model", "n", number, "that the sampler is held against"),
+        ("log Z by them, at least", "log_z_low", number, "a lower limit that holds in 99.85%, nearly"),
+        ("Mass that they say is missed", "missed_mass", percent, "the posterior's, that no draws of q show"),
+        ("… at least", "missed_mass_low", percent, "in 97.5%"),
+    ]
+    return [
+        Figure(label, form(witness[name]), NOTHING, meaning)
+        for label, name, form, meaning in shown
+        if witness.get(name) is not None
     ]
 
 

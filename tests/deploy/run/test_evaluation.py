@@ -63,9 +63,10 @@ class System:
         self.metrics = LauncherMetrics(self.prometheus)
         self.folder.mkdir(exist_ok=True)
 
-    def evaluator(self, task: Any = None, **section: Any) -> Evaluator:
+    def evaluator(self, task: Any = None, learner: Any = None, **section: Any) -> Evaluator:
         run = {"name": "mine", "folder": str(self.folder.parent)}
         settings = {"task": {"name": "rng"}, "run": run, "evaluation": {"every": 10, "queries": 3, **section}}
+        settings["learner"] = learner or {}
         config = RunConfig.model_validate(settings)
         task = task or Spread()
         return Evaluator(config, task, self.evaluations, self.registry, self.control, self.metrics)
@@ -288,6 +289,11 @@ def test_the_picture_of_the_curve_grows_while_the_run_trains(system: System) -> 
     ("task", "section", "expected"),
     [
         (Spread(), {"metric": "scor"}, "evaluation: evaluation.metric = 'scor': is no figure"),
+        (
+            Spread(),
+            {"learner": {"stop_when": "eval/scor > 1"}},
+            "evaluation: learner.stop_when = 'eval/scor > 1': eval/scor is no figure of this evaluation; choose one of",
+        ),
         (Spread(wrong=True), {}, "ZeroDivisionError: no division by nothing; see logs/launcher.log"),
     ],
 )

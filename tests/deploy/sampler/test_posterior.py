@@ -101,6 +101,14 @@ def test_weights_are_of_what_was_trained_for(run: FinishedRun) -> None:
     assert found.candidates == 4 and 1 < found.effective_sample_size < 4 and found.pareto_k is None
 
 
+def test_draws_without_a_reward_count_as_nothing_in_log_z(run: FinishedRun) -> None:
+    maker, items = PosteriorMaker(run.config, run.task), [drawn(run, z) for z in range(4)]
+    whole, half = maker.make("x", items), maker.make("x", items, missing=4)
+    # Of eight draws four have R = 0.
+    assert half.log_z == pytest.approx(whole.log_z - np.log(2), abs=1e-12)
+    assert [sample.weight for sample in half.samples] == [sample.weight for sample in whole.samples]
+
+
 def test_the_probability_of_a_target_is_averaged_over_rationales_that_know_none(run: FinishedRun) -> None:
     targets = ["1", "2"]
     found = PosteriorMaker(run.config, run.task).make("x", [drawn(run, z) for z in range(4)], targets=targets)

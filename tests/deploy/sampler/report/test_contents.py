@@ -76,6 +76,19 @@ def test_samples_are_told_once_with_all_their_weight(tmp_path: Path) -> None:
     assert max(row.times for row in samples.rows) > 10
 
 
+def test_draws_without_a_reward_and_the_base_model_s_witness_are_told(tmp_path: Path) -> None:
+    run = diagnosed(made_run(tmp_path / "run"))
+    assert "Mass that they say is missed" not in text_of(run)
+    whole = json.loads((run / "diagnosis.json").read_text(encoding="utf-8"))
+    witness = {"n": 16, "effective_draws": 3.0, "log_z": 4.0, "log_z_low": 3.25, "missed_mass": 0.375}
+    whole["queries"][0]["figures"] |= {"missing": 7, "witness": {**witness, "missed_mass_low": 0.125}}
+    edit(run / "diagnosis.json", queries=whole["queries"])
+    text = text_of(run)
+    assert "Draws without a reward 7" in text and "Draws of the base model 16" in text
+    assert "log Z by them, at least 3.25" in text and "Mass that they say is missed 37.5 %" in text
+    assert "… at least 12.5 %" in text
+
+
 @pytest.mark.parametrize("missing", ["diagnosis.json", "summary.json", "metrics.jsonl"])
 def test_what_is_not_there_is_told(tmp_path: Path, missing: str) -> None:
     run = diagnosed(made_run(tmp_path / "run"))
