@@ -23,6 +23,7 @@ from buffer.log_stream import LogStream
 from buffer.rate_limiter import RateLimiter
 from buffer.replay import BufferFull, ReplayBuffer
 from buffer.seed_queue import SeedQueue
+from common.balance import WAIT_SHARE
 from common.config import FORWARD_LOOKING, RunConfig
 from common.devices import available_cores
 from common.errors import EngineFault, RunFault
@@ -67,6 +68,8 @@ class Actor:
         self.metrics_address = serve(registry, config.metrics, METRICS_OFFSET + index, redis_url)
         self.control.register(self.id, "actor", self.metrics_address)
         log.info("metrics on %s", self.metrics_address)
+        self._blocked_s = 0.0
+        self._first_adapter_at: float | None = None
         self._beat(STARTING)
         self.sampler = make_sampler(
             config,
@@ -228,8 +231,11 @@ class Actor:
         """Wait while far more was pushed than the learner used, so that samples aren't stale when they are."""
         stats = self.buffer.stats()
         now = time.monotonic()
+        if self._first_adapter_at is None and self.adapters.current is not None:
+            self._first_adapter_at = now
         if self._blocked_since is not None:
             self.metrics.blocked.inc(now - self._blocked_since)
+            self._blocked_s += now - self._blocked_since
         may_go_on = self._limiter.may_insert(inserted=stats.pushed, sampled=stats.trained)
         self._blocked_since = None if may_go_on else now
 
@@ -313,8 +319,15 @@ class Actor:
                 "probe_without_adapter": probe.without if probe else None,
                 "adapter_error": adapters.last_error if adapters else None,
                 "evaluating": held_out.version if held_out else None,
+                WAIT_SHARE: self._wait_share(),
             },
         )
+
+    def _wait_share(self) -> float | None:
+        """Of the time since it could sample first."""
+        if self._first_adapter_at is None:
+            return None
+        return self._blocked_s / max(1e-9, time.monotonic() - self._first_adapter_at)
 
     def _own_reward_status(self) -> dict[str, object]:
         """Texts that a reward of the user's own gave no value for, and why the last of them has none."""

@@ -20,6 +20,7 @@ from buffer.rate_limiter import RateLimiter
 from buffer.replay import ReplayBuffer
 from buffer.seed_queue import SeedQueue
 from buffer.stats import BufferStats
+from common.balance import WAIT_SHARE
 from common.config import FORWARD_LOOKING, RunConfig
 from common.errors import RunFault, SamplerGapFault, StallError
 from common.files import write_whole
@@ -103,6 +104,8 @@ class Trainer:
         self.last_gap: Gap | None = None
         self.stopped_because: str | None = None
         """Why somebody asked it to stop, or a fault does."""
+        self._first_step_at: float | None = None
+        self._waited_s = 0.0
         self.satisfied_by: str | None = None
         """Why it ended by itself before its last step."""
 
@@ -411,7 +414,17 @@ class Trainer:
         metrics.trained.inc(row["trajectories"])
         metrics.step_time.observe(row["step_s"])
         told = {} if self.curve is None or self.curve.stop_state is None else {"stop_when": self.curve.stop_state}
+        told |= self._waits(row["wait_s"])
         self.control.report_learner({"phase": "training", "steps": self.section.steps, **told, **row})
+
+    def _waits(self, waited_s: float) -> dict[str, Any]:
+        """The share of its time that it waited, from the end of this process' first step on."""
+        now = time.monotonic()
+        if self._first_step_at is None:
+            self._first_step_at = now
+            return {}
+        self._waited_s += waited_s
+        return {WAIT_SHARE: self._waited_s / (now - self._first_step_at)}
 
     def _report_phase(self, phase: str) -> None:
         last = self.control.learner()

@@ -12,9 +12,12 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from common.balance import bottleneck
 from common.terminal import cells, title, visible
 from deploy.run.launcher import RunState
 
+_IN_THE_TABLE = ("elapsed", "actors alive", "bottleneck")
+"""Figures that are left out where all is one line."""
 _SHOWN = 3
 """Figures of an evaluation; the others are in metrics.jsonl."""
 
@@ -72,6 +75,9 @@ def _figures(state: RunState) -> dict[str, str]:
         "elapsed": f"{elapsed:.0f} s",
         "ETA": eta,
     }
+    slow = bottleneck(learner, state.actors.values(), state.config)
+    if slow is not None:
+        figures["bottleneck"] = slow
     figures |= evaluation_lines(state.evaluation)
     if "stop_when" in learner:
         figures["stop when"] = visible(str(learner["stop_when"]))
@@ -142,7 +148,7 @@ def state_line(state: RunState) -> str:
     """The run's state as one line."""
     if not state.learner.get("step"):
         return f"[{time.monotonic() - state.started:4.0f} s] {visible(state.phase)}"
-    parts = [f"{name} {value}" for name, value in _figures(state).items() if name not in ("elapsed", "actors alive")]
+    parts = [f"{name} {value}" for name, value in _figures(state).items() if name not in _IN_THE_TABLE]
     return f"[{time.monotonic() - state.started:4.0f} s] {state.phase}: " + ", ".join(parts)
 
 

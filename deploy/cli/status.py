@@ -13,6 +13,7 @@ from rich.table import Table
 from buffer.control import Control
 from buffer.evaluations import Evaluations
 from buffer.replay import ReplayBuffer
+from common.balance import bottleneck
 from common.config import RunConfig
 from common.shown import shortened
 from common.terminal import cells, title
@@ -65,6 +66,8 @@ class Status:
     actors: tuple[ActorStatus, ...]
     stop: str | None
     """Why the run ends or has ended."""
+    bottleneck: str | None
+    """Whether learner or actors are too slow for the other; None before there is anything to tell."""
     stop_when: str | None
     """How far `learner.stop_when` is, where it is set."""
     evaluation: dict[str, Any]
@@ -125,6 +128,7 @@ class Status:
             actors_wanted=control.planned_actors() or config.actor.least_count,
             actors=tuple(actors),
             stop=control.stop_reason(),
+            bottleneck=bottleneck(learner, control.actors().values(), config),
             stop_when=learner.get("stop_when"),
             evaluation=evaluations.state(),
         )
@@ -165,6 +169,7 @@ def status_table(status: Status) -> Group:
         "trained/s": f"{status.trained_per_s:.1f}",
         "set aside": set_aside(status.quarantined, [asdict(actor) for actor in status.actors]),
         "adapter": f"v{status.adapter_version}",
+        **({"bottleneck": status.bottleneck} if status.bottleneck else {}),
         **evaluation_lines(status.evaluation),
         **({"stop when": status.stop_when} if status.stop_when else {}),
         "actors alive": f"{alive}/{status.actors_wanted}",

@@ -30,6 +30,7 @@ from buffer.log_stream import LogStream
 from buffer.replay import ReplayBuffer
 from buffer.seed_queue import SeedQueue
 from buffer.stats import BufferStats
+from common.balance import bottleneck
 from common.config import RunConfig
 from common.config_loading import REDIS_URL_VARIABLE
 from common.errors import RunFault, UserError
@@ -132,10 +133,12 @@ class Launcher:
     def _summarise(self, folder: Path, fault: str | None, *, plots: bool = True) -> dict[str, Any]:
         wall_s = time.monotonic() - self.state.started
         interrupted = self._interrupts > 0 or self._stopped is not None
+        slow = bottleneck(self.state.learner, self.state.actors.values(), self.config)
         found = {
             "trajectories_pushed": self.state.pushed,
             "trajectories_set_aside": self.state.quarantined,
             "tokens_of_actors": self.state.tokens,
+            **({} if slow is None else {"bottleneck": slow}),
             **self._diagnosis,
         }
         return write_summary(self.config, folder, found, wall_s, fault, interrupted=interrupted, plots=plots)
