@@ -42,12 +42,12 @@ def diagnose(options: argparse.Namespace, overrides: list[str], console: Console
     if options.samples < LEAST_SAMPLES:
         problem = "are too few draws to judge their weights by"
         raise UserError("--samples", options.samples, problem, f"give {LEAST_SAMPLES} or more")
-    run = FinishedRun(options.run, overrides, best=options.best)
-    queries = chosen_queries(run, options.queries, "train" if options.train else "test")
-    check_writable("RUN", str(options.run), options.run, "copy it to where it can be", "for diagnosis.json ")
     if options.sbc < 0 or 0 < options.sbc < LEAST_REPEATS:
         problem = "are too few repeats to tell uniform ranks from others"
         raise UserError("--sbc", options.sbc, problem, f"give {LEAST_REPEATS} or more, or leave it out")
+    run = FinishedRun(options.run, overrides, best=options.best)
+    queries = chosen_queries(run, options.queries, "train" if options.train else "test")
+    check_writable("RUN", str(options.run), options.run, "copy it to where it can be", "for diagnosis.json ")
     # Whatever can't be done is told before an engine is started.
     method = None if options.truth is None else chosen_method(run.task, run.config, options.truth)
     variants = variants_of(run.task, run.config, options.sbc) if options.sbc else []

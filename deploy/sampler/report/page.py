@@ -16,7 +16,7 @@ from common.files import write_whole
 from common.log import get_logger
 from common.terminal import visible_lines
 from deploy.sampler.report.contents import made_at, run_shown
-from deploy.sampler.report.found import REPORT, read_run
+from deploy.sampler.report.found import REPORT, FoundRun, read_run
 from deploy.sampler.report.side_by_side import side_by_side
 
 log = get_logger("report")
@@ -29,12 +29,13 @@ def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
     Without `output` a single run's is its own report.html. Raises UserError for a folder that is no run, and where
     nothing can be written.
     """
-    if output is None and len(runs) > 1:
-        raise UserError("--output", None, "is needed for a report of several runs", "give a file, e.g. report.html")
     repeated = [str(run) for i, run in enumerate(runs) if run.resolve() in [other.resolve() for other in runs[:i]]]
     if repeated:
         raise UserError("RUN", repeated[0], "is given twice", "name each run once")
-    page, path = render(runs), output or runs[0] / REPORT
+    found = [read_run(run) for run in runs]
+    if output is None and len(runs) > 1:
+        raise UserError("--output", None, "is needed for a report of several runs", "give a file, e.g. report.html")
+    page, path = _page(found), output or runs[0] / REPORT
     try:
         write_whole(path, page)
     except OSError as error:
@@ -60,7 +61,10 @@ def report_at_the_end(run: Path) -> str:
 
 def render(runs: Sequence[Path]) -> str:
     """The page as HTML. Raises UserError for a folder that is no run."""
-    found = [read_run(run) for run in runs]
+    return _page([read_run(run) for run in runs])
+
+
+def _page(found: Sequence[FoundRun]) -> str:
     if len(found) == 1:
         shown = run_shown(found[0])
         return _fill_in("run.html.j2", title=f"Run {shown.name}", run=shown)

@@ -30,10 +30,12 @@ def test_the_page_is_written_and_told_as_an_address(tmp_path: Path, capsys: pyte
 def test_what_is_no_run_and_where_nothing_can_be_written_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = made_run(tmp_path / "run")
+    run, other = made_run(tmp_path / "run"), made_run(tmp_path / "other")
     for arguments, named in (
         ([str(tmp_path)], "RUN"),
-        ([str(run), str(tmp_path)], "--output"),
+        # What is no run is told first, as no file to write it to would mend that.
+        ([str(run), str(tmp_path)], "RUN"),
+        ([str(run), str(other)], "--output"),
         ([str(run), str(run), "--output", str(tmp_path / "both.html")], "RUN"),
         ([str(run), "--output", str(tmp_path / "gone" / "page.html")], "--output"),
         ([str(run), "--output", str(tmp_path)], "--output"),
