@@ -1,12 +1,13 @@
-"""The frozen reference in a precision of its own, beside a sampling engine in another: transformers, many texts a pass.
+"""The frozen reference beside a sampling engine: transformers, many texts a pass, their common beginnings once.
 
-It stands where the engine's own scoring would: texts go in by `submit_score`, and `step` gives what is finished.
+It stands where the engine's own scoring would: texts go in by `submit_score`, and `step` gives what is finished. A
+rationale's states with a target behind each, and the rationales of one prompt, are one tree of tokens.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ import torch
 from actors.scoring import Scored, ScoreText, TokenScores
 from common.devices import torch_dtype
 from common.models import load_causal_lm
+from common.token_tree import TokenTree, tree_inputs
 
-TOKENS_A_PASS = 16_384
-"""Padding included: what a pass computes at once."""
+TOKENS_A_PASS = 4_096
+"""What a pass computes at once, common beginnings once; its attention looks at the square of that."""
 LOGITS_A_PASS = 2**28
-"""Padding included: 1 GiB in float32."""
+"""1 GiB in float32."""
 WORTH_A_PASS = 16
 """Texts that a pass doesn't wait for more of: on a GPU it costs nearly the same for one."""
 LONGEST_WAIT_S = 0.05
@@ -69,7 +71,7 @@ class ReferenceScorer:
             self._waiting.pop(request_id, None)
 
     def step(self) -> list[Scored]:
-        """Score some of the waiting texts in one pass: the oldest, and those that are most like it in length."""
+        """Score some of the waiting texts in one pass: the oldest, and those that have most in common with it."""
         ids = self._next_pass()
         texts = [self._waiting.pop(request_id)[0] for request_id in ids]
         return [Scored(*pair) for pair in zip(ids, self._score(texts), strict=True)] if texts else []
@@ -79,41 +81,41 @@ class ReferenceScorer:
         if not self.busy:
             return []
         oldest, _ = next(iter(self._waiting.values()))
-        found: list[str] = []
-        longest = kept = 0
-        by_length = sorted(self._waiting.items(), key=lambda item: abs(len(item[1][0].ids) - len(oldest.ids)))
-        for request_id, (text, _) in by_length:
-            longest, kept = max(longest, len(text.ids)), max(kept, len(text.ids) - text.first)
-            rows = len(found) + 1
-            if found and (rows * longest > TOKENS_A_PASS or rows * (kept + 1) * self._vocab_size > LOGITS_A_PASS):
+        found, tree, kept = list[str](), TokenTree(), 0
+        by_kinship = sorted(self._waiting.items(), key=lambda item: -_in_common(item[1][0].ids, oldest.ids))
+        for request_id, (text, _) in by_kinship:
+            tokens, kept = len(tree) + tree.new_tokens(text.ids), kept + len(text.ids) - text.first
+            if found and (tokens > TOKENS_A_PASS or kept * self._vocab_size > LOGITS_A_PASS):
                 break
+            tree.add(text.ids)
             found.append(request_id)
         return found
 
     @torch.no_grad()
     def _score(self, texts: list[ScoreText]) -> list[TokenScores]:
-        longest = max(len(text.ids) for text in texts)
-        # Padded on the left, so that the wanted places end all rows.
-        ids = np.zeros((len(texts), longest), np.int64)
-        mask = np.zeros_like(ids)
-        for i, text in enumerate(texts):
-            ids[i, longest - len(text.ids) :], mask[i, longest - len(text.ids) :] = text.ids, 1
-        kept = max(len(text.ids) - text.first for text in texts)
-        tokens, attention = (torch.as_tensor(each, device=self._device) for each in (ids, mask))
+        tree = TokenTree()
+        paths = [tree.add(text.ids) for text in texts]
+        wanted = [np.asarray(text.ids[text.first :]) for text in texts]
+        # A token is told by the one before it.
+        before = [path[text.first - 1 : -1] for text, path in zip(texts, paths, strict=True)]
+        kept, rows = np.unique(np.concatenate(before), return_inverse=True)
         with exact_products():
             logits = self._model(
-                input_ids=tokens,
-                attention_mask=None if mask.all() else attention,
-                position_ids=(attention.cumsum(1) - 1).clamp_min(0),
-                use_cache=False,
-                logits_to_keep=kept + 1,
-            ).logits[:, :-1]
+                **tree_inputs(tree, self._model.config, self._model.dtype, self._device),
+                logits_to_keep=torch.as_tensor(kept, device=self._device),
+            ).logits[0]
         scores = logits.float()
         norm = scores.logsumexp(-1)
-        actual = (scores.gather(2, tokens[:, -kept:, None])[..., 0] - norm).double().cpu().numpy()
-        terminator = (scores[..., self._terminator_id] - norm).double().cpu().numpy()
-        n_wanted = [len(text.ids) - text.first for text in texts]
-        return [TokenScores(actual[i, kept - n :], terminator[i, kept - n :]) for i, n in enumerate(n_wanted)]
+        of_row, tokens = (torch.as_tensor(each, device=self._device) for each in (rows, np.concatenate(wanted)))
+        actual = (scores[of_row, tokens] - norm[of_row]).double().cpu().numpy()
+        terminator = (scores[:, self._terminator_id] - norm)[of_row].double().cpu().numpy()
+        ends = np.cumsum([len(each) for each in wanted])[:-1]
+        return [TokenScores(*pair) for pair in zip(np.split(actual, ends), np.split(terminator, ends), strict=True)]
+
+
+def _in_common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Tokens that two texts begin with both."""
+    return next((i for i, (one, other) in enumerate(zip(a, b, strict=False)) if one != other), min(len(a), len(b)))
 
 
 @contextmanager

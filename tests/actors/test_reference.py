@@ -103,19 +103,40 @@ def test_products_are_exact_in_a_pass_and_as_before_behind_it() -> None:
         torch.set_float32_matmul_precision(before)
 
 
-def test_the_oldest_text_is_in_the_next_pass_whatever_its_length(
+def test_the_oldest_text_is_in_the_next_pass_with_those_that_begin_as_it_does(
     scorer: ReferenceScorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reference, "TOKENS_A_PASS", 100)
-    scorer.submit_score("old and short", ScoreText((1, 2, 3), 1))
+    monkeypatch.setattr(reference, "TOKENS_A_PASS", 60)
+    ours, theirs = (1,) * 40, (2,) * 40
+    scorer.submit_score("oldest", ScoreText((*ours, 3), 40))
     for i in range(5):
-        scorer.submit_score(f"long {i}", ScoreText((4,) * 40, 1))
-        scorer.submit_score(f"short {i}", ScoreText((5,) * 4, 1))
-    first = {scored.request_id for scored in scorer.step()}
-    assert first == {"old and short", *(f"short {i}" for i in range(5))}
-    assert "long 0" in {scored.request_id for scored in scorer.step()}
-    while scorer.busy:
-        scorer.step()
+        scorer.submit_score(f"another {i}", ScoreText((*theirs, i), 40))
+        scorer.submit_score(f"ours {i}", ScoreText((*ours, 4 + i), 40))
+    assert {scored.request_id for scored in scorer.step()} == {"oldest", *(f"ours {i}" for i in range(5))}
+    assert {scored.request_id for scored in scorer.step()} == {f"another {i}" for i in range(5)}
+    assert not scorer.busy
+
+
+def test_what_texts_begin_with_is_read_once(scorer: ReferenceScorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    model = scorer._model
+
+    def reading(**inputs: torch.Tensor) -> object:
+        read.append(inputs["input_ids"].numel())
+        return model(**inputs)
+
+    reading.config, reading.dtype = model.config, model.dtype  # type: ignore[attr-defined]
+    monkeypatch.setattr(scorer, "_model", reading)
+    prompt, rationale, target = (1,) * 20, tuple(range(2, 12)), (3, 3, 4)
+    wanted = {
+        f"state {t}": ScoreText((*prompt, *rationale[:t], TERMINATOR, *target), 20 + t)
+        for t in range(len(rationale) + 1)
+    }
+    found, _ = score(scorer, wanted)
+    # Of eleven texts of 20 to 34 tokens, with ⊤ and the target behind each of eleven states.
+    assert read == [20 + 10 + 11 * 4]
+    assert largest_error(model.to(torch.float64), wanted, found) < 1e-5
+    model.to(torch.float32)
 
 
 def test_a_pass_waits_for_more_texts_but_not_for_long(scorer: ReferenceScorer, monkeypatch: pytest.MonkeyPatch) -> None:
