@@ -20,14 +20,15 @@ from common.devices import torch_dtype
 from common.models import load_causal_lm
 from common.token_tree import TokenTree, tree_inputs
 
-TOKENS_A_PASS = 4_096
-"""What a pass computes at once, common beginnings once; its attention looks at the square of that."""
+TOKENS_A_PASS, TOKENS_A_PASS_OF_GPU = 768, 8_192
+"""What a pass reads at once, as far as single texts let it. Attention looks at the square of that, which is a sixth of
+a small model's work at 768 tokens."""
 LOGITS_A_PASS = 2**28
 """1 GiB in float32."""
 WORTH_A_PASS = 16
-"""Texts that a pass doesn't wait for more of: on a GPU it costs nearly the same for one."""
-LONGEST_WAIT_S = 0.05
-"""A text waits no longer for others."""
+"""Texts that a pass doesn't wait for more of."""
+LONGEST_WAIT_S, LONGEST_WAIT_OF_GPU_S = 0.5, 0.05
+"""A text waits no longer for others; a pass reads all weights, which takes a CPU as long as some 50 tokens."""
 
 
 class ReferenceScorer:
@@ -45,6 +46,9 @@ class ReferenceScorer:
         self._model: Any = model.eval().requires_grad_(False).to(device)
         self._terminator_id, self._device = terminator_id, device
         self._vocab_size = int(model.get_input_embeddings().weight.shape[0])
+        on_cpu = device.type == "cpu"
+        self._tokens_a_pass = TOKENS_A_PASS if on_cpu else TOKENS_A_PASS_OF_GPU
+        self._longest_wait_s = LONGEST_WAIT_S if on_cpu else LONGEST_WAIT_OF_GPU_S
         self._waiting: dict[str, tuple[ScoreText, float]] = {}
         """By request, oldest first: the text, and since when it waits."""
 
@@ -59,7 +63,7 @@ class ReferenceScorer:
         if not self.busy:
             return False
         _, since = next(iter(self._waiting.values()))
-        return len(self._waiting) >= WORTH_A_PASS or time.monotonic() - since > LONGEST_WAIT_S
+        return len(self._waiting) >= WORTH_A_PASS or time.monotonic() - since > self._longest_wait_s
 
     def submit_score(self, request_id: str, text: ScoreText) -> None:
         """Have a text scored with the next passes."""
@@ -84,20 +88,19 @@ class ReferenceScorer:
         found, tree, kept = list[str](), TokenTree(), 0
         by_kinship = sorted(self._waiting.items(), key=lambda item: -_in_common(item[1][0].ids, oldest.ids))
         for request_id, (text, _) in by_kinship:
-            tokens, kept = len(tree) + tree.new_tokens(text.ids), kept + len(text.ids) - text.first
-            if found and (tokens > TOKENS_A_PASS or kept * self._vocab_size > LOGITS_A_PASS):
+            tokens, kept = len(tree) + tree.new_tokens(text.ids[:-1]), kept + len(text.ids) - text.first
+            if found and (tokens > self._tokens_a_pass or kept * self._vocab_size > LOGITS_A_PASS):
                 break
-            tree.add(text.ids)
+            tree.add(text.ids[:-1])
             found.append(request_id)
         return found
 
     @torch.no_grad()
     def _score(self, texts: list[ScoreText]) -> list[TokenScores]:
         tree = TokenTree()
-        paths = [tree.add(text.ids) for text in texts]
+        # A token is told by the one before it, so that nobody asks what comes behind the last.
+        before = [tree.add(text.ids[:-1])[text.first - 1 :] for text in texts]
         wanted = [np.asarray(text.ids[text.first :]) for text in texts]
-        # A token is told by the one before it.
-        before = [path[text.first - 1 : -1] for text, path in zip(texts, paths, strict=True)]
         kept, rows = np.unique(np.concatenate(before), return_inverse=True)
         with exact_products():
             logits = self._model(

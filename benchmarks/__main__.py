@@ -8,7 +8,17 @@ import sys
 
 from benchmarks.measure import arguments
 
-NAMES = ("buffer", "learner_step", "cpu_lora", "masking", "evaluation_threads", "serving", "diagnosis", "command_line")
+NAMES = (
+    "buffer",
+    "learner_step",
+    "scoring",
+    "cpu_lora",
+    "masking",
+    "evaluation_threads",
+    "serving",
+    "diagnosis",
+    "command_line",
+)
 
 
 def main() -> int:

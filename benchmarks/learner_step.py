@@ -1,5 +1,5 @@
-"""What a learner's pass gains from the allowed tokens' logits alone, and from passes over trajectories of like length:
-`python -m benchmarks.learner_step`.
+"""What a learner's pass gains from the allowed tokens' logits alone, and what reading a batch as a tree costs beside a
+bare pass over as many tokens: `python -m benchmarks.learner_step`.
 """
 
 from __future__ import annotations
@@ -9,13 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-import learner.policy
 from benchmarks.measure import Result, arguments, at_least, medians_ms, report
 from common.action_space import ActionSpace
 from common.config import LoraSection
 from common.default_model import ensure_default_model
 from common.trajectory import Query
-from learner.passes import CPU_OVERHEAD
 from learner.policy import Actions, LoraPolicy
 
 QUERIES, EACH, PROMPT, LENGTH, ALLOWED = 4, 4, 12, 20, 20
@@ -58,24 +56,26 @@ def of_allowed_tokens(queries: Sequence[Query], rounds: int) -> list[Result]:
     ]
 
 
-def by_length(queries: Sequence[Query], rounds: int) -> list[Result]:
-    """Forward and backward of batches of many lengths, in one pass each and in passes of like length."""
-    policy = make_policy(None, 30)
+def against_bare(queries: Sequence[Query], rounds: int) -> list[Result]:
+    """Forward and backward of a batch of many lengths, and of one text of as many tokens by the same model."""
+    policy, generator = make_policy(None, 30), np.random.default_rng(0)
+    lengths = generator.choice(LENGTHS, (len(queries), EACH))
+    rows = zip(queries, lengths, strict=True)
+    batch = [Actions.plain(q, generator.integers(100, 40_000, n).tolist()) for q, own in rows for n in own]
+    (part,) = policy._parts(batch)
+    text = torch.tensor([part.tree.ids])
 
-    def step(overhead: int, seed: int) -> None:
-        generator = np.random.default_rng(seed)
-        lengths = generator.choice(LENGTHS, (len(queries), EACH))
-        learner.policy.CPU_OVERHEAD = overhead
-        rows = zip(queries, lengths, strict=True)
-        backward(
-            policy, [Actions.plain(q, generator.integers(100, 40_000, n).tolist()) for q, own in rows for n in own]
-        )
+    def bare() -> None:
+        logits = policy.model(input_ids=text, use_cache=False, logits_to_keep=part.kept).logits[0]
+        (logits[:, 0] - logits.logsumexp(-1)).sum().backward()
 
-    found = medians_ms(rounds, one=lambda i: step(10**9, i), split=lambda i: step(CPU_OVERHEAD, i))
+    found = medians_ms(rounds, step=lambda _: backward(policy, batch), bare=lambda _: bare())
     return [
-        Result("many lengths, one pass", found["one"], "ms"),
-        Result("passes of like length", found["split"], "ms"),
-        at_least("speed-up", found["one"] / found["split"], "x", 1.2),
+        Result("tokens of the tree", len(part.tree), "tokens"),
+        Result("padded, prompts repeated", len(batch) * (PROMPT + int(lengths.max())), "tokens"),
+        Result("the learner's", found["step"], "ms"),
+        Result("a bare pass", found["bare"], "ms"),
+        at_least("bare / the learner's", found["bare"] / found["step"], "x", 0.9),
     ]
 
 
@@ -89,7 +89,7 @@ def main() -> None:
         Query(task="t", prompt_ids=generator.integers(100, 40_000, PROMPT).tolist(), target_ids=[])
         for _ in range(QUERIES)
     ]
-    results = [*of_allowed_tokens(queries, options.rounds), *by_length(queries, options.rounds)]
+    results = [*of_allowed_tokens(queries, options.rounds), *against_bare(queries, options.rounds)]
     report(f"forward and backward of {QUERIES} x {EACH} trajectories", results, options.json)
 
 

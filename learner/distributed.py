@@ -33,8 +33,8 @@ from torch.nn.functional import pad
 from common.errors import RunFault, UserError
 from common.log import get_logger
 from common.trajectory import Query
-from learner.passes import shares
 from learner.policy import Actions, LogProbs, LoraPolicy
+from learner.sharing import shares
 from learner.torchrun import name_of, own_rank
 
 log = get_logger("learner")

@@ -1,7 +1,7 @@
 """The policy in the learner: a base model with a LoRA adapter, and its masked log-probabilities.
 
-The prompt's keys and values are computed once per query, with gradient, and shared by its trajectories. Dropout is off
-in every log-probability: the model stays in evaluation mode, gradients or not.
+A batch is read as trees of tokens, one pass each: a prompt once, its trajectories behind it, with gradient. Dropout is
+off in every log-probability: the model stays in evaluation mode, gradients or not.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from common.config import LoraSection
 from common.devices import torch_dtype
 from common.errors import UserError
 from common.models import load_causal_lm
+from common.token_tree import TokenTree, tree_inputs
 from common.trajectory import Query, Trajectory
-from learner.passes import CPU_OVERHEAD, gpu_overhead, passes
 
 SCORING_BATCH = 128
 """Sequences in one pass where no gradient is kept."""
@@ -66,6 +66,23 @@ class Actions:
         return cls(query, ids, ids, np.arange(-1, len(ids)))
 
 
+TOKENS_A_PASS, TOKENS_A_PASS_OF_GPU = 1_024, 8_192
+"""What is read at once, as far as single trajectories let it: attention looks at the square of that."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Trajectories that are read in one pass."""
+
+    rows: list[int]
+    """Which of the batch."""
+    tree: TokenTree
+    kept: Int[Tensor, " distinct"]
+    """Where the last tokens of their decision states are in the tree."""
+    states: Int[Tensor, "rows states"]
+    """Which of these each decision state is; 0 in the padding."""
+
+
 @dataclass(frozen=True)
 class LogProbs:
     """Masked, renormalised log-probabilities of a batch, padded to its longest trajectory."""
@@ -98,8 +115,6 @@ class LoraPolicy:
         self._allowed = torch.as_tensor(space.allowed_array, device=device)
         self._full_vocabulary = space.allowed_ids is None
         self._small_head = self._make_small_head()
-        parameters = sum(p.numel() for p in self.model.parameters())
-        self._gpu_overhead = gpu_overhead(parameters, float32=self.model.dtype == torch.float32)
         self._terminator_column = int(np.searchsorted(space.allowed_array, space.terminator_id))
 
     @classmethod
@@ -186,58 +201,60 @@ class LoraPolicy:
         return log_q(self, [Actions.plain(query, ids) for ids in sequences])
 
     def log_probs(self, batch: Sequence[Actions]) -> LogProbs:
-        """log_pf and log_pterm of all trajectories, those of like length in one pass, with gradient where enabled."""
-        order, parts = self._passes(batch)
-        found = [self._masked(self._state_logits(part), part) for part in parts]
+        """log_pf and log_pterm of all trajectories, with gradient where enabled."""
+        found, order = [], list[int]()
+        for part in self._parts(batch):
+            items = [batch[i] for i in part.rows]
+            found.append(self._masked(self._logits(part), part.states, items))
+            order += part.rows
+        back = torch.tensor(order, device=self.device).argsort()
         n_actions = torch.tensor([len(item.action_ids) for item in batch], device=self.device)
         log_pf, log_pterm, can_stop = (
-            pad_sequence([row for rows in part for row in rows], batch_first=True)[order]
-            for part in zip(*found, strict=True)
+            pad_sequence([row for rows in each for row in rows], batch_first=True)[back]
+            for each in zip(*found, strict=True)
         )
         return LogProbs(log_pf, log_pterm, n_actions, can_stop)
 
     def unmasked_log_prob(self, batch: Sequence[Actions]) -> Float[Tensor, " batch"]:
         """Log-probability of the actions under the model without mask, nothing said of stopping; with gradient."""
-        order, parts = self._passes(batch)
-        found = []
-        for part in parts:
-            log_p = self._state_logits(part, restricted=False).log_softmax(-1)
-            actions, mask = self._padded([item.action_ids for item in part])
-            chosen = log_p[:, : actions.shape[1]].gather(2, actions[..., None])[..., 0]
+        found, order = [], list[int]()
+        for part in self._parts(batch):
+            logits = self._logits(part, restricted=False)
+            actions, mask = self._padded([batch[i].action_ids for i in part.rows])
+            states = part.states[:, : actions.shape[1]]
+            chosen = logits[states, actions] - logits.logsumexp(-1)[states]
             found.append(torch.where(mask.bool(), chosen, 0).sum(1))
-        return torch.cat(found)[order]
+            order += part.rows
+        return torch.cat(found)[torch.tensor(order, device=self.device).argsort()]
 
-    def _passes(self, batch: Sequence[Actions]) -> tuple[Int[Tensor, " batch"], list[list[Actions]]]:
-        """The batch in parts of like length, and where each of its rows stands among theirs."""
-        parts = passes(
-            [len(item.input_ids) + 1 for item in batch],
-            [item.query.id for item in batch],
-            {item.query.id: len(item.query.prompt_ids) - 1 for item in batch},
-            CPU_OVERHEAD if self.device.type == "cpu" else self._gpu_overhead,
-        )
-        order = torch.tensor([i for part in parts for i in part], device=self.device).argsort()
-        return order, [[batch[i] for i in part] for part in parts]
+    def _parts(self, batch: Sequence[Actions]) -> list[_Part]:
+        """The batch as trees that are read in one pass each, those of a query together as far as that goes."""
+        limit = TOKENS_A_PASS if self.device.type == "cpu" else TOKENS_A_PASS_OF_GPU
+        place = {query_id: i for i, query_id in enumerate(dict.fromkeys(item.query.id for item in batch))}
+        parts: list[tuple[list[int], TokenTree, list[NDArray[np.int64]]]] = []
+        for i in sorted(range(len(batch)), key=lambda i: place[batch[i].query.id]):
+            item = batch[i]
+            text = [*item.query.prompt_ids.tolist(), *item.input_ids.tolist()]
+            if not parts or len(parts[-1][1]) + parts[-1][1].new_tokens(text) > limit:
+                parts.append(([], TokenTree(), []))
+            rows, tree, states = parts[-1]
+            rows.append(i)
+            states.append(tree.add(text)[len(item.query.prompt_ids) + item.state_positions])
+        return [self._part(*each) for each in parts]
 
-    def _state_logits(self, batch: Sequence[Actions], *, restricted: bool = True) -> Float[Tensor, "batch states ids"]:
-        """Logits of the allowed tokens at every decision state, or of the whole vocabulary."""
-        cache, prompt_mask, prompt_lengths = self._prompt_cache([item.query for item in batch])
-        # The prompt's last token opens the second pass, as its output is state 0's distribution.
-        rows = [np.concatenate([item.query.prompt_ids[-1:], item.input_ids]) for item in batch]
-        ids, mask = self._padded(rows)
-        offsets = torch.arange(ids.shape[1], device=self.device)
+    def _part(self, rows: list[int], tree: TokenTree, states: Sequence[NDArray[np.int64]]) -> _Part:
+        kept, index = np.unique(np.concatenate(states), return_inverse=True)
+        padded, _ = self._padded(np.split(index, np.cumsum([len(each) for each in states])[:-1]))
+        return _Part(rows, tree, torch.as_tensor(kept, device=self.device), padded)
+
+    def _logits(self, part: _Part, *, restricted: bool = True) -> Float[Tensor, "distinct ids"]:
+        """Logits of the allowed tokens at every distinct decision state, or of the whole vocabulary."""
         with self._head_for_allowed() if restricted else nullcontext():
-            output = self.model(
-                input_ids=ids,
-                attention_mask=mask if prompt_mask is None else torch.cat([prompt_mask, mask], 1),
-                position_ids=prompt_lengths[:, None] + offsets,
-                past_key_values=cache,
-                use_cache=cache is not None,
-            )
-        states, _ = self._padded([item.state_positions + 1 for item in batch])
-        logits = output.logits
+            inputs = tree_inputs(part.tree, self.model.config, self.model.dtype, self.device)
+            logits = self.model(**inputs, logits_to_keep=part.kept).logits[0]
         if restricted and not self._full_vocabulary and self._small_head is None:
-            logits = logits[..., self._allowed]
-        return logits.gather(1, states[..., None].expand(-1, -1, logits.shape[-1])).float()
+            logits = logits[:, self._allowed]
+        return logits.float()
 
     @contextmanager
     def _head_for_allowed(self) -> Iterator[None]:
@@ -269,58 +286,54 @@ class LoraPolicy:
             small.bias.copy_(bias[self._allowed])
         return small
 
-    def _prompt_cache(self, queries: Sequence[Query]) -> tuple[Any, Tensor | None, Int[Tensor, " batch"]]:
-        """Keys and values of each distinct prompt but its last token, computed once and repeated by trajectory."""
-        distinct = {query.id: query for query in queries}
-        index = {query_id: i for i, query_id in enumerate(distinct)}
-        of_row = torch.tensor([index[query.id] for query in queries], device=self.device)
-        prefixes = [query.prompt_ids[:-1] for query in distinct.values()]
-        lengths = torch.tensor([len(prefix) for prefix in prefixes], device=self.device)[of_row]
-        if int(lengths.max()) == 0:
-            return None, None, lengths
-        ids, mask = self._padded(prefixes, left=True)
-        positions = (mask.cumsum(1) - 1).clamp_min(0)
-        output = self.model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1
-        )
-        cache = output.past_key_values
-        cache.batch_select_indices(of_row)
-        return cache, mask[of_row], lengths
-
-    def _padded(self, rows: Sequence[NDArray[Any]], *, left: bool = False) -> tuple[Tensor, Tensor]:
+    def _padded(self, rows: Sequence[NDArray[Any]]) -> tuple[Tensor, Tensor]:
         """Rows of ids as one tensor, and the mask of what isn't padding; both (rows, longest)."""
         width = max(len(row) for row in rows)
         ids = np.zeros((len(rows), width), np.int64)
         mask = np.zeros((len(rows), width), np.int64)
         for i, row in enumerate(rows):
-            place = slice(width - len(row), width) if left else slice(0, len(row))
-            ids[i, place], mask[i, place] = row, 1
+            ids[i, : len(row)], mask[i, : len(row)] = row, 1
         return torch.as_tensor(ids, device=self.device), torch.as_tensor(mask, device=self.device)
 
-    def _masked(self, logits: Tensor, batch: Sequence[Actions]) -> tuple[Tensor, Tensor, Tensor]:
-        """Renormalise under the action space: no ⊤ before min_len, nothing but ⊤ at max_len, what a grammar says."""
-        time = torch.arange(logits.shape[1], device=self.device)
-        terminator = torch.arange(logits.shape[2], device=self.device) == self._terminator_column
-        too_early = (time < self.space.min_len)[:, None] & terminator
-        forbidden = too_early[None] if self.space.grammar is None else too_early[None] | self._ruled_out(batch, logits)
-        log_q = logits.masked_fill(forbidden, -torch.inf).log_softmax(-1)
+    def _masked(self, logits: Tensor, states: Tensor, batch: Sequence[Actions]) -> tuple[Tensor, Tensor, Tensor]:
+        """Renormalise under the action space: no ⊤ before min_len, nothing but ⊤ at max_len, what a grammar says.
+
+        `states` says which of the distinct states that there are `logits` of is each one of each trajectory. Nothing of
+        all allowed tokens is made for states that several trajectories went through, but under a grammar.
+        """
+        time = torch.arange(states.shape[1], device=self.device)
         actions, _ = self._padded([item.action_ids for item in batch])
         columns = actions if self._full_vocabulary else torch.searchsorted(self._allowed, actions)
-        columns = columns.clamp_max(logits.shape[2] - 1)
-        log_pf = log_q[:, : columns.shape[1]].gather(2, columns[..., None])[..., 0]
-        can_stop = ~forbidden[..., self._terminator_column].expand(logits.shape[:2])
-        can_choose = can_stop & (time < self.space.max_len)
-        log_pterm = torch.where(can_choose, log_q[..., self._terminator_column], 0)
+        columns, end = columns.clamp_max(logits.shape[1] - 1), self._terminator_column
+        of_actions, of_end = logits[states[:, : columns.shape[1]], columns], logits[states, end]
+        can_stop = (time >= self.space.min_len).expand(states.shape)
+        if self.space.grammar is None:
+            norm = logits.logsumexp(-1)[states]
+            early, which = states[:, : self.space.min_len].unique(return_inverse=True)
+            without = logits[early].index_fill(1, torch.tensor([end], device=self.device), -torch.inf).logsumexp(-1)
+            norm = torch.cat([without[which], norm[:, self.space.min_len :]], 1)
+        else:
+            forbidden = self._ruled_out(batch, states.shape, logits.shape[1])
+            forbidden[..., end] |= ~can_stop
+            can_stop = ~forbidden[..., end]
+            of_actions = of_actions.masked_fill(
+                forbidden[:, : columns.shape[1]].gather(2, columns[..., None])[..., 0], -torch.inf
+            )
+            norm = logits[states].masked_fill(forbidden, -torch.inf).logsumexp(-1)
+        log_pf = of_actions - norm[:, : columns.shape[1]]
+        log_pterm = torch.where(can_stop & (time < self.space.max_len), of_end - norm, 0)
         return log_pf, log_pterm, can_stop
 
-    def _ruled_out(self, batch: Sequence[Actions], logits: Tensor) -> Bool[Tensor, "batch states ids"]:
+    def _ruled_out(
+        self, batch: Sequence[Actions], states: Sequence[int], n_ids: int
+    ) -> Bool[Tensor, "batch states ids"]:
         """What the grammar forbids at every state; nothing in the padding."""
         assert self.space.grammar is not None
-        out = torch.zeros(logits.shape, dtype=torch.bool)
+        out = torch.zeros((*states, n_ids), dtype=torch.bool)
         for row, item in zip(out, batch, strict=True):
             allowed = self.space.grammar.allowed(item.action_ids)
             row[: len(allowed)] = torch.as_tensor(~allowed)
-        return out.to(logits.device)
+        return out.to(self.device)
 
 
 def load_base_model(path: str, dtype: str) -> Any:

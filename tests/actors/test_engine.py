@@ -138,8 +138,9 @@ def test_log_probs_are_the_learners_under_mask_and_temperature(
     request = SampleRequest("some", True, temperature, 16)
     for item in sampler_of(engine).collect([QUERY], request, adapter, 32)[QUERY.id]:
         with torch.no_grad():
-            logits = policy._state_logits([Actions.of(item, QUERY)]) / temperature
-            log_pf, log_pterm, _ = policy._masked(logits, [Actions.of(item, QUERY)])
+            (part,) = policy._parts([Actions.of(item, QUERY)])
+            logits = policy._logits(part) / temperature
+            log_pf, log_pterm, _ = policy._masked(logits, part.states, [Actions.of(item, QUERY)])
         k = len(item.action_ids)
         assert item.behaviour.sampler_log_prob == pytest.approx(log_pf[0, :k].numpy(), abs=1e-4)
         assert item.behaviour.stop_log_prob == pytest.approx(float(log_pterm[0, k]), abs=1e-4)

@@ -67,7 +67,7 @@ def largest_error(model: object, wanted: dict[str, ScoreText], found: dict[str, 
 def test_every_wanted_token_is_scored_as_in_float64_whatever_shares_its_pass(
     scorer: ReferenceScorer, digit_model: Path, monkeypatch: pytest.MonkeyPatch, tokens_a_pass: int
 ) -> None:
-    monkeypatch.setattr(reference, "TOKENS_A_PASS", tokens_a_pass)
+    monkeypatch.setattr(scorer, "_tokens_a_pass", tokens_a_pass)
     wanted = texts(40)
     found, passes = score(scorer, wanted)
     assert found.keys() == wanted.keys()
@@ -106,7 +106,7 @@ def test_products_are_exact_in_a_pass_and_as_before_behind_it() -> None:
 def test_the_oldest_text_is_in_the_next_pass_with_those_that_begin_as_it_does(
     scorer: ReferenceScorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reference, "TOKENS_A_PASS", 60)
+    monkeypatch.setattr(scorer, "_tokens_a_pass", 60)
     ours, theirs = (1,) * 40, (2,) * 40
     scorer.submit_score("oldest", ScoreText((*ours, 3), 40))
     for i in range(5):
@@ -133,8 +133,8 @@ def test_what_texts_begin_with_is_read_once(scorer: ReferenceScorer, monkeypatch
         for t in range(len(rationale) + 1)
     }
     found, _ = score(scorer, wanted)
-    # Of eleven texts of 20 to 34 tokens, with ⊤ and the target behind each of eleven states.
-    assert read == [20 + 10 + 11 * 4]
+    # Of eleven texts of 24 to 34 tokens, with ⊤ and the target behind each of eleven states but for its last token.
+    assert read == [20 + 10 + 11 * 3]
     assert largest_error(model.to(torch.float64), wanted, found) < 1e-5
     model.to(torch.float32)
 

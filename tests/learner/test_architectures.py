@@ -53,9 +53,7 @@ def gradients(policy: LoraPolicy, total: torch.Tensor) -> torch.Tensor:
     return torch.cat([part.flatten() for part in torch.autograd.grad(total, list(policy.trainable().values()))])
 
 
-def test_log_probs_and_gradients_are_those_of_a_plain_pass(policy: LoraPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
-    # All rows in one pass, however much padding that takes.
-    monkeypatch.setattr("learner.policy.CPU_OVERHEAD", 10_000)
+def test_log_probs_and_gradients_are_those_of_a_plain_pass(policy: LoraPolicy) -> None:
     rows = batch()
     found = policy.log_probs(rows).log_pf
     plain = [plain_log_pf(policy, item) for item in rows]

@@ -47,12 +47,12 @@ def plain_log_q(policy: LoraPolicy, context: list[int], t: int) -> Tensor:
     return (logits + mask).log_softmax(-1)
 
 
-@pytest.fixture(params=[0, 10_000], ids=["a pass for each length", "one pass"])
-def overhead(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("learner.policy.CPU_OVERHEAD", request.param)
+@pytest.fixture(params=[1, 10, 10_000], ids=["a pass for each trajectory", "some passes", "one pass"])
+def tokens_a_pass(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("learner.policy.TOKENS_A_PASS", request.param)
 
 
-@pytest.mark.usefixtures("overhead")
+@pytest.mark.usefixtures("tokens_a_pass")
 @pytest.mark.parametrize("allowed", [(3, 4, 5, TERMINATOR), None])
 def test_a_mixed_batch_equals_one_pass_for_each_trajectory(allowed: tuple[int, ...] | None) -> None:
     policy = make_policy(allowed, min_len=1)
@@ -86,7 +86,37 @@ def test_tool_tokens_are_read_as_context_and_are_no_decision() -> None:
     assert found.log_pterm[0].tolist() == pytest.approx([float(row[TERMINATOR]) for row in expected], abs=1e-5)
 
 
-@pytest.mark.usefixtures("overhead")
+def test_the_same_tokens_may_be_a_tool_s_in_one_trajectory_and_the_policy_s_in_another() -> None:
+    policy, query = make_policy(min_len=2), make_query(14, 15)
+    inputs = np.array([3, 4, 5], np.int32)
+    written = Actions.plain(query, [3, 4, 5])
+    inserted = Actions(query, np.array([3, 5], np.int32), inputs, np.array([-1, 1, 2]))
+    with torch.no_grad():
+        together = policy.log_probs([written, inserted])
+        for row, item in enumerate((written, inserted)):
+            alone, n = policy.log_probs([item]), len(item.action_ids)
+            assert together.log_pf[row, :n].tolist() == pytest.approx(alone.log_pf[0].tolist(), abs=1e-6)
+            assert together.log_pterm[row, : n + 1].tolist() == pytest.approx(alone.log_pterm[0].tolist(), abs=1e-6)
+    # Behind "3 4" one has acted twice and may stop, the other, whose 4 is a tool's, once.
+    assert float(together.log_pterm[0, 2]) < 0 == float(together.log_pterm[1, 1])
+
+
+def test_trajectories_are_read_once_where_they_begin_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, read = make_policy(), []
+    forward = policy.model.forward
+
+    def reading(**inputs: Any) -> Any:
+        read.append(inputs["input_ids"].numel())
+        return forward(**inputs)
+
+    monkeypatch.setattr(policy.model, "forward", reading)
+    first, second = make_query(14, 15, 3), make_query(7)
+    policy.log_probs([Actions.plain(q, z) for q, z in ((first, [3, 4]), (second, [3]), (first, [3, 5]), (first, [3]))])
+    # Of one prompt "3", "4" and "5" behind it; of the other "3".
+    assert read == [3 + 3 + 1 + 1]
+
+
+@pytest.mark.usefixtures("tokens_a_pass")
 def test_the_gradient_through_shared_prompts_equals_that_of_separate_passes() -> None:
     policy = make_policy()
     queries = [make_query(14, 15, 3, 9), make_query(8, 1)]
