@@ -55,8 +55,8 @@ def _engines(
     """The policy's engine and the reference.
 
     On a CPU the reference reads texts as trees, some times as quick as the engine with a request each
-    (`benchmarks/scoring.py`). On a GPU the engine is both where they have one precision, and everywhere where a model is
-    spread over several processes.
+    (`benchmarks/scoring.py`). On a GPU the engine is both where they have one precision, and on any machine where a
+    model is spread over several processes.
     """
     section, lora, reference = config.actor, config.model.lora, config.reference
     name, holds_one = config.model.name, bool(config.looks)
