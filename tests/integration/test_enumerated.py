@@ -165,7 +165,7 @@ class Watched:
 
 
 HELD_OUT = [{"a": "9", "b": "5"}, {"a": "number 9", "b": "2"}]
-EVALUATION = {"every": 50, "share": 0.2, "samples": 8, "metric": "log_z_bound"}
+EVALUATION: dict[str, Any] = {"every": 50, "share": 0.5, "samples": 8, "metric": "log_z_bound"}
 DIAGNOSE = {"every": 100, "samples": 64}
 
 
@@ -257,7 +257,9 @@ def test_a_sampler_that_was_trained_to_collapse_is_not_to_be_trusted(
     assert summary["trained_for"] == "a high reward, with a KL term of 0 (rloo), and not for the posterior"
 
 
-def test_a_run_is_evaluated_on_held_out_questions_while_it_trains(with_vargrad: Watched, tell: Tell) -> None:
+def test_a_run_is_evaluated_on_held_out_questions_while_it_trains(
+    with_vargrad: Watched, digit_model: Path, tell: Tell
+) -> None:
     run = with_vargrad.folder
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     curve = [row for row in rows if "eval/log_z_bound" in row]
@@ -272,7 +274,19 @@ def test_a_run_is_evaluated_on_held_out_questions_while_it_trains(with_vargrad: 
     assert [row["adapter_sha256"] for row in curve] == [published[str(row["adapter_version"])] for row in curve]
     assert all(row["samples"] == 2 * EVALUATION["samples"] and row["queries_trained_on"] == 0 for row in curve)
     bounds = [row["eval/log_z_bound"] for row in curve]
-    assert bounds[-1] > bounds[0] + 0.5, "training on other questions helps on these"
+    found, base = FinishedRun(run), load_base_model(str(digit_model), "float32")
+    policy, simulated, exact = found.policy(), [np.zeros(chance.SIMULATIONS)] * 2, np.zeros(2)
+    for query in found.task.queries("test"):
+        log_r = log_rewards(base, query, tool=True)
+        with policy.untrained():
+            before = q_of(policy, query, tool=True)
+        for i, q in enumerate((before, q_of(policy, query, tool=True))):
+            log_weights, n = log_r - np.log(q), EVALUATION["samples"]
+            exact[i] += q @ log_weights / len(HELD_OUT)
+            simulated[i] = simulated[i] + chance.draws(q, n) @ log_weights / (n * len(HELD_OUT))
+    assert exact[1] > exact[0] + 0.3, "training on other questions helps on these"
+    assert chance.Limits.of(simulated[0]).hold(bounds[0]) and chance.Limits.of(simulated[1]).hold(bounds[-1])
+    tell(f"log Z bound {bounds[0]:.3f} and {bounds[-1]:.3f}, exact {exact[0]:.3f} and {exact[1]:.3f}")
     shares = ", ".join(f"{row['evaluation_share']:.3f}" for row in curve)
     tell(f"evaluation took {shares} of the actor's time up to each, {EVALUATION['share']} may be")
 
