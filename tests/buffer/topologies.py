@@ -20,6 +20,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from buffer.embedded import EmbeddedRedis, find_redis_server, free_port
+from tests.ports import free_port_with
 
 SLOTS = 16_384
 LIMIT_S = 60.0
@@ -56,8 +57,8 @@ def redis_cluster(folder: Path, *, replicas: int = 0, supervised: bool = False) 
     with ExitStack() as stack:
 
         def node(name: str) -> EmbeddedRedis:
-            # A node also listens 10,000 ports higher.
-            port = next(port for port in iter(free_port, None) if port < 55_000)
+            # Where a node listens to its like, which is 10,000 higher.
+            port = free_port_with(10_000)
             return stack.enter_context(EmbeddedRedis(folder / name, options=options, port=port, supervised=supervised))
 
         cluster = Cluster([node(f"master-{i}") for i in range(3)])

@@ -20,8 +20,8 @@ from deploy.monitoring.prometheus_config import configuration
 from tests.conftest import Tell, ToolFinder
 from tests.deploy.monitoring.prometheus_files import rules
 from tests.integration.conftest import command, write_config
-from tests.integration.ports import free_ports
 from tests.integration.prometheus_api import RUN, Watched, panel_queries, process, prometheus, wait_for, without_data
+from tests.ports import free_port_with
 from tests.promql import selectors
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
@@ -48,7 +48,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory, digit_model: Path, find_to
     }
     gcs, dashboard, own = (free_port() for _ in range(3))
     # The launcher, the learner and the actor have one each.
-    metrics = free_ports(3)
+    metrics = free_port_with(1, 2)
     # Unix sockets' paths are short, so Ray's folder can't lie in pytest's.
     ray_folder = Path(tempfile.mkdtemp(prefix="amortis-ray-", dir="/tmp"))
     head = {
