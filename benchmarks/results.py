@@ -54,6 +54,23 @@ _TRAINED = {"steps", "iterations"}
 _FIVE = "test_5_operands.accuracy"
 
 
+_SHAPE = (
+    "The two failures of GFlowNet objectives on language models that RapTB (arXiv 2603.00454) tells of, by the diagnosis "
+    "of 128 draws for each of {} {}: effective sample size (share of the draws); length bias (tokens, above 0 too long); "
+    "prefix collapse (nats of the first token's entropy that are missing); different beginnings of three tokens; mean "
+    "length. Length bias and collapse are against the draws weighted by R/q, which tell little where the effective "
+    "sample size is low."
+)
+_SHAPE_FIGURES = {
+    "ess": "effective sample size",
+    "length_bias": "length bias",
+    "prefix_collapse": "prefix collapse",
+    "distinct_prefixes": "beginnings",
+    "mean_actions": "length",
+    "mean_log_reward": "mean log R",
+}
+
+
 @dataclass(frozen=True)
 class Section:
     """How a comparison is shown."""
@@ -184,6 +201,20 @@ SECTIONS = (
             "similarity": "similarity",
             "diversity": "diversity",
         },
+    ),
+    Section(
+        "continuation-shape",
+        "Length bias and prefix collapse: continuation",
+        _SHAPE.format(
+            "8 prompts that were not trained on", "and of the base model at the same reward temperature, 0.7"
+        ),
+        _SHAPE_FIGURES,
+    ),
+    Section(
+        "arithmetic-shape",
+        "Length bias and prefix collapse: arithmetic",
+        _SHAPE.format("8 test problems of 3 operands", "and of the base model"),
+        _SHAPE_FIGURES,
     ),
 )
 
