@@ -27,8 +27,9 @@ LOGITS_A_PASS = 2**28
 """1 GiB in float32."""
 WORTH_A_PASS = 16
 """Texts that a pass doesn't wait for more of."""
-LONGEST_WAIT_S, LONGEST_WAIT_OF_GPU_S = 0.5, 0.05
-"""A text waits no longer for others; a pass reads all weights, which takes a CPU as long as some 50 tokens."""
+LONGEST_WAIT_S = 0.5
+"""A text waits no longer for others, nor longer than the last pass took: half of the time at most is lost on what every
+pass costs however little it reads."""
 
 
 class ReferenceScorer:
@@ -46,9 +47,8 @@ class ReferenceScorer:
         self._model: Any = model.eval().requires_grad_(False).to(device)
         self._terminator_id, self._device = terminator_id, device
         self._vocab_size = int(model.get_input_embeddings().weight.shape[0])
-        on_cpu = device.type == "cpu"
-        self._tokens_a_pass = TOKENS_A_PASS if on_cpu else TOKENS_A_PASS_OF_GPU
-        self._longest_wait_s = LONGEST_WAIT_S if on_cpu else LONGEST_WAIT_OF_GPU_S
+        self._tokens_a_pass = TOKENS_A_PASS if device.type == "cpu" else TOKENS_A_PASS_OF_GPU
+        self._last_pass_s = LONGEST_WAIT_S
         self._waiting: dict[str, tuple[ScoreText, float]] = {}
         """By request, oldest first: the text, and since when it waits."""
 
@@ -63,7 +63,7 @@ class ReferenceScorer:
         if not self.busy:
             return False
         _, since = next(iter(self._waiting.values()))
-        return len(self._waiting) >= WORTH_A_PASS or time.monotonic() - since > self._longest_wait_s
+        return len(self._waiting) >= WORTH_A_PASS or time.monotonic() - since > min(LONGEST_WAIT_S, self._last_pass_s)
 
     def submit_score(self, request_id: str, text: ScoreText) -> None:
         """Have a text scored with the next passes."""
@@ -77,8 +77,12 @@ class ReferenceScorer:
     def step(self) -> list[Scored]:
         """Score some of the waiting texts in one pass: the oldest, and those that have most in common with it."""
         ids = self._next_pass()
-        texts = [self._waiting.pop(request_id)[0] for request_id in ids]
-        return [Scored(*pair) for pair in zip(ids, self._score(texts), strict=True)] if texts else []
+        if not ids:
+            return []
+        begun = time.monotonic()
+        found = self._score([self._waiting.pop(request_id)[0] for request_id in ids])
+        self._last_pass_s = time.monotonic() - begun
+        return [Scored(*pair) for pair in zip(ids, found, strict=True)]
 
     def _next_pass(self) -> list[str]:
         """As many as fit."""

@@ -55,11 +55,11 @@ _FIVE = "test_5_operands.accuracy"
 
 
 _SHAPE = (
-    "The two failures of GFlowNet objectives on language models that RapTB (arXiv 2603.00454) tells of, by the diagnosis "
-    "of 128 draws for each of {} {}: effective sample size (share of the draws); length bias (tokens, above 0 too long); "
-    "prefix collapse (nats of the first token's entropy that are missing); different beginnings of three tokens; mean "
-    "length. Length bias and collapse are against the draws weighted by R/q, which tell little where the effective "
-    "sample size is low."
+    "The two failures of GFlowNet objectives on language models that RapTB (arXiv 2603.00454) tells of, by the "
+    "diagnosis of 128 draws for each of {} {}: effective sample size (share of the draws); length bias (tokens, above "
+    "0 too long); prefix collapse (nats of the first token's entropy that are missing); different beginnings of three "
+    "tokens; mean length. Length bias and collapse are against the draws weighted by R/q, which tell little where the "
+    "effective sample size is low."
 )
 _SHAPE_FIGURES = {
     "ess": "effective sample size",

@@ -10,7 +10,7 @@ import torch
 
 import actors.reference as reference
 from actors.reference import ReferenceScorer, exact_products
-from actors.scoring import Scored, ScoreText
+from actors.scoring import Scored, ScoreText, TokenScores
 from common.config import LoraSection
 from learner.policy import LoraPolicy, load_base_model
 from tests.actors.test_engine import SPACE, perturbed
@@ -139,18 +139,30 @@ def test_what_texts_begin_with_is_read_once(scorer: ReferenceScorer, monkeypatch
     model.to(torch.float32)
 
 
-def test_a_pass_waits_for_more_texts_but_not_for_long(scorer: ReferenceScorer, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [100.0]
+@pytest.mark.parametrize(("pass_s", "wait_s"), [(0.02, 0.02), (60.0, reference.LONGEST_WAIT_S)])
+def test_a_pass_waits_for_more_texts_but_no_longer_than_the_last_one_took(
+    scorer: ReferenceScorer, monkeypatch: pytest.MonkeyPatch, pass_s: float, wait_s: float
+) -> None:
+    now, score = [100.0], scorer._score
+
+    def scored(wanted: list[ScoreText]) -> list[TokenScores]:
+        now[0] += pass_s
+        return score(wanted)
+
     monkeypatch.setattr(reference.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(scorer, "_score", scored)
     text = ScoreText((1, 2, 3), 1)
     assert not scorer.worth_a_pass
     scorer.submit_score("a", text)
+    scorer.step()
+    scorer.submit_score("b", text)
+    now[0] += 0.9 * wait_s
     assert not scorer.worth_a_pass
-    now[0] += 2 * reference.LONGEST_WAIT_S
+    now[0] += 0.2 * wait_s
     assert scorer.worth_a_pass
     scorer.step()
     for i in range(reference.WORTH_A_PASS):
-        scorer.submit_score(f"b{i}", text)
+        scorer.submit_score(f"c{i}", text)
     assert scorer.worth_a_pass
     while scorer.busy:
         scorer.step()

@@ -66,7 +66,10 @@ def test_the_run_leaves_everything_that_it_promises(trained: Path) -> None:
 
 def test_training_moves_the_sampler_towards_the_exact_posterior(trained: Path) -> None:
     summary = json.loads((trained / "summary.json").read_text())
-    assert summary["total_variation"] < summary["total_variation_before"] - 0.05
+    measured = [row["total_variation"] for row in rows(trained) if "total_variation" in row]
+    assert measured[-1] == pytest.approx(summary["total_variation"], abs=1e-4)
+    # At a learning rate that stays high it goes up and down by 0.05 between two of them.
+    assert np.mean(measured) < summary["total_variation_before"] - 0.05
 
 
 def test_every_step_is_in_the_metrics_file(trained: Path) -> None:
