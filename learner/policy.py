@@ -68,6 +68,8 @@ class Actions:
 
 TOKENS_A_PASS, TOKENS_A_PASS_OF_GPU = 1_024, 8_192
 """What is read at once, as far as single trajectories let it: attention looks at the square of that."""
+LOGITS_A_PASS = 2**27
+"""0.5 GiB in float32, of which a pass with gradient holds a few."""
 
 
 @dataclass(frozen=True)
@@ -232,11 +234,15 @@ class LoraPolicy:
         limit = TOKENS_A_PASS if self.device.type == "cpu" else TOKENS_A_PASS_OF_GPU
         place = {query_id: i for i, query_id in enumerate(dict.fromkeys(item.query.id for item in batch))}
         parts: list[tuple[list[int], TokenTree, list[NDArray[np.int64]]]] = []
+        n_states = 0
         for i in sorted(range(len(batch)), key=lambda i: place[batch[i].query.id]):
             item = batch[i]
             text = [*item.query.prompt_ids.tolist(), *item.input_ids.tolist()]
-            if not parts or len(parts[-1][1]) + parts[-1][1].new_tokens(text) > limit:
+            n_states += len(item.state_positions)
+            too_many = parts and len(parts[-1][1]) + parts[-1][1].new_tokens(text) > limit
+            if not parts or too_many or n_states * self.space.vocab_size > LOGITS_A_PASS:
                 parts.append(([], TokenTree(), []))
+                n_states = len(item.state_positions)
             rows, tree, states = parts[-1]
             rows.append(i)
             states.append(tree.add(text)[len(item.query.prompt_ids) + item.state_positions])

@@ -47,12 +47,20 @@ def plain_log_q(policy: LoraPolicy, context: list[int], t: int) -> Tensor:
     return (logits + mask).log_softmax(-1)
 
 
-@pytest.fixture(params=[1, 10, 10_000], ids=["a pass for each trajectory", "some passes", "one pass"])
-def tokens_a_pass(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("learner.policy.TOKENS_A_PASS", request.param)
+@pytest.fixture(params=["one pass", "few tokens a pass", "few logits a pass", "a pass for each trajectory"])
+def passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However a batch is split."""
+    tokens, logits = {
+        "one pass": (10_000, 2**27),
+        "few tokens a pass": (10, 2**27),
+        "few logits a pass": (10_000, 8 * len(VOCABULARY)),
+        "a pass for each trajectory": (1, 2**27),
+    }[request.param]
+    monkeypatch.setattr("learner.policy.TOKENS_A_PASS", tokens)
+    monkeypatch.setattr("learner.policy.LOGITS_A_PASS", logits)
 
 
-@pytest.mark.usefixtures("tokens_a_pass")
+@pytest.mark.usefixtures("passes")
 @pytest.mark.parametrize("allowed", [(3, 4, 5, TERMINATOR), None])
 def test_a_mixed_batch_equals_one_pass_for_each_trajectory(allowed: tuple[int, ...] | None) -> None:
     policy = make_policy(allowed, min_len=1)
@@ -116,7 +124,7 @@ def test_trajectories_are_read_once_where_they_begin_alike(monkeypatch: pytest.M
     assert read == [3 + 3 + 1 + 1]
 
 
-@pytest.mark.usefixtures("tokens_a_pass")
+@pytest.mark.usefixtures("passes")
 def test_the_gradient_through_shared_prompts_equals_that_of_separate_passes() -> None:
     policy = make_policy()
     queries = [make_query(14, 15, 3, 9), make_query(8, 1)]
