@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-# Four minutes of one core, which a busy machine doesn't give in ten.
+# Two minutes of one core, which a busy machine does not give in ten.
 @pytest.mark.timeout(1800)
 def test_the_loop_on_one_page_reaches_the_exact_posterior_from_far_away() -> None:
     # One thread: a second one would have to wait for its core, and the first one for the second.
