@@ -210,12 +210,6 @@ SECTIONS = (
         ),
         _SHAPE_FIGURES,
     ),
-    Section(
-        "arithmetic-shape",
-        "Length bias and prefix collapse: arithmetic",
-        _SHAPE.format("8 test problems of 3 operands", "and of the base model"),
-        _SHAPE_FIGURES,
-    ),
 )
 
 

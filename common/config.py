@@ -287,8 +287,8 @@ class ReferenceSection(Section):
     dtype: Dtype = Field(
         "auto",
         description="auto: float32 wherever the model fits beside the sampling engine, by the launcher's GPU, else as "
-        "the actor's. Another "
-        "than the actor's is scored outside of vLLM. bfloat16 moves log R by 0.2 nats a sequence",
+        "the actor's. Another than the actor's is scored outside of vLLM, and on a CPU any, where that is quicker: an "
+        "actor holds the model once more then. bfloat16 moves log R by 0.2 nats a sequence",
     )
     adapter: Path | None = Field(
         None, description="PEFT adapter folder that the reward's model is scored through, e.g. an M step's"
