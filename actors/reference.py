@@ -20,7 +20,7 @@ from common.devices import torch_dtype
 from common.models import load_causal_lm
 from common.token_tree import TokenTree, tree_inputs
 
-TOKENS_A_PASS, TOKENS_A_PASS_OF_GPU = 768, 8_192
+TOKENS_A_PASS, TOKENS_A_PASS_OF_GPU = 768, 4_096
 """What a pass reads at once, as far as single texts let it. Attention looks at the square of that, which is a sixth of
 a small model's work at 768 tokens."""
 LOGITS_A_PASS = 2**28

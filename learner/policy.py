@@ -66,7 +66,7 @@ class Actions:
         return cls(query, ids, ids, np.arange(-1, len(ids)))
 
 
-TOKENS_A_PASS, TOKENS_A_PASS_OF_GPU = 1_024, 8_192
+TOKENS_A_PASS, TOKENS_A_PASS_OF_GPU = 1_024, 4_096
 """What is read at once, as far as single trajectories let it: attention looks at the square of that."""
 LOGITS_A_PASS = 2**27
 """0.5 GiB in float32, of which a pass with gradient holds a few."""
