@@ -35,8 +35,11 @@ Tell = Callable[[str], None]
 WHOLE_SYSTEMS = "whole systems"
 ALONE = tuple(f"tests/integration/test_{name}.py" for name in ("architectures", "agreement", "without_training"))
 """Of the integration tests: an engine in the test's own process, and nothing beside it."""
+BESIDE = ("tests/integration/test_notebook.py",)
+"""A whole system that no test waits for in time, so that it may run beside another one: the two workers have alike."""
 FIRST = (
     WHOLE_SYSTEMS,
+    *BESIDE,
     "tests/test_minimal.py",
     "tests/buffer/test_distribution.py",
     "tests/learner/test_distributed.py",
@@ -57,7 +60,7 @@ def scope_of(nodeid: str) -> str:
         "tests/buffer/test_concurrency.py",
         "tests/test_forked.py",
     )
-    return WHOLE_SYSTEMS if whole and file not in ALONE else file
+    return WHOLE_SYSTEMS if whole and file not in (*ALONE, *BESIDE) else file
 
 
 def place_of(item: pytest.Item) -> int:
