@@ -49,7 +49,7 @@ def test_the_install_steps_of_the_image_leave_a_working_amortis_in_a_clean_envir
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     path = f"{app}/.venv/bin:{programs}:/usr/local/bin:/usr/bin:/bin"
     # Nothing is run often enough here to be worth compiling all packages for.
-    environment = {**kept, "PATH": path, "PYTHONPATH": str(app), "PIP_NO_COMPILE": "1"}
+    environment = {**kept, "PATH": path, "PYTHONPATH": str(app), "PIP_COMPILE": "0"}
 
     def run(command: str) -> str:
         found = subprocess.run(
