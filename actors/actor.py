@@ -231,11 +231,12 @@ class Actor:
         """Wait while far more was pushed than the learner used, so that samples aren't stale when they are."""
         stats = self.buffer.stats()
         now = time.monotonic()
-        if self._first_adapter_at is None and self.adapters.current is not None:
-            self._first_adapter_at = now
         if self._blocked_since is not None:
             self.metrics.blocked.inc(now - self._blocked_since)
             self._blocked_s += now - self._blocked_since
+        if self._first_adapter_at is None and self.adapters.current is not None:
+            # What it waited while it scored seeds is no part of the share.
+            self._first_adapter_at, self._blocked_s = now, 0.0
         may_go_on = self._limiter.may_insert(inserted=stats.pushed, sampled=stats.trained)
         self._blocked_since = None if may_go_on else now
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from actors.scoring import Scored, ScoreText, TokenScores
 from common.devices import torch_dtype
@@ -76,34 +77,33 @@ class ReferenceScorer:
 
     def step(self) -> list[Scored]:
         """Score some of the waiting texts in one pass: the oldest, and those that have most in common with it."""
-        ids = self._next_pass()
-        if not ids:
+        if not self.busy:
             return []
         begun = time.monotonic()
-        found = self._score([self._waiting.pop(request_id)[0] for request_id in ids])
+        ids, tree, paths = self._next_pass()
+        found = self._score([self._waiting.pop(request_id)[0] for request_id in ids], tree, paths)
         self._last_pass_s = time.monotonic() - begun
         return [Scored(*pair) for pair in zip(ids, found, strict=True)]
 
-    def _next_pass(self) -> list[str]:
-        """As many as fit."""
-        if not self.busy:
-            return []
+    def _next_pass(self) -> tuple[list[str], TokenTree, list[NDArray[np.int64]]]:
+        """As many of the waiting texts as fit, their tree, and where each one's tokens are in it.
+
+        A token is told by the one before it, so that nobody asks what comes behind a text's last: it is left out.
+        """
         oldest, _ = next(iter(self._waiting.values()))
-        found, tree, kept = list[str](), TokenTree(), 0
+        found, tree, kept, paths = list[str](), TokenTree(), 0, list[NDArray[np.int64]]()
         by_kinship = sorted(self._waiting.items(), key=lambda item: -_in_common(item[1][0].ids, oldest.ids))
         for request_id, (text, _) in by_kinship:
             tokens, kept = len(tree) + tree.new_tokens(text.ids[:-1]), kept + len(text.ids) - text.first
             if found and (tokens > self._tokens_a_pass or kept * self._vocab_size > LOGITS_A_PASS):
                 break
-            tree.add(text.ids[:-1])
+            paths.append(tree.add(text.ids[:-1]))
             found.append(request_id)
-        return found
+        return found, tree, paths
 
     @torch.no_grad()
-    def _score(self, texts: list[ScoreText]) -> list[TokenScores]:
-        tree = TokenTree()
-        # A token is told by the one before it, so that nobody asks what comes behind the last.
-        before = [tree.add(text.ids[:-1])[text.first - 1 :] for text in texts]
+    def _score(self, texts: list[ScoreText], tree: TokenTree, paths: Sequence[NDArray[np.int64]]) -> list[TokenScores]:
+        before = [path[text.first - 1 :] for text, path in zip(texts, paths, strict=True)]
         wanted = [np.asarray(text.ids[text.first :]) for text in texts]
         kept, rows = np.unique(np.concatenate(before), return_inverse=True)
         with exact_products():

@@ -92,8 +92,8 @@ class Status:
         def rate(new: int, old: int) -> float:
             return max(0, new - old) / passed if passed else 0.0
 
-        actors = []
-        for name, status in sorted(control.actors().items(), key=lambda item: (len(item[0]), item[0])):
+        actors, words = [], control.actors()
+        for name, status in sorted(words.items(), key=lambda item: (len(item[0]), item[0])):
             pushed, serves = int(status.get("pushed", 0)), int(status.get("adapter_version", 0))
             actors.append(
                 ActorStatus(
@@ -128,7 +128,7 @@ class Status:
             actors_wanted=control.planned_actors() or config.actor.least_count,
             actors=tuple(actors),
             stop=control.stop_reason(),
-            bottleneck=bottleneck(learner, control.actors().values(), config),
+            bottleneck=bottleneck(learner, words.values(), config),
             stop_when=learner.get("stop_when"),
             evaluation=evaluations.state(),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -145,9 +146,9 @@ def test_a_pass_waits_for_more_texts_but_no_longer_than_the_last_one_took(
 ) -> None:
     now, score = [100.0], scorer._score
 
-    def scored(wanted: list[ScoreText]) -> list[TokenScores]:
+    def scored(*given: Any) -> list[TokenScores]:
         now[0] += pass_s
-        return score(wanted)
+        return score(*given)
 
     monkeypatch.setattr(reference.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(scorer, "_score", scored)
