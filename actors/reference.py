@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from actors.scoring import Scored, ScoreText, TokenScores
 from common.devices import torch_dtype
 from common.models import load_causal_lm
+from common.output_layer import OutputLayer
 from common.token_tree import TokenTree, tree_inputs
 
 TOKENS_A_PASS, TOKENS_A_PASS_OF_GPU = 768, 4_096
 """What a pass reads at once, as far as single texts let it. Attention looks at the square of that, which is a sixth of
 a small model's work at 768 tokens."""
 LOGITS_A_PASS = 2**28
-"""1 GiB in float32."""
+"""1 GiB in float32; for models that logits must be made of."""
 WORTH_A_PASS = 16
 """Texts that a pass doesn't wait for more of."""
 LONGEST_WAIT_S = 0.5
@@ -46,6 +47,7 @@ class ReferenceScorer:
 
             model = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False)
         self._model: Any = model.eval().requires_grad_(False).to(device)
+        self._layer = OutputLayer(self._model if adapter is None else self._model.get_base_model())
         self._terminator_id, self._device = terminator_id, device
         self._vocab_size = int(model.get_input_embeddings().weight.shape[0])
         self._tokens_a_pass = TOKENS_A_PASS if device.type == "cpu" else TOKENS_A_PASS_OF_GPU
@@ -95,7 +97,8 @@ class ReferenceScorer:
         by_kinship = sorted(self._waiting.items(), key=lambda item: -_in_common(item[1][0].ids, oldest.ids))
         for request_id, (text, _) in by_kinship:
             tokens, kept = len(tree) + tree.new_tokens(text.ids[:-1]), kept + len(text.ids) - text.first
-            if found and (tokens > self._tokens_a_pass or kept * self._vocab_size > LOGITS_A_PASS):
+            many_logits = not self._layer.is_apart and kept * self._vocab_size > LOGITS_A_PASS
+            if found and (tokens > self._tokens_a_pass or many_logits):
                 break
             paths.append(tree.add(text.ids[:-1]))
             found.append(request_id)
@@ -106,16 +109,12 @@ class ReferenceScorer:
         before = [path[text.first - 1 :] for text, path in zip(texts, paths, strict=True)]
         wanted = [np.asarray(text.ids[text.first :]) for text in texts]
         kept, rows = np.unique(np.concatenate(before), return_inverse=True)
-        with exact_products():
-            logits = self._model(
-                **tree_inputs(tree, self._model.config, self._model.dtype, self._device),
-                logits_to_keep=torch.as_tensor(kept, device=self._device),
-            ).logits[0]
-        scores = logits.float()
-        norm = scores.logsumexp(-1)
-        of_row, tokens = (torch.as_tensor(each, device=self._device) for each in (rows, np.concatenate(wanted)))
-        actual = (scores[of_row, tokens] - norm[of_row]).double().cpu().numpy()
-        terminator = (scores[:, self._terminator_id] - norm)[of_row].double().cpu().numpy()
+        picks = np.concatenate([rows, rows]), np.concatenate([*wanted, np.full(len(rows), self._terminator_id)])
+        states, tokens, places = (torch.as_tensor(each, device=self._device) for each in (*picks, kept))
+        with exact_products(), self._layer.taken_off():
+            inputs = tree_inputs(tree, self._model.config, self._model.dtype, self._device)
+            picked, norms = self._layer(self._model(**inputs, logits_to_keep=places).logits[0], states, tokens)
+        actual, terminator = np.split((picked - norms[states]).double().cpu().numpy(), 2)
         ends = np.cumsum([len(each) for each in wanted])[:-1]
         return [TokenScores(*pair) for pair in zip(np.split(actual, ends), np.split(terminator, ends), strict=True)]
 

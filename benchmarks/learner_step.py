@@ -1,15 +1,16 @@
-"""What a learner's pass gains from the allowed tokens' logits alone, and what reading a batch as a tree costs beside a
-bare pass over as many tokens: `python -m benchmarks.learner_step`.
+"""What a learner's pass gains from the allowed tokens' logits alone, what reading a batch as a tree costs beside a bare
+pass over as many tokens, and its memory: `python -m benchmarks.learner_step`, on a GPU where there is one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks.measure import Result, arguments, at_least, medians_ms, report
+from benchmarks.measure import Result, arguments, at_least, at_most, medians_ms, report
 from common.action_space import ActionSpace
 from common.config import LoraSection
 from common.default_model import ensure_default_model
@@ -21,17 +22,48 @@ LENGTHS = (6, 8, 10, 12, 15, 18, 20, 22, 27, 29, 33, 36, 44, 63)
 """Quantiles of the calculator task's texts in a run's buffer, in tokens."""
 
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+MEMORY_LIMIT_MIB = 1_500
+
+
 def make_policy(allowed: tuple[int, ...] | None, terminator: int) -> LoraPolicy:
-    """The default model with a fresh adapter, on a CPU."""
+    """The default model with a fresh adapter."""
     space = ActionSpace(vocab_size=49_152, terminator_id=terminator, allowed_ids=allowed, min_len=0, max_len=64)
-    return LoraPolicy.load(
-        str(ensure_default_model()), LoraSection(), space, dtype="float32", device=torch.device("cpu")
-    )
+    return LoraPolicy.load(str(ensure_default_model()), LoraSection(), space, dtype="float32", device=DEVICE)
+
+
+def finish() -> None:
+    """Wait until the device has done what it was asked."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def backward(policy: LoraPolicy, batch: Sequence[Actions]) -> None:
     """Forward and backward of a batch."""
+    for parameter in policy.trainable().values():
+        parameter.grad = None
     policy.log_probs(batch).total().sum().backward()  # type: ignore[no-untyped-call]
+    finish()
+
+
+def peak_mib(work: Callable[[], None]) -> float:
+    """How much more memory than before this takes at most: of the GPU, or of the process."""
+    if DEVICE.type == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        work()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    before = _of_process("VmRSS")
+    # Has the kernel begin its peak anew.
+    Path("/proc/self/clear_refs").write_text("5")
+    work()
+    return (_of_process("VmHWM") - before) / 2**10
+
+
+def _of_process(name: str) -> int:
+    """In KiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 def of_allowed_tokens(queries: Sequence[Query], rounds: int) -> list[Result]:
@@ -62,13 +94,15 @@ def against_bare(queries: Sequence[Query], rounds: int) -> list[Result]:
     lengths = generator.choice(LENGTHS, (len(queries), EACH))
     rows = zip(queries, lengths, strict=True)
     batch = [Actions.plain(q, generator.integers(100, 40_000, n).tolist()) for q, own in rows for n in own]
-    (part,) = policy._parts(batch)
-    text = torch.tensor([part.tree.ids])
+    (part,) = policy._parts(batch, policy._forbidden(batch))
+    text = torch.tensor([part.tree.ids], device=DEVICE)
 
     def bare() -> None:
         logits = policy.model(input_ids=text, use_cache=False, logits_to_keep=part.kept).logits[0]
         (logits[:, 0] - logits.logsumexp(-1)).sum().backward()
+        finish()
 
+    peak = peak_mib(lambda: backward(policy, batch))
     found = medians_ms(rounds, step=lambda _: backward(policy, batch), bare=lambda _: bare())
     return [
         Result("tokens of the tree", len(part.tree), "tokens"),
@@ -76,6 +110,7 @@ def against_bare(queries: Sequence[Query], rounds: int) -> list[Result]:
         Result("the learner's", found["step"], "ms"),
         Result("a bare pass", found["bare"], "ms"),
         at_least("bare / the learner's", found["bare"] / found["step"], "x", 0.9),
+        at_most("peak of the learner's beside the model", peak, "MiB", MEMORY_LIMIT_MIB),
     ]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -25,8 +25,10 @@ from common.config import LoraSection
 from common.devices import torch_dtype
 from common.errors import UserError
 from common.models import load_causal_lm
+from common.output_layer import OutputLayer
 from common.token_tree import TokenTree, tree_inputs
 from common.trajectory import Query, Trajectory
+from learner.cuda_graphs import GraphedPasses
 
 SCORING_BATCH = 128
 """Sequences in one pass where no gradient is kept."""
@@ -69,7 +71,17 @@ class Actions:
 TOKENS_A_PASS, TOKENS_A_PASS_OF_GPU = 1_024, 4_096
 """What is read at once, as far as single trajectories let it: attention looks at the square of that."""
 LOGITS_A_PASS = 2**27
-"""0.5 GiB in float32, of which a pass with gradient holds a few."""
+"""0.5 GiB in float32, of which a pass with gradient holds a few; for models that logits must be made of."""
+
+
+@dataclass(frozen=True)
+class _Forbidden:
+    """What is ruled out at the decision states of a batch."""
+
+    ids: Bool[Tensor, "kinds ids"] | None
+    """Of all allowed tokens, in the ways that occur; None where nothing is ever ruled out."""
+    kinds: list[NDArray[Any]]
+    """Of each trajectory which of these ways is that of its states, shape (K+1,)."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +95,11 @@ class _Part:
     """Where the last tokens of their decision states are in the tree."""
     states: Int[Tensor, "rows states"]
     """Which of these each decision state is; 0 in the padding."""
+    forbidden: Bool[Tensor, "kinds ids"] | None
+    kinds: Int[Tensor, " distinct"]
+    """As `_Forbidden` has it."""
+    is_alone: bool
+    """Whether it is the whole batch."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +133,12 @@ class LoraPolicy:
         self.model, self.space, self.device = model.to(device).eval(), space, device
         self._allowed = torch.as_tensor(space.allowed_array, device=device)
         self._full_vocabulary = space.allowed_ids is None
-        self._small_head = self._make_small_head()
+        base = self.model.get_base_model()
+        self._graphs = GraphedPasses(self.model) if device.type == "cuda" else None
+        self._whole_layer = OutputLayer(base)
+        self._layer = self._whole_layer if self._full_vocabulary else OutputLayer(base, self._allowed)
         self._terminator_column = int(np.searchsorted(space.allowed_array, space.terminator_id))
+        self._too_early = self._allowed[None] == torch.tensor([[-1], [space.terminator_id]], device=device)
 
     @classmethod
     def load(cls, path: str, lora: LoraSection, space: ActionSpace, *, dtype: str, device: torch.device) -> Self:
@@ -183,8 +204,12 @@ class LoraPolicy:
     @contextmanager
     def untrained(self) -> Iterator[None]:
         """The base model itself for a while, without the adapter."""
-        with self.model.disable_adapter():
-            yield
+        graphs, self._graphs = self._graphs, None
+        try:
+            with self.model.disable_adapter():
+                yield
+        finally:
+            self._graphs = graphs
 
     def adapter_files(self) -> dict[str, bytes]:
         """The adapter as a PEFT folder's files, by name."""
@@ -205,9 +230,8 @@ class LoraPolicy:
     def log_probs(self, batch: Sequence[Actions]) -> LogProbs:
         """log_pf and log_pterm of all trajectories, with gradient where enabled."""
         found, order = [], list[int]()
-        for part in self._parts(batch):
-            items = [batch[i] for i in part.rows]
-            found.append(self._masked(self._logits(part), part.states, items))
+        for part in self._parts(batch, self._forbidden(batch)):
+            found.append(self._masked(part, [batch[i] for i in part.rows]))
             order += part.rows
         back = torch.tensor(order, device=self.device).argsort()
         n_actions = torch.tensor([len(item.action_ids) for item in batch], device=self.device)
@@ -220,16 +244,17 @@ class LoraPolicy:
     def unmasked_log_prob(self, batch: Sequence[Actions]) -> Float[Tensor, " batch"]:
         """Log-probability of the actions under the model without mask, nothing said of stopping; with gradient."""
         found, order = [], list[int]()
-        for part in self._parts(batch):
-            logits = self._logits(part, restricted=False)
+        nothing = _Forbidden(None, [np.zeros(len(item.state_positions), np.int64) for item in batch])
+        for part in self._parts(batch, nothing):
             actions, mask = self._padded([batch[i].action_ids for i in part.rows])
             states = part.states[:, : actions.shape[1]]
-            chosen = logits[states, actions] - logits.logsumexp(-1)[states]
-            found.append(torch.where(mask.bool(), chosen, 0).sum(1))
+            outputs = self._outputs(part, self._whole_layer)
+            picked, norms = self._whole_layer(outputs, states.flatten(), actions.flatten())
+            found.append(torch.where(mask, picked.view_as(states) - norms[states], 0).sum(1))
             order += part.rows
         return torch.cat(found)[torch.tensor(order, device=self.device).argsort()]
 
-    def _parts(self, batch: Sequence[Actions]) -> list[_Part]:
+    def _parts(self, batch: Sequence[Actions], forbidden: _Forbidden) -> list[_Part]:
         """The batch as trees that are read in one pass each, those of a query together as far as that goes."""
         limit = TOKENS_A_PASS if self.device.type == "cpu" else TOKENS_A_PASS_OF_GPU
         place = {query_id: i for i, query_id in enumerate(dict.fromkeys(item.query.id for item in batch))}
@@ -239,107 +264,81 @@ class LoraPolicy:
             item = batch[i]
             text = [*item.query.prompt_ids.tolist(), *item.input_ids.tolist()]
             n_states += len(item.state_positions)
-            too_many = parts and len(parts[-1][1]) + parts[-1][1].new_tokens(text) > limit
-            if not parts or too_many or n_states * self.space.vocab_size > LOGITS_A_PASS:
+            too_many = bool(parts) and len(parts[-1][1]) + parts[-1][1].new_tokens(text) > limit
+            too_many |= not self._layer.is_apart and n_states * self.space.vocab_size > LOGITS_A_PASS
+            if not parts or too_many:
                 parts.append(([], TokenTree(), []))
                 n_states = len(item.state_positions)
             rows, tree, states = parts[-1]
             rows.append(i)
             states.append(tree.add(text)[len(item.query.prompt_ids) + item.state_positions])
-        return [self._part(*each) for each in parts]
+        return [self._part(*part, forbidden, is_alone=len(parts) == 1) for part in parts]
 
-    def _part(self, rows: list[int], tree: TokenTree, states: Sequence[NDArray[np.int64]]) -> _Part:
-        kept, index = np.unique(np.concatenate(states), return_inverse=True)
-        padded, _ = self._padded(np.split(index, np.cumsum([len(each) for each in states])[:-1]))
-        return _Part(rows, tree, torch.as_tensor(kept, device=self.device), padded)
+    def _part(
+        self,
+        rows: list[int],
+        tree: TokenTree,
+        states: Sequence[NDArray[np.int64]],
+        forbidden: _Forbidden,
+        *,
+        is_alone: bool,
+    ) -> _Part:
+        # One token may be a state of two kinds, where what a tool inserts in one trajectory is an action of another.
+        pairs = np.stack([np.concatenate(states), np.concatenate([forbidden.kinds[i] for i in rows])])
+        (kept, kinds), index = np.unique(pairs, axis=1, return_inverse=True)
+        padded, _ = self._padded(np.split(index.ravel(), np.cumsum([len(each) for each in states])[:-1]))
+        kept, kinds = (torch.as_tensor(each, device=self.device) for each in (kept, kinds))
+        return _Part(rows, tree, kept, padded, forbidden.ids, kinds, is_alone)
 
-    def _logits(self, part: _Part, *, restricted: bool = True) -> Float[Tensor, "distinct ids"]:
-        """Logits of the allowed tokens at every distinct decision state, or of the whole vocabulary."""
-        with self._head_for_allowed() if restricted else nullcontext():
-            inputs = tree_inputs(part.tree, self.model.config, self.model.dtype, self.device)
-            logits = self.model(**inputs, logits_to_keep=part.kept).logits[0]
-        if restricted and not self._full_vocabulary and self._small_head is None:
-            logits = logits[:, self._allowed]
-        return logits.float()
+    def _forbidden(self, batch: Sequence[Actions]) -> _Forbidden:
+        """What the action space rules out at every decision state, but that nothing goes on at max_len."""
+        if self.space.grammar is None:
+            early = [np.arange(len(item.state_positions)) < self.space.min_len for item in batch]
+            return _Forbidden(self._too_early if self.space.min_len else None, early)
+        rows = [~self.space.grammar.allowed(item.action_ids) for item in batch]
+        known: dict[bytes, int] = {}
+        kinds = [np.array([known.setdefault(row.tobytes(), len(known)) for row in each]) for each in rows]
+        ids = np.stack([np.frombuffer(row, np.bool_) for row in known])
+        return _Forbidden(torch.as_tensor(ids, device=self.device), kinds)
 
-    @contextmanager
-    def _head_for_allowed(self) -> Iterator[None]:
-        """The output layer for the allowed tokens alone, so that none of the others is computed."""
-        if self._small_head is None:
-            yield
-            return
-        base = self.model.get_base_model()
-        full = base.get_output_embeddings()
-        base.set_output_embeddings(self._small_head)
-        try:
-            yield
-        finally:
-            base.set_output_embeddings(full)
-
-    def _make_small_head(self) -> torch.nn.Linear | None:
-        """A copy of the allowed tokens' rows; None where they are most, or where the output layer is trained."""
-        full = self.model.get_base_model().get_output_embeddings()
-        trained = any(p.requires_grad for p in full.parameters())
-        if trained or 2 * len(self._allowed) > self.space.vocab_size:
-            return None
-        bias = getattr(full, "bias", None)
-        small = torch.nn.Linear(
-            full.weight.shape[1], len(self._allowed), bias is not None, full.weight.device, full.weight.dtype
-        )
-        small.requires_grad_(False)
-        small.weight.copy_(full.weight[self._allowed])
-        if bias is not None:
-            small.bias.copy_(bias[self._allowed])
-        return small
+    def _outputs(self, part: _Part, layer: OutputLayer) -> Float[Tensor, "distinct size"]:
+        """What the output layer reads at every distinct decision state, or what it gives."""
+        inputs = tree_inputs(part.tree, self.model.config, self.model.dtype, self.device)
+        with layer.taken_off():
+            graphed = self._graphs(inputs) if self._graphs is not None and part.is_alone else None
+            if graphed is not None:
+                return graphed[part.kept]
+            found: Tensor = self.model(**inputs, logits_to_keep=part.kept).logits[0]
+        return found
 
     def _padded(self, rows: Sequence[NDArray[Any]]) -> tuple[Tensor, Tensor]:
-        """Rows of ids as one tensor, and the mask of what isn't padding; both (rows, longest)."""
+        """Rows of numbers as one tensor, and the mask of what isn't padding; both (rows, longest)."""
         width = max(len(row) for row in rows)
-        ids = np.zeros((len(rows), width), np.int64)
-        mask = np.zeros((len(rows), width), np.int64)
+        found, mask = np.zeros((len(rows), width), np.int64), np.zeros((len(rows), width), np.bool_)
         for i, row in enumerate(rows):
-            ids[i, : len(row)], mask[i, : len(row)] = row, 1
-        return torch.as_tensor(ids, device=self.device), torch.as_tensor(mask, device=self.device)
+            found[i, : len(row)], mask[i, : len(row)] = row, True
+        return torch.as_tensor(found, device=self.device), torch.as_tensor(mask, device=self.device)
 
-    def _masked(self, logits: Tensor, states: Tensor, batch: Sequence[Actions]) -> tuple[Tensor, Tensor, Tensor]:
-        """Renormalise under the action space: no ⊤ before min_len, nothing but ⊤ at max_len, what a grammar says.
-
-        `states` says which of the distinct states that there are `logits` of is each one of each trajectory. Nothing of
-        all allowed tokens is made for states that several trajectories went through, but under a grammar.
-        """
-        time = torch.arange(states.shape[1], device=self.device)
-        actions, _ = self._padded([item.action_ids for item in batch])
+    def _masked(self, part: _Part, batch: Sequence[Actions]) -> tuple[Tensor, Tensor, Tensor]:
+        """Renormalised under the action space: no ⊤ before min_len, nothing but ⊤ at max_len, what a grammar says."""
+        states, (actions, _) = part.states, self._padded([item.action_ids for item in batch])
         columns = actions if self._full_vocabulary else torch.searchsorted(self._allowed, actions)
-        columns, end = columns.clamp_max(logits.shape[1] - 1), self._terminator_column
-        of_actions, of_end = logits[states[:, : columns.shape[1]], columns], logits[states, end]
-        can_stop = (time >= self.space.min_len).expand(states.shape)
-        if self.space.grammar is None:
-            norm = logits.logsumexp(-1)[states]
-            early, which = states[:, : self.space.min_len].unique(return_inverse=True)
-            without = logits[early].index_fill(1, torch.tensor([end], device=self.device), -torch.inf).logsumexp(-1)
-            norm = torch.cat([without[which], norm[:, self.space.min_len :]], 1)
-        else:
-            forbidden = self._ruled_out(batch, states.shape, logits.shape[1])
-            forbidden[..., end] |= ~can_stop
-            can_stop = ~forbidden[..., end]
-            of_actions = of_actions.masked_fill(
-                forbidden[:, : columns.shape[1]].gather(2, columns[..., None])[..., 0], -torch.inf
-            )
-            norm = logits[states].masked_fill(forbidden, -torch.inf).logsumexp(-1)
-        log_pf = of_actions - norm[:, : columns.shape[1]]
-        log_pterm = torch.where(can_stop & (time < self.space.max_len), of_end - norm, 0)
-        return log_pf, log_pterm, can_stop
-
-    def _ruled_out(
-        self, batch: Sequence[Actions], states: Sequence[int], n_ids: int
-    ) -> Bool[Tensor, "batch states ids"]:
-        """What the grammar forbids at every state; nothing in the padding."""
-        assert self.space.grammar is not None
-        out = torch.zeros((*states, n_ids), dtype=torch.bool)
-        for row, item in zip(out, batch, strict=True):
-            allowed = self.space.grammar.allowed(item.action_ids)
-            row[: len(allowed)] = torch.as_tensor(~allowed)
-        return out.to(self.device)
+        # What is no allowed token at all, which the padding may be, is looked up as another.
+        columns = columns.clamp_max(len(self._allowed) - 1)
+        acting = states[:, : columns.shape[1]]
+        picked, norms = self._layer(
+            self._outputs(part, self._layer),
+            torch.cat([acting.flatten(), states.flatten()]),
+            torch.cat([columns.flatten(), columns.new_full((states.numel(),), self._terminator_column)]),
+            part.forbidden,
+            part.kinds,
+        )
+        of_actions, of_end = picked.split([acting.numel(), states.numel()])
+        cannot_stop = self._padded([~self.space.stoppable(item.action_ids) for item in batch])[0].bool()
+        log_pf = of_actions.view_as(acting) - norms[acting]
+        at_max_len = torch.arange(states.shape[1], device=self.device) >= self.space.max_len
+        log_pterm = (of_end.view_as(states) - norms[states]).masked_fill(cannot_stop | at_max_len, 0)
+        return log_pf, log_pterm, ~cannot_stop
 
 
 def load_base_model(path: str, dtype: str) -> Any:

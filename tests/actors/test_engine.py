@@ -131,16 +131,19 @@ def test_threads_can_be_changed_though_vllm_forbids_it(engine: Engine) -> None:
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_log_probs_are_the_learners_under_mask_and_temperature(
-    engine: Engine, policy: LoraPolicy, tmp_path: Path, temperature: float
+    engine: Engine, policy: LoraPolicy, tmp_path: Path, temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     perturbed(policy, seed=2)
     adapter = load(engine, policy, tmp_path)
     request = SampleRequest("some", True, temperature, 16)
     for item in sampler_of(engine).collect([QUERY], request, adapter, 32)[QUERY.id]:
+        # A colder policy is one whose last layer gives more.
+        weight = policy._layer._weight
+        monkeypatch.setattr(policy._layer, "_weight", weight / temperature)
         with torch.no_grad():
-            (part,) = policy._parts([Actions.of(item, QUERY)])
-            logits = policy._logits(part) / temperature
-            log_pf, log_pterm, _ = policy._masked(logits, part.states, [Actions.of(item, QUERY)])
+            found = policy.log_probs([Actions.of(item, QUERY)])
+        monkeypatch.setattr(policy._layer, "_weight", weight)
+        log_pf, log_pterm = found.log_pf, found.log_pterm
         k = len(item.action_ids)
         assert item.behaviour.sampler_log_prob == pytest.approx(log_pf[0, :k].numpy(), abs=1e-4)
         assert item.behaviour.stop_log_prob == pytest.approx(float(log_pterm[0, k]), abs=1e-4)

@@ -47,17 +47,20 @@ def plain_log_q(policy: LoraPolicy, context: list[int], t: int) -> Tensor:
     return (logits + mask).log_softmax(-1)
 
 
-@pytest.fixture(params=["one pass", "few tokens a pass", "few logits a pass", "a pass for each trajectory"])
+@pytest.fixture(params=["one pass", "few tokens a pass", "few logits a pass", "few at once", "a pass for each"])
 def passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However a batch is split."""
+    """However a batch is split, and whether logits must be made of it."""
     tokens, logits = {
-        "one pass": (10_000, 2**27),
         "few tokens a pass": (10, 2**27),
         "few logits a pass": (10_000, 8 * len(VOCABULARY)),
-        "a pass for each trajectory": (1, 2**27),
-    }[request.param]
+        "a pass for each": (1, 2**27),
+    }.get(request.param, (10_000, 2**27))
     monkeypatch.setattr("learner.policy.TOKENS_A_PASS", tokens)
     monkeypatch.setattr("learner.policy.LOGITS_A_PASS", logits)
+    if request.param == "few logits a pass":
+        monkeypatch.setattr("common.output_layer._is_last_and_frozen", lambda *_: False)
+    if request.param == "few at once":
+        monkeypatch.setattr("common.output_layer.LOGITS_AT_ONCE", 3 * len(VOCABULARY))
 
 
 @pytest.mark.usefixtures("passes")
