@@ -52,17 +52,11 @@ def make_sampler(
 def _engines(
     config: RunConfig, space: ActionSpace, seed: int, on_compiling: Callable[[], None]
 ) -> tuple[Engine, Engine | ReferenceScorer]:
-    """The policy's engine and the reference.
-
-    On a CPU the reference reads texts as trees, some times as quick as the engine with a request each
-    (`benchmarks/scoring.py`). On a GPU the engine is both where they have one precision, and on any machine where a
-    model is spread over several processes.
-    """
+    """The policy's engine and the reference, which is the same engine where `reference.scorer` says so."""
     section, lora, reference = config.actor, config.model.lora, config.reference
     name, holds_one = config.model.name, bool(config.looks)
     assert name is not None
-    spread = section.tensor_parallel_size > 1
-    if reference.dtype == section.dtype and (section.num_gpus or spread):
+    if reference.scorer == "vllm":
         engine = Engine(
             name, section, section.dtype, space, lora, seed, reference.adapter, on_compiling, holds_one=holds_one
         )

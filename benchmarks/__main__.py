@@ -11,6 +11,7 @@ from benchmarks.measure import arguments
 NAMES = (
     "buffer",
     "learner_step",
+    "whole_system",
     "scoring",
     "cpu_lora",
     "masking",

@@ -14,6 +14,7 @@ from benchmarks.measure import Result, arguments, at_least, at_most, medians_ms,
 from common.action_space import ActionSpace
 from common.config import LoraSection
 from common.default_model import ensure_default_model
+from common.output_layer import OutputLayer
 from common.trajectory import Query
 from learner.policy import Actions, LoraPolicy
 
@@ -74,13 +75,14 @@ def of_allowed_tokens(queries: Sequence[Query], rounds: int) -> list[Result]:
     batch = [
         Actions.plain(query, generator.choice(allowed[1:], LENGTH).tolist()) for query in queries for _ in range(EACH)
     ]
-    small = policy._small_head
+    small, whole = policy._layer, OutputLayer(policy.model.get_base_model())
+    whole._ids = policy._allowed
 
-    def step(head: torch.nn.Linear | None) -> None:
-        policy._small_head = head
+    def step(layer: OutputLayer) -> None:
+        policy._layer = layer
         backward(policy, batch)
 
-    found = medians_ms(rounds, whole=lambda _: step(None), small=lambda _: step(small))
+    found = medians_ms(rounds, whole=lambda _: step(whole), small=lambda _: step(small))
     return [
         Result("whole output layer", found["whole"], "ms"),
         Result("of the allowed tokens alone", found["small"], "ms"),

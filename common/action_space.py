@@ -6,7 +6,7 @@ distribution.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import Self
 
@@ -85,6 +85,11 @@ class ActionSpace(BaseModel):
         ids = range(self.vocab_size) if self.allowed_ids is None else sorted(self.allowed_ids)
         return np.asarray(ids, dtype=np.int64)
 
+    @cached_property
+    def _allowed_set(self) -> Collection[int]:
+        """To look single tokens up in."""
+        return range(self.vocab_size) if self.allowed_ids is None else frozenset(self.allowed_ids)
+
     def why_invalid(self, action_ids: NDArray[np.int32]) -> str | None:
         """Why these actions can't come from this policy, or None if they can."""
         if not self.min_len <= len(action_ids) <= self.max_len:
@@ -93,10 +98,8 @@ class ActionSpace(BaseModel):
             return "the terminator stands among the actions"
         if self.grammar is not None:
             return None if self.grammar.accepts(action_ids) else "the grammar forbids them"
-        foreign = np.setdiff1d(action_ids, self.allowed_array)
-        if foreign.size:
-            return f"forbidden tokens {foreign[:5].tolist()}"
-        return None
+        foreign = sorted({token for token in action_ids.tolist() if token not in self._allowed_set})
+        return f"forbidden tokens {foreign[:5]}" if foreign else None
 
     def stoppable(self, action_ids: NDArray[np.int32]) -> NDArray[np.bool_]:
         """At which of the decision states s_0..s_K the policy may stop, shape (K+1,)."""

@@ -287,8 +287,13 @@ class ReferenceSection(Section):
     dtype: Dtype = Field(
         "auto",
         description="auto: float32 wherever the model fits beside the sampling engine, by the launcher's GPU, else as "
-        "the actor's. Another than the actor's is scored outside of vLLM, and on a CPU any, where that is quicker: an "
-        "actor holds the model once more then. bfloat16 moves log R by 0.2 nats a sequence",
+        "the actor's. bfloat16 moves log R by 0.2 nats a sequence",
+    )
+    scorer: Literal["auto", "trees", "vllm"] = Field(
+        "auto",
+        description="what reads the texts: trees, a copy of the model beside the sampling engine, many texts a pass, "
+        "their common beginnings once, which is some times as quick where there are targets; or vllm, the sampling "
+        "engine itself, of one precision for both. auto: trees where the copy fits, with an engine of one process",
     )
     adapter: Path | None = Field(
         None, description="PEFT adapter folder that the reward's model is scored through, e.g. an M step's"

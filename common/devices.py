@@ -12,7 +12,7 @@ from common.config import LONG_RUN_STEPS
 from common.errors import UserError
 
 if TYPE_CHECKING:
-    from common.config import RunConfig
+    from common.config import ReferenceSection, RunConfig
 
 REFERENCE_SHARE = 0.25
 """Of an actor's GPU, what a reference of its own may take: a learner and the sampling engine stand beside it."""
@@ -73,7 +73,8 @@ def resolve_devices(config: RunConfig, n_parameters: int | None = None) -> RunCo
 
     On a CPU everything is float32: a reward in bfloat16 is off by 0.2 nats a sequence. On a GPU the engine samples in
     bfloat16, as its kernels for adapters have no float32; the learner stays in float32, and so does the reference where
-    a model of `n_parameters` fits beside the others. Raises UserError where an engine can't have the wanted precision.
+    a model of `n_parameters` fits beside the others. Raises UserError where an engine can't have the wanted precision,
+    or can't score by the reference.
     """
     gpu = has_gpu()
     num_gpus = config.actor.num_gpus
@@ -99,15 +100,36 @@ def resolve_devices(config: RunConfig, n_parameters: int | None = None) -> RunCo
         actor = actor.model_copy(update={"enforce_eager": False})
     gap = learner.max_sampler_gap or max(GAP_LIMITS[actor.dtype], GAP_LIMITS[learner.dtype])
     learner = learner.model_copy(update={"max_sampler_gap": gap})
-    reference = config.reference
+    resolved = config.model_copy(update={"actor": actor, "learner": learner})
+    return resolved.model_copy(update={"reference": _resolve_reference(resolved, n_parameters)})
+
+
+def _resolve_reference(config: RunConfig, n_parameters: int | None) -> ReferenceSection:
+    """Its precision, and what scores by it, on the actor's devices."""
+    actor, reference = config.actor, config.reference
+
+    def fits(size_bytes: int) -> bool:
+        room = REFERENCE_SHARE * min(1.0, actor.num_gpus or 0.0) * gpu_memory_bytes()
+        return n_parameters is not None and size_bytes * n_parameters <= room
+
     if reference.dtype == "auto":
-        fits = not actor.num_gpus or (n_parameters is not None and _fits_in_float32(n_parameters, actor.num_gpus))
-        reference = reference.model_copy(update={"dtype": "float32" if fits else actor.dtype})
-    return config.model_copy(update={"actor": actor, "learner": learner, "reference": reference})
-
-
-def _fits_in_float32(n_parameters: int, num_gpus: float) -> bool:
-    return 4 * n_parameters <= REFERENCE_SHARE * min(1.0, num_gpus) * gpu_memory_bytes()
+        dtype = "float32" if not actor.num_gpus or fits(4) else actor.dtype
+        reference = reference.model_copy(update={"dtype": dtype})
+    if reference.dtype != actor.dtype:
+        if reference.scorer == "vllm":
+            raise UserError(
+                "reference.scorer",
+                "vllm",
+                f"the engine samples in {actor.dtype}, and has one precision for both",
+                f"leave it out, or give reference.dtype: {actor.dtype}",
+            )
+        return reference.model_copy(update={"scorer": "trees"})
+    if reference.scorer != "auto":
+        return reference
+    one_process = actor.tensor_parallel_size == 1
+    size_bytes = 4 if reference.dtype == "float32" else 2
+    trees = one_process and (not actor.num_gpus or fits(size_bytes))
+    return reference.model_copy(update={"scorer": "trees" if trees else "vllm"})
 
 
 def _chosen(value: str, auto: str) -> str:

@@ -59,6 +59,34 @@ def test_on_a_gpu_the_reward_is_scored_in_float32_where_the_model_fits(
     assert resolve_devices(config, int(billions * 1e9)).reference.dtype == dtype
 
 
+@pytest.mark.parametrize(
+    ("gpu", "billions", "actor", "dtype", "scorer"),
+    [
+        (False, 0.135, {}, "float32", "trees"),
+        (False, 0.135, {"tensor_parallel_size": 2}, "float32", "vllm"),
+        (True, 0.135, {}, "float32", "trees"),
+        (True, 9.0, {}, "bfloat16", "trees"),
+        (True, 30.0, {}, "bfloat16", "vllm"),
+        (True, 9.0, {"tensor_parallel_size": 2}, "bfloat16", "vllm"),
+    ],
+)
+def test_texts_are_read_as_trees_where_a_copy_of_the_model_fits_beside_the_engine(
+    monkeypatch: pytest.MonkeyPatch, gpu: bool, billions: float, actor: dict[str, object], dtype: str, scorer: str
+) -> None:
+    monkeypatch.setattr(common.devices, "has_gpu", lambda: gpu)
+    monkeypatch.setattr(common.devices, "gpu_memory_bytes", lambda: 80 * 2**30)
+    config = RunConfig.model_validate({"task": {"name": "rng"}, "actor": actor})
+    found = resolve_devices(config, int(billions * 1e9)).reference
+    assert (found.dtype, found.scorer) == (dtype, scorer)
+
+
+def test_an_engine_of_another_precision_cannot_score_the_reward(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(common.devices, "has_gpu", lambda: True)
+    given = {"task": {"name": "rng"}, "reference": {"dtype": "float32", "scorer": "vllm"}}
+    with pytest.raises(UserError, match=r"reference\.scorer = .vllm.: .*bfloat16.*reference\.dtype: bfloat16"):
+        resolve_devices(RunConfig.model_validate(given))
+
+
 def test_on_a_cpu_a_sampler_in_low_precision_leaves_the_reward_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(common.devices, "has_gpu", lambda: False)
     config = RunConfig.model_validate({"task": {"name": "rng"}, "actor": {"dtype": "bfloat16"}})
