@@ -210,6 +210,12 @@ SECTIONS = (
         ),
         _SHAPE_FIGURES,
     ),
+    Section(
+        "arithmetic-shape",
+        "Length bias and prefix collapse: arithmetic",
+        _SHAPE.format("8 sums of three numbers that were not trained on", "and of the base model"),
+        {**_SHAPE_FIGURES, "accuracy": "accuracy"},
+    ),
 )
 
 
