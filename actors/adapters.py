@@ -108,8 +108,8 @@ class AdapterFollower:
         self._engine.release_adapter()
 
     def probe_texts(self) -> list[tuple[str, ScoreText, LoadedAdapter | None]]:
-        """The two requests of a probe: with the present adapter, and without."""
-        return [("probe-with", self._probe_text, self.current), ("probe-without", self._probe_text, None)]
+        """The two requests of a probe: without the present adapter, and with it, which samples come through next."""
+        return [("probe-without", self._probe_text, None), ("probe-with", self._probe_text, self.current)]
 
     def check_probe(self, results: list[Scored]) -> None:
         """Compare the probe's two scores.

@@ -16,8 +16,9 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.compilation import note_compiled, starts_eager
+from actors.merging import Turns, keeping_weights, read_deltas
 from actors.scoring import Scored, ScoreText, TokenScores
 from common.action_space import ActionSpace
 from common.adapter_files import files_sha256
@@ -49,8 +51,8 @@ class LoadedAdapter:
 
     version: int
     sha256: str
-    handle: Any
-    """vLLM's own request object for it."""
+    handle: Any = field(compare=False)
+    """vLLM's own request object for it, or what it adds to the model's layers, where it is merged into them."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,8 @@ class Engine:
             arguments.update(tensor_parallel_size=section.tensor_parallel_size, distributed_executor_backend="mp")
         if not section.num_gpus:
             arguments["block_size"] = CPU_BLOCK_TOKENS
-        if lora is not None:
+        merges = lora is not None and section.adapters == "merged"
+        if lora is not None and not merges:
             slots = ADAPTER_SLOTS + (reference_adapter is not None) + holds_one
             arguments.update(
                 enable_lora=True,
@@ -136,11 +139,14 @@ class Engine:
         arguments["enforce_eager"] = starts_eager(section, arguments)
         if not arguments["enforce_eager"]:
             on_compiling()
-        with _one_at_a_time(section):
+        with _one_at_a_time(section), keeping_weights(lora.target_modules) if lora and merges else nullcontext():
             self._engine = _start(arguments, section)
         if not arguments["enforce_eager"]:
             note_compiled(arguments)
         self._engine.collective_rpc("restore_classes")
+        self._turns = Turns(self._merge_in) if merges else None
+        if lora and merges:
+            self._check_merged(lora)
         self._scores_by_id = bool(self._engine.vllm_config.use_v2_model_runner)
         self.use_action_space(space)
         self._failure: str | None = None
@@ -151,6 +157,20 @@ class Engine:
         self._reference: LoadedAdapter | None = None
         if reference_adapter is not None:
             self._reference = self._load_reference(reference_adapter)
+
+    def _merge_in(self, adapter: LoadedAdapter | None) -> None:
+        self._engine.collective_rpc("merge", args=({} if adapter is None else adapter.handle,))
+
+    def _check_merged(self, lora: LoraSection) -> None:
+        (found,) = self._engine.collective_rpc("kept_parts")
+        missing = sorted(set(lora.target_modules) - found)
+        if missing:
+            raise UserError(
+                "actor.adapters",
+                "merged",
+                f"vLLM's layers of this model don't show where {', '.join(missing)} is",
+                "give actor.adapters: lora",
+            )
 
     def _load_reference(self, folder: Path) -> LoadedAdapter:
         """Its slot is never given to a version of the policy."""
@@ -179,12 +199,14 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether a request is unfinished."""
-        return bool(self._engine.has_unfinished_requests())
+        return bool(self._turns) or bool(self._engine.has_unfinished_requests())
 
     @property
     def can_load(self) -> bool:
         """Whether a version can be dropped for a new one: none but the newest, or one that is held, has requests in
-        flight."""
+        flight. One that is merged needs no place."""
+        if self._turns is not None:
+            return True
         held = [] if self._held is None else [self._held.version]
         return set(self._versions_in_flight.values()) <= {*self._loaded[-1:], *held}
 
@@ -202,10 +224,11 @@ class Engine:
         """
         if not self.can_load:
             raise RuntimeError(f"adapter versions {sorted(set(self._versions_in_flight.values()))} are in flight")
-        while len(self._loaded) >= ADAPTERS_IN_FLIGHT:
+        while self._turns is None and len(self._loaded) >= ADAPTERS_IN_FLIGHT:
             self._drop(self._loaded.pop(0))
         adapter = self._add_adapter(version, sha256, folder)
-        self._loaded.append(version)
+        if self._turns is None:
+            self._loaded.append(version)
         return adapter
 
     def hold_adapter(self, version: int, sha256: str, folder: Path) -> LoadedAdapter:
@@ -221,6 +244,8 @@ class Engine:
             self._drop(version)
 
     def _add_adapter(self, version: int, sha256: str, folder: Path) -> LoadedAdapter:
+        if self._turns is not None:
+            return LoadedAdapter(version, sha256, read_deltas(folder))
         from vllm.lora.request import LoRARequest
 
         adapter = LoadedAdapter(version, sha256, LoRARequest(f"v{version}-{sha256[:12]}", version, str(folder)))
@@ -229,7 +254,7 @@ class Engine:
         return adapter
 
     def _drop(self, version: int) -> None:
-        if not self._is_in_use(version):
+        if self._turns is None and not self._is_in_use(version):
             self._engine.remove_lora(version)
 
     def _is_in_use(self, version: int) -> bool:
@@ -257,13 +282,15 @@ class Engine:
         params = sampling_params(
             self._space, temperature, taken, top_p=top_p, top_k=top_k, max_len=max_len, seed=seed, follow=follow
         )
-        self._add(request_id, prompt_ids, params, adapter)
+        self._add(request_id, prompt_ids, params, adapter, goes_on=bool(taken))
 
     def abort(self, request_ids: Collection[str]) -> None:
         """Take requests out of the batch, those that aren't in it passed over; nothing more is heard of them."""
         for request_id in request_ids:
             self._versions_in_flight.pop(request_id, None)
             self._scoring.pop(request_id, None)
+        if self._turns is not None:
+            self._turns.drop(request_ids)
         # Of one that failed nothing is heard anyway, and what ended it is told already.
         if self._failure is None:
             self._engine.abort_request(list(request_ids))
@@ -296,7 +323,15 @@ class Engine:
         )
         self._add(request_id, text.ids, params, adapter)
 
-    def _add(self, request_id: str, ids: Sequence[int], params: Any, adapter: LoadedAdapter | None) -> None:
+    def _add(
+        self,
+        request_id: str,
+        ids: Sequence[int],
+        params: Any,
+        adapter: LoadedAdapter | None,
+        *,
+        goes_on: bool = False,
+    ) -> None:
         prompt: dict[str, Any] = {"prompt_token_ids": [int(token) for token in ids]}
         if adapter is not None:
             # A second lock beside the adapter's own name: no cached block of another version is ever read.
@@ -304,6 +339,10 @@ class Engine:
             if adapter is not self._reference:
                 self._versions_in_flight[request_id] = adapter.version
         self._check_health()
+        if self._turns is not None:
+            start = partial(self._engine.add_request, request_id, prompt, params)
+            self._turns.add(request_id, adapter, start, goes_on=goes_on)
+            return
         self._engine.add_request(request_id, prompt, params, lora_request=None if adapter is None else adapter.handle)
 
     def step(self) -> list[Result]:
@@ -314,6 +353,8 @@ class Engine:
         """
         self._check_health()
         try:
+            if self._turns is not None and not self._engine.has_unfinished_requests():
+                self._turns.take_next()
             outputs = self._engine.step()
         except Exception as error:
             self._failure = f"{type(error).__name__}: {error}"

@@ -22,6 +22,7 @@ from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as NewRun
 from actors import transformers_classes
 from actors.batch_mask import BatchMask
 from actors.cpu_lora import expand, expand_slice, shrink
+from actors.merging import Deltas, kept_parts, merge
 from common.action_space import ActionSpace
 
 TAKEN = "amortis_taken"
@@ -45,6 +46,14 @@ class WorkerExtension:
     def restore_classes(self) -> None:
         """Leave transformers' classes as plain models beside the engine need them."""
         transformers_classes.restore(self.model_runner.get_model())
+
+    def kept_parts(self) -> set[str]:
+        """As `actors.merging` has it."""
+        return kept_parts(self.model_runner.get_model())
+
+    def merge(self, deltas: Deltas) -> None:
+        """Compute with an adapter's weights in the model's from now on; without deltas with the model's alone."""
+        merge(self.model_runner.get_model(), deltas)
 
     def _mask_processor(self) -> OldRunnersMask | NewRunnersMask:
         runner = self.model_runner

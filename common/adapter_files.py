@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Set
+from collections.abc import Collection, Mapping, Set
 from pathlib import Path
 
 from common.config import SERVED_RANKS, LoraSection
@@ -20,6 +20,18 @@ _DESCRIBING = {
 """Settings of an adapter that are checked for themselves, or say nothing of what it computes."""
 _FLOATS = ("F32", "BF16", "F16", "F64")
 """Types of an adapter's weights, as safetensors calls them, whose values are taken as they are."""
+MERGED_PARTS = {
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "o_proj": ("o_proj",),
+    "gate_up_proj": ("gate_proj", "up_proj"),
+    "down_proj": ("down_proj",),
+}
+"""Layers of vLLM's that an adapter can be merged into, and the model's own that each is, one behind the other."""
+
+
+def can_merge(target_modules: Collection[str]) -> bool:
+    """Whether an adapter of these modules can be merged into vLLM's layers."""
+    return set(target_modules) <= {part for parts in MERGED_PARTS.values() for part in parts}
 
 
 def files_sha256(files: Mapping[str, bytes]) -> str:

@@ -251,6 +251,12 @@ class ActorSection(Section):
         description="no compilation: slower sampling, quicker start. auto: compiles on a CPU; on a GPU in runs of "
         f"{LONG_RUN_STEPS} steps or more, or where vLLM's cache holds the compiled model",
     )
+    adapters: Literal["auto", "merged", "lora"] = Field(
+        "auto",
+        description="how the engine samples through them: merged into its weights, a version at a time, which is "
+        "quicker; or by vLLM's LoRA, several side by side. auto: merged in float32 in one process, where trees "
+        "score (reference.scorer) and the adapted layers are known ones",
+    )
     score_cache: int = Field(100_000, ge=0, description="scored texts kept, as the reference never changes")
     push_every_s: float = Field(0.5, gt=0, description="longest time a scored trajectory waits for its batch")
 

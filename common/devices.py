@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.adapter_files import can_merge
 from common.config import LONG_RUN_STEPS
 from common.errors import UserError
 
@@ -101,7 +102,28 @@ def resolve_devices(config: RunConfig, n_parameters: int | None = None) -> RunCo
     gap = learner.max_sampler_gap or max(GAP_LIMITS[actor.dtype], GAP_LIMITS[learner.dtype])
     learner = learner.model_copy(update={"max_sampler_gap": gap})
     resolved = config.model_copy(update={"actor": actor, "learner": learner})
-    return resolved.model_copy(update={"reference": _resolve_reference(resolved, n_parameters)})
+    resolved = resolved.model_copy(update={"reference": _resolve_reference(resolved, n_parameters)})
+    adapters = _resolve_adapters(resolved)
+    return resolved.model_copy(update={"actor": actor.model_copy(update={"adapters": adapters})})
+
+
+def _resolve_adapters(config: RunConfig) -> str:
+    """How the engine samples through them."""
+    actor = config.actor
+    problems = {
+        "its layers of 16 bits would round most of an adapter away": actor.dtype != "float32",
+        "its model is spread over processes": actor.tensor_parallel_size > 1,
+        "it scores by the base model too": config.reference.scorer != "trees",
+        "model.lora.target_modules has others than attention's and the feed-forward part's projections": not can_merge(
+            config.model.lora.target_modules
+        ),
+    }
+    problem = next((text for text, is_one in problems.items() if is_one), None)
+    if actor.adapters == "auto":
+        return "lora" if problem else "merged"
+    if actor.adapters == "merged" and problem:
+        raise UserError("actor.adapters", "merged", f"an engine can't: {problem}", "leave it out, or give lora")
+    return actor.adapters
 
 
 def _resolve_reference(config: RunConfig, n_parameters: int | None) -> ReferenceSection:

@@ -245,3 +245,39 @@ def test_cores_are_those_that_affinity_and_a_containers_limit_leave(
     assert common.devices.available_cores() == cores
     settings = {"task": {"name": "rng"}, "actor": {"count": 1, "num_cpus": 1}}
     assert learner_threads(RunConfig.model_validate(settings)) == max(1, cores - 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "adapters"),
+    [
+        ({}, "merged"),
+        ({"actor": {"adapters": "lora"}}, "lora"),
+        ({"actor": {"dtype": "bfloat16"}}, "lora"),
+        ({"actor": {"tensor_parallel_size": 2}}, "lora"),
+        ({"reference": {"scorer": "vllm"}}, "lora"),
+        ({"model": {"lora": {"target_modules": ["q_proj", "down_proj"]}}}, "merged"),
+        ({"model": {"lora": {"target_modules": ["q_proj", "fc1"]}}}, "lora"),
+    ],
+)
+def test_adapters_are_merged_where_an_engine_in_float32_does_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, object], adapters: str
+) -> None:
+    monkeypatch.setattr(common.devices, "has_gpu", lambda: False)
+    assert resolve_devices(RunConfig.model_validate({"task": {"name": "rng"}, **given})).actor.adapters == adapters
+
+
+@pytest.mark.parametrize(
+    ("gpu", "given", "problem"),
+    [
+        (True, {}, "16 bits"),
+        (False, {"reference": {"scorer": "vllm"}}, "scores by the base model"),
+        (False, {"model": {"lora": {"target_modules": ["fc1"]}}}, "target_modules"),
+    ],
+)
+def test_an_engine_that_can_not_merge_adapters_is_refused_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch, gpu: bool, given: dict[str, object], problem: str
+) -> None:
+    monkeypatch.setattr(common.devices, "has_gpu", lambda: gpu)
+    config = RunConfig.model_validate({"task": {"name": "rng"}, "actor": {"adapters": "merged"}, **given})
+    with pytest.raises(UserError, match=rf"actor\.adapters = .merged.: .*{problem}"):
+        resolve_devices(config)
