@@ -23,7 +23,7 @@ from buffer.log_stream import LogStream
 from buffer.rate_limiter import RateLimiter
 from buffer.replay import BufferFull, ReplayBuffer
 from buffer.seed_queue import SeedQueue
-from common.balance import WAIT_SHARE
+from common.balance import HAND_OVERS, WAIT_SHARE
 from common.config import FORWARD_LOOKING, RunConfig
 from common.devices import available_cores
 from common.errors import EngineFault, RunFault
@@ -321,6 +321,7 @@ class Actor:
                 "adapter_error": adapters.last_error if adapters else None,
                 "evaluating": held_out.version if held_out else None,
                 WAIT_SHARE: self._wait_share(),
+                HAND_OVERS: adapters.hand_overs_s if adapters else [],
             },
         )
 

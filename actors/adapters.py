@@ -14,6 +14,7 @@ from actors.engine import Engine, LoadedAdapter
 from actors.scoring import Scored, ScoreText
 from buffer.adapters import Adapter, AdapterRegistry
 from common.adapter_files import changes_something
+from common.balance import HAND_OVERS_KEPT
 from common.errors import EngineFault, RunFault
 from common.log import add_log_context, get_logger
 from common.metrics import ActorMetrics
@@ -47,6 +48,9 @@ class AdapterFollower:
         self._failed: set[int] = set()
         self.current: LoadedAdapter | None = None
         self._changes_something = False
+        self._published_at = 0.0
+        self.hand_overs_s: list[float] = []
+        """From a version's publication until requests may have it, the newest `HAND_OVERS_KEPT`; not the first's."""
         self.probe: Probe | None = None
         self.last_error: str | None = None
 
@@ -84,6 +88,7 @@ class AdapterFollower:
         self.current, self._changes_something = loaded, changes_something(adapter.files)
         self._metrics.adapter_version.set(version)
         add_log_context(adapter_version=version)
+        self._published_at = adapter.published_at
         self._metrics.sync_latency.observe(max(0.0, time.time() - adapter.published_at))
         self._drop_old_folders()
         log.info("serving adapter version %d, sha256 %s", version, adapter.sha256)
@@ -120,6 +125,7 @@ class AdapterFollower:
         total = {result.request_id: float(result.scores.actual.sum()) for result in results}
         self.probe = Probe(total["probe-with"], total["probe-without"])
         version = self.current.version if self.current else 0
+        is_first = self._first_without is None
         self._first_without = self.probe.without if self._first_without is None else self._first_without
         drift = abs(self.probe.without - self._first_without)
         if drift > self._allowed_drift:
@@ -134,6 +140,9 @@ class AdapterFollower:
                 f"{self.probe.without:.4f} nats with and without it): samples would come from the base model; "
                 "check that model.lora.target_modules and model.lora.rank are ones that the engine serves"
             )
+        # The first was there before the actor, or waited for its engine.
+        if not is_first:
+            self.hand_overs_s = [*self.hand_overs_s, max(0.0, time.time() - self._published_at)][-HAND_OVERS_KEPT:]
 
     def close(self) -> None:
         """Delete the fetched files."""

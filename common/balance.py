@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from common.config import RunConfig
 
 WAIT_SHARE = "wait_share"
@@ -12,6 +14,18 @@ WAIT_SHARE = "wait_share"
 actor's first adapter on, that they waited for each other."""
 FEW = 0.1
 """A share of the time that is not worth a change."""
+
+HAND_OVERS = "adapter_hand_overs_s"
+"""In what actors tell of themselves: from each version's publication to its first request, in seconds; the newest."""
+HAND_OVERS_KEPT = 200
+
+
+def hand_over(actors: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """How long versions took from the learner to the engines, over all actors; empty before there are any."""
+    found = [float(taken_s) for actor in actors for taken_s in actor.get(HAND_OVERS) or ()]
+    if not found:
+        return {}
+    return {f"adapter_hand_over_p{p}_s": float(np.percentile(found, p)) for p in (50, 95)}
 
 
 def bottleneck(learner: Mapping[str, Any], actors: Iterable[Mapping[str, Any]], config: RunConfig) -> str | None:

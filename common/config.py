@@ -387,6 +387,11 @@ class LearnerSection(Section):
         ge=1,
         description="CPU threads of all its processes; without it the cores that the actors leave, in an M step all",
     )
+    gradient_checkpointing: bool = Field(
+        False,
+        description="compute each layer once more in the backward pass instead of keeping what it computed: a fraction "
+        "of the memory, a third more time; on a GPU without CUDA graphs",
+    )
     reward: RewardSection = RewardSection()
 
     @property

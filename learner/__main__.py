@@ -58,11 +58,14 @@ def load_policy(config: RunConfig, processes: Processes | None = None) -> tuple[
     arguments = (config.model.name, config.model.lora, task.action_space)
     if processes is None or processes.rank:
         device = torch.device(section.device) if processes is None else processes.device
-        return task, LoraPolicy.load(*arguments, dtype=section.dtype, device=device)
-    from learner.distributed import SharedPolicy
+        policy = LoraPolicy.load(*arguments, dtype=section.dtype, device=device)
+    else:
+        from learner.distributed import SharedPolicy
 
-    policy = SharedPolicy.load(*arguments, dtype=section.dtype, device=processes.device)
-    policy.processes = processes
+        policy = shared = SharedPolicy.load(*arguments, dtype=section.dtype, device=processes.device)
+        shared.processes = processes
+    if section.gradient_checkpointing:
+        policy.checkpoint_layers()
     return task, policy
 
 

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -210,6 +211,24 @@ class LoraPolicy:
                 yield
         finally:
             self._graphs = graphs
+
+    def checkpoint_layers(self) -> None:
+        """Compute each layer once more in the backward pass, instead of keeping all that it computes until then.
+
+        transformers' own switch needs training mode, where dropout is on. Raises UserError where it has no such layers.
+        """
+        from torch.utils.checkpoint import checkpoint
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        layers = [layer for layer in self.model.modules() if isinstance(layer, GradientCheckpointingLayer)]
+        if not layers:
+            raise UserError(
+                "learner.gradient_checkpointing", True, "transformers tells no layers of this model", "leave it out"
+            )
+        for layer in layers:
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+        # They hold all of it.
+        self._graphs = None
 
     def adapter_files(self) -> dict[str, bytes]:
         """The adapter as a PEFT folder's files, by name."""

@@ -30,7 +30,7 @@ from buffer.log_stream import LogStream
 from buffer.replay import ReplayBuffer
 from buffer.seed_queue import SeedQueue
 from buffer.stats import BufferStats
-from common.balance import bottleneck
+from common.balance import bottleneck, hand_over
 from common.config import RunConfig
 from common.config_loading import REDIS_URL_VARIABLE
 from common.errors import RunFault, UserError
@@ -139,6 +139,7 @@ class Launcher:
             "trajectories_set_aside": self.state.quarantined,
             "tokens_of_actors": self.state.tokens,
             **({} if slow is None else {"bottleneck": slow}),
+            **hand_over(self.state.actors.values()),
             **self._diagnosis,
         }
         return write_summary(self.config, folder, found, wall_s, fault, interrupted=interrupted, plots=plots)

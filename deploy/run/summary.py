@@ -38,6 +38,8 @@ BOOKKEEPING = {
     "training_tokens",
     "adapter_versions_published",
     "adapter_versions_trained_on",
+    "adapter_hand_over_p50_s",
+    "adapter_hand_over_p95_s",
     "sampler_gap_mean",
     "sampler_gap_max",
 }

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from common.balance import bottleneck
+from common.balance import bottleneck, hand_over
 from common.config import RunConfig
 
 
@@ -38,3 +38,9 @@ def test_nothing_is_said_before_both_have_been_heard_of() -> None:
     assert bottleneck({}, [{"wait_share": 0.5}], config()) is None
     assert bottleneck({"wait_share": 0.5}, [{"wait_share": None}, {}], config()) is None
     assert bottleneck({"wait_share": 0.5}, [{"wait_share": None}, {"wait_share": 0.1}], config()) is not None
+
+
+def test_hand_overs_are_of_all_actors_and_missing_before_the_first() -> None:
+    assert hand_over([{}, {"adapter_hand_overs_s": []}]) == {}
+    found = hand_over([{"adapter_hand_overs_s": [1.0, 2.0]}, {"adapter_hand_overs_s": [3.0]}, {}])
+    assert found == {"adapter_hand_over_p50_s": 2.0, "adapter_hand_over_p95_s": pytest.approx(2.9)}

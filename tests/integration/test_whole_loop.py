@@ -53,6 +53,7 @@ def test_the_run_leaves_everything_that_it_promises(trained: Path) -> None:
     assert summary["adapter_versions_published"] >= 5
     assert summary["adapter_versions_trained_on"] >= 3
     assert 0 <= summary["sampler_gap_max"] < 1e-3
+    assert 0 < summary["adapter_hand_over_p50_s"] <= summary["adapter_hand_over_p95_s"] < summary["training_s"]
     # The learner may not run ahead of one actor on these settings, nor it of the learner.
     assert re.match(r"(actors: the learner waits|learner: the actors wait|none: ) ?\S+", summary["bottleneck"])
     assert 0 <= summary["total_variation"] <= 1 and 0 <= summary["total_variation_before"] <= 1

@@ -207,6 +207,27 @@ def test_a_query_may_have_one_prompt_token_only() -> None:
     assert np.exp(policy.log_prob(query, space)).sum() == pytest.approx(1.0, abs=1e-5)
 
 
+def test_checkpointed_layers_keep_less_and_give_the_same_gradient() -> None:
+    def kept_and_gradient(policy: LoraPolicy) -> tuple[int, Tensor]:
+        kept: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            total = policy.log_probs([Actions.plain(make_query(14, 15, 3), [3, 4, 5])]).total().sum()
+        gradients = torch.autograd.grad(total, list(policy.trainable().values()))
+        return sum(kept.values()), torch.cat([part.flatten() for part in gradients])
+
+    policy = make_policy()
+    plain, expected = kept_and_gradient(policy)
+    policy.checkpoint_layers()
+    less, found = kept_and_gradient(policy)
+    torch.testing.assert_close(found, expected)
+    assert less < plain / 2
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("allowed", [(3, 4, 5, TERMINATOR), None])
 def test_a_gpu_gives_the_cpus_log_probs_and_gradients(allowed: tuple[int, ...] | None) -> None:
