@@ -1,6 +1,8 @@
-"""What sampling through an adapter on a CPU gains from LoRA products by adapter: `python -m benchmarks.cpu_lora`.
+"""What sampling through an adapter on a CPU gains from LoRA products by adapter, and from an adapter that is merged
+into the weights, beside vLLM itself: `python -m benchmarks.cpu_lora`.
 
-One engine on the default model; vLLM's own products and ours are swapped between rounds of the same requests.
+Of one engine on the default model vLLM's own products and ours are swapped between rounds of the same requests. Another
+has the adapter merged, and is asked by amortis and, without mask and adapter, as vLLM asks itself.
 """
 
 from __future__ import annotations
@@ -37,10 +39,11 @@ def use(products: dict[str, Callable[..., None]]) -> None:
             setattr(module, f"bgmv_{name}", product)
 
 
-def make_engine(folder: Path) -> tuple[Engine, LoadedAdapter]:
+def make_engine(folder: Path, adapters: str = "lora") -> tuple[Engine, LoadedAdapter]:
     """An engine on the default model with a random adapter."""
     model = str(ensure_default_model())
-    config = resolve_devices(RunConfig.model_validate({"task": {"name": "rng"}, "model": {"name": model}}))
+    given = {"task": {"name": "rng"}, "model": {"name": model}, "actor": {"adapters": adapters}}
+    config = resolve_devices(RunConfig.model_validate(given))
     space = ActionSpace(vocab_size=49_152, terminator_id=30, allowed_ids=None, min_len=TOKENS, max_len=TOKENS)
     policy = LoraPolicy.load(model, config.model.lora, space, dtype="float32", device=torch.device("cpu"))
     with torch.no_grad():
@@ -63,6 +66,39 @@ def work(engine: Engine, adapter: LoadedAdapter, products: dict[str, Callable[..
         engine.step()
 
 
+def bare(engine: Engine) -> None:
+    """As many texts by vLLM's own interface; what it computes with them is the same."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    generator, llm = np.random.default_rng(), engine._engine
+    params = SamplingParams(
+        max_tokens=TOKENS, ignore_eos=True, logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
+    )
+    for i in range(REQUESTS):
+        llm.add_request(f"bare-{i}", {"prompt_token_ids": generator.integers(100, 40_000, 20).tolist()}, params)
+    while llm.has_unfinished_requests():
+        llm.step()
+
+
+def merged_and_bare(engine: Engine, adapter: LoadedAdapter, rounds: int) -> list[Result]:
+    """Sampling through our LoRA products, through merged weights, and by vLLM alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        other, merged = make_engine(Path(folder), "merged")
+        found = medians_ms(
+            rounds,
+            lora=lambda _: work(engine, adapter, OURS, 0),
+            merged=lambda _: work(other, merged, OURS, 0),
+            bare=lambda _: bare(other),
+        )
+    return [
+        Result("sampling: merged", found["merged"] / 1e3, "s"),
+        Result("sampling: vLLM alone", found["bare"] / 1e3, "s"),
+        at_least("LoRA, ours / merged", found["lora"] / found["merged"], "x", 1.0),
+        at_least("vLLM alone / merged", found["bare"] / found["merged"], "x", 0.9),
+    ]
+
+
 def main() -> None:
     """Measure and report."""
     parser = arguments(__doc__ or "")
@@ -80,6 +116,7 @@ def main() -> None:
             results.append(Result(f"{what}: vLLM's products", found["vllm"] / 1e3, "s"))
             results.append(Result(f"{what}: ours", found["ours"] / 1e3, "s"))
             results.append(at_least(f"{what}: speed-up", found["vllm"] / found["ours"], "x", 1.0))
+        results += merged_and_bare(engine, adapter, options.rounds)
     report(f"{REQUESTS} requests of {TOKENS} tokens through an adapter on a CPU", results, options.json)
 
 
