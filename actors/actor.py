@@ -91,7 +91,7 @@ class Actor:
         self._limiter = RateLimiter.of(config)
         self._ready: list[Trajectory] = []
         self._pushed = self._tokens_told = 0
-        self._next_housekeeping = self._last_push = 0.0
+        self._next_housekeeping = self._last_push = self._next_word = 0.0
         self._blocked_since: float | None = None
         self._order: list[Query] = []
         # On a cluster the learner's cores are elsewhere, and those beside an actor are others'.
@@ -163,16 +163,9 @@ class Actor:
         self.control.count_tokens(self._tokens_told - told)
 
     def _load(self, version: int) -> None:
-        next_word = time.monotonic() + HOUSEKEEPING_S
         while not self.engine.can_load:
             self._ready += self._step()
-            if time.monotonic() >= next_word:
-                # What is in flight may take longer than an actor may be silent.
-                next_word = time.monotonic() + HOUSEKEEPING_S
-                self.sampler.check_own_reward()
-                self._push()
-                self._keep_evaluation()
-                self._beat("finishing samples of an older adapter")
+            self._say_that_it_loads()
         self.adapters.update(version)
         if self.adapters.current is None or self.adapters.current.version != version:
             return
@@ -181,6 +174,7 @@ class Actor:
             self.engine.submit_score(request_id, text, adapter)
         results: list[Scored] = []
         while len(results) < 2:
+            self._say_that_it_loads()
             for result in self.engine.step():
                 if result.request_id.startswith("probe-"):
                     assert isinstance(result, Scored)
@@ -188,6 +182,16 @@ class Actor:
                 else:
                     self._ready += self.sampler.accept([result])
         self.adapters.check_probe(results)
+
+    def _say_that_it_loads(self) -> None:
+        """What is in flight may take longer than an actor may be silent."""
+        if time.monotonic() < self._next_word:
+            return
+        self._next_word = time.monotonic() + HOUSEKEEPING_S
+        self.sampler.check_own_reward()
+        self._push()
+        self._keep_evaluation()
+        self._beat("finishing samples of an older adapter")
 
     def _keep_evaluation(self) -> None:
         if self._held_out is not None:

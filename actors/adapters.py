@@ -29,7 +29,7 @@ REFERENCE_DRIFT_NATS_A_TOKEN = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.0
 
 @dataclass(frozen=True)
 class Probe:
-    """Log-probability of one fixed text with and without the adapter, in nats, scored in one batch."""
+    """Log-probability of one fixed text with and without the adapter, in nats."""
 
     with_adapter: float
     without: float

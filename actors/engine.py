@@ -16,7 +16,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,9 @@ from common.action_space import ActionSpace
 from common.adapter_files import files_sha256
 from common.config import ActorSection, LoraSection
 from common.errors import EngineDisturbed, EngineFault, UserError
+from common.log import get_logger
 
+log = get_logger("engine")
 CPU_BLOCK_TOKENS = 32
 """Smallest KV block of the CPU attention kernel: the finest grain at which prompts share their cache."""
 ADAPTERS_IN_FLIGHT = 2
@@ -104,49 +106,17 @@ class Engine:
         Raises UserError if vLLM refuses.
         """
         _set_environment(section)
-        arguments: dict[str, Any] = {
-            "model": model_path,
-            "dtype": dtype,
-            "seed": seed,
-            "skip_tokenizer_init": True,
-            "max_model_len": section.max_model_len,
-            "max_num_seqs": section.max_in_flight,
-            "enable_prefix_caching": True,
-            "gpu_memory_utilization": section.gpu_memory_utilization,
-            "logprobs_mode": "processed_logprobs",
-            # Sampling asks for the sampled token's alone, scoring for the text's token and ⊤.
-            "max_logprobs": 2,
-            "disable_log_stats": True,
-            "worker_extension_cls": "actors.worker_extension.WorkerExtension",
-        }
-        if section.tensor_parallel_size > 1:
-            # Workers are processes of this node, which an actor's placement group has all GPUs on. Ray's own executor,
-            # vLLM's choice within a placement group, would ask for a bundle each beside that of the actor.
-            arguments.update(tensor_parallel_size=section.tensor_parallel_size, distributed_executor_backend="mp")
-        if not section.num_gpus:
-            arguments["block_size"] = CPU_BLOCK_TOKENS
-        merges = lora is not None and section.adapters == "merged"
-        if lora is not None and not merges:
+        self._turns: Turns | None = None
+        if (
+            lora is not None
+            and section.adapters == "merged"
+            and not self._start_merged(model_path, section, dtype, lora, seed, on_compiling)
+        ):
+            section = section.model_copy(update={"adapters": "lora"})
+        if self._turns is None:
             slots = ADAPTER_SLOTS + (reference_adapter is not None) + holds_one
-            arguments.update(
-                enable_lora=True,
-                max_lora_rank=lora.served_rank,
-                max_loras=slots,
-                max_cpu_loras=slots,
-                # Given, so that the output layer is not wrapped: scoring fails on a wrapped one.
-                lora_target_modules=list(lora.target_modules),
-            )
-        arguments["enforce_eager"] = starts_eager(section, arguments)
-        if not arguments["enforce_eager"]:
-            on_compiling()
-        with _one_at_a_time(section), keeping_weights(lora.target_modules) if lora and merges else nullcontext():
-            self._engine = _start(arguments, section)
-        if not arguments["enforce_eager"]:
-            note_compiled(arguments)
-        self._engine.collective_rpc("restore_classes")
-        self._turns = Turns(self._merge_in) if merges else None
-        if lora and merges:
-            self._check_merged(lora)
+            self._begin(_arguments(model_path, section, dtype, seed, lora, slots), section, on_compiling)
+        self._longest, self._vocab_size = section.max_model_len, space.vocab_size
         self._scores_by_id = bool(self._engine.vllm_config.use_v2_model_runner)
         self.use_action_space(space)
         self._failure: str | None = None
@@ -158,19 +128,49 @@ class Engine:
         if reference_adapter is not None:
             self._reference = self._load_reference(reference_adapter)
 
+    def _begin(self, arguments: dict[str, Any], section: ActorSection, on_compiling: Callable[[], None]) -> None:
+        """Start vLLM's engine."""
+        arguments["enforce_eager"] = starts_eager(section, arguments)
+        if not arguments["enforce_eager"]:
+            on_compiling()
+        with _one_at_a_time(section):
+            self._engine = _start(arguments, section)
+        if not arguments["enforce_eager"]:
+            note_compiled(arguments)
+        self._engine.collective_rpc("restore_classes")
+
+    def _start_merged(
+        self,
+        model_path: str,
+        section: ActorSection,
+        dtype: str,
+        lora: LoraSection,
+        seed: int,
+        on_compiling: Callable[[], None],
+    ) -> bool:
+        """Start one whose weights adapters can be merged into; False, and none runs, where its layers forbid that."""
+        with keeping_weights(lora.target_modules):
+            self._begin(_arguments(model_path, section, dtype, seed, None, 0), section, on_compiling)
+        try:
+            (found,) = self._engine.collective_rpc("kept_parts")
+            missing = sorted(set(lora.target_modules) - found)
+            if missing:
+                raise RuntimeError(f"vLLM has no layers of its own for {', '.join(missing)}")
+            # A layer that can't be changed says so now.
+            self._engine.collective_rpc("merge", args=({},))
+        except RuntimeError as error:
+            log.warning("adapters can't be merged into this model's layers, vLLM's LoRA serves them: %s", error)
+            self._engine.engine_core.shutdown()
+            return False
+        self._turns = Turns(self._merge_in)
+        return True
+
     def _merge_in(self, adapter: LoadedAdapter | None) -> None:
         self._engine.collective_rpc("merge", args=({} if adapter is None else adapter.handle,))
 
-    def _check_merged(self, lora: LoraSection) -> None:
-        (found,) = self._engine.collective_rpc("kept_parts")
-        missing = sorted(set(lora.target_modules) - found)
-        if missing:
-            raise UserError(
-                "actor.adapters",
-                "merged",
-                f"vLLM's layers of this model don't show where {', '.join(missing)} is",
-                "give actor.adapters: lora",
-            )
+    def serves_alone(self, adapter: LoadedAdapter | None) -> bool | None:
+        """Whether what is in the engine is this adapter's; None where several share a batch."""
+        return None if self._turns is None else self._turns.present == adapter
 
     def _load_reference(self, folder: Path) -> LoadedAdapter:
         """Its slot is never given to a version of the policy."""
@@ -304,7 +304,7 @@ class Engine:
         self._scoring[request_id] = text, adapter or self._reference
         self._submit_score(request_id, read_cache=not self._scores_by_id)
 
-    def _submit_score(self, request_id: str, *, read_cache: bool) -> None:
+    def _submit_score(self, request_id: str, *, read_cache: bool, goes_on: bool = False) -> None:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -321,7 +321,7 @@ class Engine:
             skip_reading_prefix_cache=not read_cache,
             **columns,
         )
-        self._add(request_id, text.ids, params, adapter)
+        self._add(request_id, text.ids, params, adapter, goes_on=goes_on)
 
     def _add(
         self,
@@ -340,6 +340,9 @@ class Engine:
                 self._versions_in_flight[request_id] = adapter.version
         self._check_health()
         if self._turns is not None:
+            # What vLLM would refuse in its turn is refused now, as then nobody could tell whose it was.
+            if not 0 < len(ids) < self._longest or not all(0 <= token < self._vocab_size for token in ids):
+                raise ValueError(f"a prompt of {len(ids)} tokens, allowed are 1..{self._longest - 1} of the vocabulary")
             start = partial(self._engine.add_request, request_id, prompt, params)
             self._turns.add(request_id, adapter, start, goes_on=goes_on)
             return
@@ -376,7 +379,7 @@ class Engine:
             text, _ = self._scoring[output.request_id]
             if (output.num_cached_tokens or 0) >= text.first and not self._scores_by_id:
                 # Read so far from the cache that a wanted log-probability was never computed: once more, in full.
-                self._submit_score(output.request_id, read_cache=False)
+                self._submit_score(output.request_id, read_cache=False, goes_on=True)
                 return None
             del self._scoring[output.request_id]
             return Scored(output.request_id, self._scores(text, output))
@@ -437,6 +440,43 @@ def sampling_params(
         extra_args={TAKEN: list(taken)},
         skip_clone=True,
     )
+
+
+def _arguments(
+    model_path: str, section: ActorSection, dtype: str, seed: int, lora: LoraSection | None, slots: int
+) -> dict[str, Any]:
+    """vLLM's; without `lora` no adapter can be served beside the model."""
+    arguments: dict[str, Any] = {
+        "model": model_path,
+        "dtype": dtype,
+        "seed": seed,
+        "skip_tokenizer_init": True,
+        "max_model_len": section.max_model_len,
+        "max_num_seqs": section.max_in_flight,
+        "enable_prefix_caching": True,
+        "gpu_memory_utilization": section.gpu_memory_utilization,
+        "logprobs_mode": "processed_logprobs",
+        # Sampling asks for the sampled token's alone, scoring for the text's token and ⊤.
+        "max_logprobs": 2,
+        "disable_log_stats": True,
+        "worker_extension_cls": "actors.worker_extension.WorkerExtension",
+    }
+    if section.tensor_parallel_size > 1:
+        # Workers are processes of this node, which an actor's placement group has all GPUs on. Ray's own executor,
+        # vLLM's choice within a placement group, would ask for a bundle each beside that of the actor.
+        arguments.update(tensor_parallel_size=section.tensor_parallel_size, distributed_executor_backend="mp")
+    if not section.num_gpus:
+        arguments["block_size"] = CPU_BLOCK_TOKENS
+    if lora is not None:
+        arguments.update(
+            enable_lora=True,
+            max_lora_rank=lora.served_rank,
+            max_loras=slots,
+            max_cpu_loras=slots,
+            # Given, so that the output layer is not wrapped: scoring fails on a wrapped one.
+            lora_target_modules=list(lora.target_modules),
+        )
+    return arguments
 
 
 LONGEST_QUEUE_S = 300.0

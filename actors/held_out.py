@@ -1,6 +1,7 @@
 """An actor's part of evaluation and diagnosis while a run trains: samples of held-out queries among its others.
 
-They are in the same continuous batch, within a share of the actor's time, and never reach the replay buffer.
+They are in the same continuous batch, or take turns with it where adapters are merged, within a share of the actor's
+time, and never reach the replay buffer.
 """
 
 from __future__ import annotations
@@ -116,13 +117,21 @@ class HeldOutSampler:
     @contextlib.contextmanager
     def timed(self) -> Iterator[None]:
         """Around a step of the engine: the held-out queries' part of its time."""
-        part = self._sampler.aside_in_flight if self._open else 0
         whole, began = self._sampler.in_flight, time.monotonic()
+        part = self._part_of(whole) if self._open else 0
         yield
         if self._time is not None and part:
             took = time.monotonic() - began
             self._time.spend(took, part, whole)
             self._sampler.metrics.evaluation.inc(took * part / whole)
+
+    def _part_of(self, whole: int) -> int:
+        """Of so many requests in flight, how many this step's time goes to held-out queries for, as a share of all."""
+        aside, alone = self._sampler.aside_in_flight, self._sampler.policy.serves_alone(self._adapter)
+        if alone is None or self._adapter == self._adapters.current:
+            return aside
+        # Adapters take turns: it is theirs alone, or training's.
+        return whole if alone and aside else 0
 
     def give_back(self) -> None:
         """The actor leaves: another may begin anew with what this one was at."""

@@ -28,7 +28,7 @@ def make_sampler(
     on_compiling: Callable[[], None] = lambda: None,
     on_rejected: Callable[[bytes, str], None] = lambda payload, reason: None,
 ) -> TrajectorySampler:
-    """Start the engine, and a reference of its own where the reward has another precision.
+    """Start the engine, and a copy of the model beside it where that one scores (`reference.scorer`).
 
     `on_compiling` is called before the model is compiled, if it is; `on_rejected` of samples that make no valid
     trajectory. Raises UserError if vLLM refuses.

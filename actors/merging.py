@@ -63,7 +63,9 @@ def keeping_weights(target_modules: Sequence[str]) -> Iterator[None]:
         weight = layer.weight.detach()
         pack(layer, remove_weight)
         if str(getattr(layer, "prefix", "")).rpartition(".")[2] in wanted:
-            setattr(layer, _KEPT, weight)
+            # Where vLLM computes with the weight as it is, that one changes.
+            is_used = layer.weight.data_ptr() == weight.data_ptr()
+            setattr(layer, _KEPT, weight.clone() if is_used else weight)
 
     utils.dispatch_cpu_unquantized_gemm = keep_and_pack
     try:
@@ -133,7 +135,9 @@ class Turns:
 
     def __init__(self, merge_in: Callable[[Any], None]) -> None:
         """`merge_in` makes the model that of an adapter, or the base model: None."""
-        self._merge_in, self._present = merge_in, None
+        self._merge_in = merge_in
+        self.present: Any = None
+        """The adapter whose requests are in the engine."""
         self._waiting: dict[str, tuple[Any, Callable[[], object]]] = {}
 
     def __bool__(self) -> bool:
@@ -142,7 +146,7 @@ class Turns:
 
     def add(self, request_id: str, adapter: Any, start: Callable[[], object], *, goes_on: bool) -> None:
         """Start a request now, or in its turn."""
-        if adapter == self._present and (goes_on or not self._waiting):
+        if adapter == self.present and (goes_on or not self._waiting):
             start()
         else:
             self._waiting[request_id] = adapter, start
@@ -157,8 +161,8 @@ class Turns:
         if not self._waiting:
             return
         adapter = next(iter(self._waiting.values()))[0]
-        if adapter != self._present:
+        if adapter != self.present:
             self._merge_in(adapter)
-            self._present = adapter
+            self.present = adapter
         for request_id in [name for name, (own, _) in self._waiting.items() if own == adapter]:
             self._waiting.pop(request_id)[1]()

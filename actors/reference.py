@@ -24,7 +24,7 @@ from common.token_tree import TokenTree, tree_inputs
 
 TOKENS_A_PASS, TOKENS_A_PASS_OF_GPU = 768, 4_096
 """What a pass reads at once, as far as single texts let it. Attention looks at the square of that, which is a sixth of
-a small model's work at 768 tokens."""
+a small model's work at 768 tokens. On a GPU passes of 2,048 to 4,096 tokens were quickest, in float32 and bfloat16."""
 LOGITS_A_PASS = 2**28
 """1 GiB in float32; for models that logits must be made of."""
 WORTH_A_PASS = 16
@@ -120,8 +120,12 @@ class ReferenceScorer:
 
 
 def _in_common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Tokens that two texts begin with both."""
-    return next((i for i, (one, other) in enumerate(zip(a, b, strict=False)) if one != other), min(len(a), len(b)))
+    """Tokens that two texts begin with both, by comparing whole beginnings: thousands of texts wait on a GPU."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if a[:middle] == b[:middle] else (low, middle - 1)
+    return low
 
 
 @contextmanager

@@ -72,7 +72,7 @@ class TrajectorySampler:
     task: Task[Any]
     policy: Engine
     reference: Engine | ReferenceScorer
-    """The same engine as `policy`, unless the reward has a precision of its own."""
+    """The same engine as `policy`, unless a copy of the model scores beside it."""
     metrics: ActorMetrics
     actor_id: str = ""
     score_cache: int = 100_000

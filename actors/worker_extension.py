@@ -1,4 +1,5 @@
-"""What amortis adds inside vLLM's workers: the task's mask, the columns that scoring needs, LoRA's products on a CPU.
+"""What amortis adds inside vLLM's workers: the task's mask, the columns that scoring needs, and on a CPU LoRA's
+products and merged adapters.
 
 vLLM imports this module in each of its workers, which are processes of their own where a model is spread over GPUs. It
 has two model runners, the older of which CPUs use, with an interface each for what changes logits: a class each tells

@@ -1,9 +1,10 @@
 """The whole system against the loop that users would otherwise write (`benchmarks/synchronous.py`), on this machine's
 CPUs, one after the other: `python -m benchmarks.whole_system`. Other work beside it spoils it.
 
-Trained trajectories a second on `continuation` and `subjectivity`, and how long `rng` takes to a total variation of
-0.08, each with the same configuration, model, precision and loss. The system's figures are of its own metrics.jsonl
-once it is warm; its start, which the loop has hardly any of, is told beside them.
+Trained trajectories a second on `continuation` and `subjectivity`, each as often as a step used it (the loop, which is
+on-policy, uses each once), and how long `rng` takes to a total variation of 0.08, each with the same configuration,
+model, precision and loss. The system's figures are of its own metrics.jsonl once it is warm; its start, which the loop
+has hardly any of, is told beside them.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ class Speed:
     seconds: float
     whole_s: float
     """With the start."""
+    new: int
+    """Trajectories that were sampled meanwhile."""
     close_after_s: float | None = None
     """Of training, to the wanted total variation."""
 
@@ -91,7 +94,8 @@ def of_system(given: Path, home: Path) -> Speed:
     timed = steps[WARM_STEPS:]
     seconds = timed[-1]["elapsed_s"] - steps[WARM_STEPS - 1]["elapsed_s"]
     close = [row["elapsed_s"] - steps[0]["elapsed_s"] for row in steps if row.get("total_variation", 1.0) <= CLOSE]
-    return Speed(sum(row["trajectories"] for row in timed), seconds, whole_s, min(close, default=None))
+    new = timed[-1]["trajectories_pushed"] - steps[WARM_STEPS - 1]["trajectories_pushed"]
+    return Speed(sum(row["trajectories"] for row in timed), seconds, whole_s, new, min(close, default=None))
 
 
 def of_loop(given: Path, steps: int) -> Speed:
@@ -112,7 +116,7 @@ def of_loop(given: Path, steps: int) -> Speed:
         if due and task.evaluate_policy(exact)["total_variation"] <= CLOSE:
             close = seconds
             break
-    return Speed(trained, seconds, time.monotonic() - begun, close)
+    return Speed(trained, seconds, time.monotonic() - begun, trained, close)
 
 
 def by_trajectories(home: Path, name: str, steps: int, loop_steps: int) -> list[Result]:
@@ -123,6 +127,7 @@ def by_trajectories(home: Path, name: str, steps: int, loop_steps: int) -> list[
         Result(f"{name}: the loop", loop.a_second, "trained/s"),
         Result(f"{name}: amortis", system.a_second, "trained/s"),
         at_least(f"{name}: amortis / the loop", system.a_second / loop.a_second, "x", 5.0),
+        Result(f"{name}: amortis, new ones", system.new / system.seconds, "pushed/s"),
         Result(f"{name}: amortis, all but its training", system.whole_s - system.seconds, "s"),
     ]
 

@@ -17,7 +17,7 @@ FEW = 0.1
 
 HAND_OVERS = "adapter_hand_overs_s"
 """In what actors tell of themselves: from each version's publication to its first request, in seconds; the newest."""
-HAND_OVERS_KEPT = 200
+HAND_OVERS_KEPT = 64
 
 
 def hand_over(actors: Iterable[Mapping[str, Any]]) -> dict[str, float]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 LOGITS_AT_ONCE = 2**24
 """64 MiB in float32."""
@@ -117,12 +118,14 @@ class _PicksAndNorms(torch.autograd.Function):
         return picked, norms
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         of_picked, of_norms = gradients
         means, weight, states, rows = ctx.saved_tensors
-        found = means * of_norms[:, None].to(means.dtype)
-        found.index_add_(0, states, weight[rows] * of_picked[:, None].to(weight.dtype))
-        return found, *[None] * 7
+        # A prompt's last state has a pick of every trajectory behind it, and they all but cancel with its normaliser.
+        found = means.float() * of_norms[:, None]
+        found.index_add_(0, states, weight[rows].float() * of_picked[:, None])
+        return found.to(means.dtype), *[None] * 7
 
 
 def _is_last_and_frozen(model: Any, layer: Any) -> bool:
@@ -143,6 +146,7 @@ def _is_last_and_frozen(model: Any, layer: Any) -> bool:
         with torch.no_grad():
             # A model that keeps its embeddings on another device than its layer is read where it begins.
             start = torch.zeros(1, 1, dtype=torch.int64, device=model.get_input_embeddings().weight.device)
-            return bool((model(input_ids=start, use_cache=False).logits == told).all())
+            logits = model(input_ids=start, use_cache=False).logits
+            return logits.dtype == told.dtype and bool((logits == told).all())
     finally:
         model.set_output_embeddings(layer)

@@ -52,13 +52,15 @@ class GraphedPasses:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         try:
-            with torch.enable_grad():
+            # A capture that fails leaves its own stream behind.
+            with torch.enable_grad(), torch.cuda.stream(torch.cuda.current_stream()):
                 # One pool: of two sizes one is never needed when the other is.
                 self._captured[size] = torch.cuda.make_graphed_callables(  # type: ignore[no-untyped-call]
                     _Pass(self._model, kinds), tuple(inputs), allow_unused_input=True, pool=self._pool
                 )
         except RuntimeError as error:
             self._works = False
+            self._captured.clear()
             log.warning("this model's passes can't be captured as CUDA graphs, each kernel is launched: %s", error)
             return False
         log.info("captured a pass of %d tokens", size)

@@ -324,7 +324,9 @@ class LoraPolicy:
         """What the output layer reads at every distinct decision state, or what it gives."""
         inputs = tree_inputs(part.tree, self.model.config, self.model.dtype, self.device)
         with layer.taken_off():
-            graphed = self._graphs(inputs) if self._graphs is not None and part.is_alone else None
+            # A layer that can't be taken off would make the logits of every token.
+            captured = self._graphs if part.is_alone and layer.is_apart else None
+            graphed = None if captured is None else captured(inputs)
             if graphed is not None:
                 return graphed[part.kept]
             found: Tensor = self.model(**inputs, logits_to_keep=part.kept).logits[0]

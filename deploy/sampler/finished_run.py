@@ -59,7 +59,7 @@ class FinishedRun:
         self.model = find_model(config.model.name)
         config = config.model_copy(update={"model": config.model.model_copy(update={"name": self.model})})
         check_models(config, folder)
-        self.config: RunConfig = resolve_devices(config)
+        self.config: RunConfig = resolve_devices(_chosen_anew(config, overrides))
         self.codec: HuggingFaceCodec = codec_of(self.config.model)
         self.task: Task[Any] = make_task(
             self.config.task, self.codec, self.config.actor.max_model_len, self.config.final_temperature
@@ -243,3 +243,18 @@ def progress(say: Callable[[str], None], label: str) -> Callable[[int, int], Non
             say(f"samples ({label}): {done} of {n}")
 
     return told
+
+
+def _chosen_anew(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """Leave what follows from the machine and the precision to the machine that the run is opened on, unless it is
+    among the settings that are given."""
+
+    def is_given(name: str) -> bool:
+        return any(text.lstrip("-").partition("=")[0] == name for text in overrides)
+
+    actor, reference = config.actor, config.reference
+    if not is_given("actor.adapters"):
+        actor = actor.model_copy(update={"adapters": "auto"})
+    if not is_given("reference.scorer"):
+        reference = reference.model_copy(update={"scorer": "auto"})
+    return config.model_copy(update={"actor": actor, "reference": reference})

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 import actors.actor
 from actors.actor import Actor
+from actors.scoring import Scored, TokenScores
 from buffer.replay import BufferFull
 from common.errors import EngineFault, RunFault
 from common.metrics import ActorMetrics, new_registry
@@ -66,7 +68,7 @@ class HeldUp:
         self.actor.sampler, self.actor._ready = own, []  # type: ignore[assignment]
         self.actor._held_out = SimpleNamespace(renew=self.renew, timed=self.timed)  # type: ignore[assignment]
         self.actor.control, self.actor.id, self.actor._pushed = Words(), "actor-0", 0  # type: ignore[assignment]
-        self.actor.metrics = ActorMetrics(new_registry())
+        self.actor.metrics, self.actor._next_word = ActorMetrics(new_registry()), 0.0
 
     def renew(self) -> None:
         self.renewed += 1
@@ -93,6 +95,25 @@ def test_an_evaluation_is_kept_while_samples_of_an_older_adapter_are_finished(mo
     held_up.actor.adapters = SimpleNamespace(update=lambda version: None, current=None)  # type: ignore[assignment]
     held_up.actor._load(2)
     assert held_up.renewed == 3
+
+
+def test_an_evaluation_is_kept_while_a_probe_waits_for_its_adapter_s_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    held_up = HeldUp(monkeypatch)
+    scores = TokenScores(np.zeros(1), np.zeros(1))
+    steps: list[list[Scored]] = [[], [], [], [Scored("probe-without", scores)], [], [Scored("probe-with", scores)]]
+    checked: list[list[Scored]] = []
+    held_up.actor.engine = SimpleNamespace(  # type: ignore[assignment]
+        can_load=True, submit_score=lambda *_: None, step=lambda: steps.pop(0)
+    )
+    held_up.actor.adapters = SimpleNamespace(  # type: ignore[assignment]
+        update=lambda version: None,
+        current=SimpleNamespace(version=2),
+        probe_texts=lambda: [("probe-without", None, None), ("probe-with", None, None)],
+        check_probe=checked.append,
+    )
+    held_up.actor._load(2)
+    assert held_up.renewed == 6
+    assert [result.request_id for result in checked[0]] == ["probe-without", "probe-with"]
 
 
 def test_an_evaluation_is_kept_while_redis_has_no_memory_left(monkeypatch: pytest.MonkeyPatch) -> None:

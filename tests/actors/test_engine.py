@@ -110,7 +110,7 @@ def test_vllm_takes_a_request_that_scores_by_token_id_as_on_a_gpu(
 ) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(engine, "_scores_by_id", True)
-    monkeypatch.setattr(engine, "_add", lambda request_id, ids, params, adapter: asked.append(params))
+    monkeypatch.setattr(engine, "_add", lambda request_id, ids, params, adapter, **_: asked.append(params))
     engine.submit_score("by id", ScoreText((14, 15, 3, 7), first=2))
     del engine._scoring["by id"]
     (params,) = asked

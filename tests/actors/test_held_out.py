@@ -53,6 +53,8 @@ class Sampler:
         self.actor_id, self.metrics = "actor-0", ActorMetrics(new_registry())
         self.submitted, self.open = list[Query](), list[tuple[Query, int, Any]]()
         self.in_flight = 0
+        self.alone: bool | None = None
+        self.policy = SimpleNamespace(serves_alone=lambda adapter: self.alone)
 
     @property
     def aside_in_flight(self) -> int:
@@ -297,8 +299,13 @@ def test_an_actor_that_is_retired_leaves_its_evaluation_to_another_at_once(evalu
     assert evaluations.take("another") == Wanted(1, 10)
 
 
-def test_a_step_s_time_is_the_evaluation_s_by_its_part_of_the_requests(
-    evaluations: Evaluations, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("alone", "seconds"),
+    [(None, 0.5), (True, 2.0), (False, 0.0)],
+    ids=["adapters share a batch", "its adapter's turn", "another's turn"],
+)
+def test_a_step_s_time_is_the_evaluation_s_by_its_part_of_the_requests_in_the_engine(
+    evaluations: Evaluations, monkeypatch: pytest.MonkeyPatch, alone: bool | None, seconds: float
 ) -> None:
     now = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
@@ -306,7 +313,7 @@ def test_a_step_s_time_is_the_evaluation_s_by_its_part_of_the_requests(
     evaluations.want(Wanted(1, 10))
     held_out.housekeep()
     held_out.feed()
-    sampler.in_flight = 4 * sampler.aside_in_flight
+    sampler.in_flight, sampler.alone = 4 * sampler.aside_in_flight, alone
     with held_out.timed():
         now[0] += 2.0
     sampler.finish()
@@ -314,6 +321,6 @@ def test_a_step_s_time_is_the_evaluation_s_by_its_part_of_the_requests(
         now[0] += 8.0
     held_out.housekeep()
     drawn = evaluations.next_drawn()
-    assert drawn is not None and drawn.share == pytest.approx(0.5 / 10)
+    assert drawn is not None and drawn.share == pytest.approx(seconds / 10)
     (sample,) = (s for f in sampler.metrics.evaluation.collect() for s in f.samples if s.name.endswith("_total"))
-    assert sample.value == pytest.approx(0.5)
+    assert sample.value == pytest.approx(seconds)

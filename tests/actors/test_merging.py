@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from actors.merging import Delta, Turns, kept_parts, merge, read_deltas
+from actors.merging import Delta, Turns, keeping_weights, kept_parts, merge, read_deltas
 
 
 class Layer(nn.Module):
@@ -67,6 +67,27 @@ def test_the_next_version_takes_the_place_of_the_last_and_none_leaves_the_base_m
     assert all(torch.equal(value, before[name]) for name, value in weights(model).items())
     merge(model, second)
     assert all(torch.equal(value, once[name]) for name, value in weights(model).items())
+
+
+def test_the_base_weight_is_kept_where_vllm_computes_with_it_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm import _custom_ops
+    from vllm.model_executor.layers import utils
+
+    monkeypatch.setattr(_custom_ops, "_supports_onednn", False)
+    model = model_of([])
+    layer = model["layers"][0]["self_attn"]["qkv_proj"]
+    layer.prefix = "model.layers.0.self_attn.qkv_proj"
+    before, x = layer.weight.clone(), torch.randn(3, 6)
+    with keeping_weights(["q_proj", "v_proj"]):
+        utils.dispatch_cpu_unquantized_gemm(layer, remove_weight=False)
+    delta = random_delta(4)
+    for _ in range(2):
+        merge(model, {"0.self_attn.v_proj": delta})
+    changed = before.clone()
+    changed[10:] += 0.5 * delta.b @ delta.a
+    torch.testing.assert_close(layer.cpu_linear(x, layer.weight, None), x @ changed.T)
+    merge(model, {})
+    assert torch.equal(layer.cpu_linear(x, layer.weight, None), torch.nn.functional.linear(x, before))
 
 
 def test_an_adapter_of_a_layer_that_was_not_kept_is_refused_with_the_remedy() -> None:
