@@ -111,9 +111,9 @@ def _resolve_adapters(config: RunConfig) -> str:
     """How the engine samples through them."""
     actor = config.actor
     problems = {
-        "its layers of 16 bits would round most of an adapter away": actor.dtype != "float32",
-        "its model is spread over processes": actor.tensor_parallel_size > 1,
-        "it scores by the base model too": config.reference.scorer != "trees",
+        "its layers are of 16 bits (actor.dtype), which round most of an adapter away": actor.dtype != "float32",
+        "its model is spread over processes (actor.tensor_parallel_size)": actor.tensor_parallel_size > 1,
+        "it scores by the base model as well (reference.scorer isn't trees)": config.reference.scorer != "trees",
         "model.lora.target_modules has others than attention's and the feed-forward part's projections": not can_merge(
             config.model.lora.target_modules
         ),

@@ -62,7 +62,8 @@ class HuggingFaceCodec:
         return list(self._opening)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text that stands behind other text, nothing added."""
+        """Token ids of a text that stands behind other text, nothing added. Raises UserError for half characters."""
+        _check_whole(text)
         return self._encode(text)
 
     def decode(self, ids: Sequence[int] | NDArray[np.int32]) -> str:
@@ -75,7 +76,8 @@ class HuggingFaceCodec:
 
     def encode_prompt(self, text: str, last: int | None = None) -> list[int]:
         """Token ids of a text with nothing before it, opened as the tokenizer does, BOS and all; of a longer one the
-        last so many, behind the same opening. None for no text."""
+        last so many, behind the same opening. None for no text. Raises UserError for half characters."""
+        _check_whole(text)
         ids, opening = self._from_start(text), self._opening
         if not ids:
             return []
@@ -202,3 +204,13 @@ def codec_of(section: ModelSection) -> HuggingFaceCodec:
     """The codec of a run's model; raises UserError naming the setting."""
     assert section.name is not None
     return load_codec(section.name, section.add_bos_token)
+
+
+def _check_whole(text: str) -> None:
+    """A terminal that isn't set to UTF-8, or a cut string, gives halves of characters, which nothing encodes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        shown = text.encode(errors="backslashreplace").decode()
+        problem = f"holds half a character (a lone surrogate) at place {error.start}"
+        raise UserError("text", shown, problem, "write it in UTF-8") from error

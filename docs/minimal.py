@@ -28,7 +28,7 @@ from learner.losses import subtb_loss
 from learner.policy import Actions, LoraPolicy
 
 SEED = int(sys.argv[1]) if len(sys.argv) > 1 else 0
-STEPS, DRAWN, LEARNING_RATE = 80, 24, 4e-3
+STEPS, DRAWN, LEARNING_RATE = 110, 24, 4e-3
 
 torch.manual_seed(SEED)
 rng = np.random.default_rng(SEED)

@@ -18,7 +18,7 @@ from rich.table import Table as RichTable
 from common.json_text import dumps
 from common.terminal import cells
 
-COST, TRAINING_COST = "tokens_per_sample", "training_tokens"
+COST, TRAINING_COST, ESS = "tokens_per_sample", "training_tokens", "ess"
 """Figures of what a sample costs, in tokens that the model reads, and of what the training did."""
 
 
@@ -83,13 +83,17 @@ class PayOff:
     untrained: str
     samples: float | None
     """Training's cost over what a sample saves, both means over seeds; None where a sample saves nothing."""
+    ess: float | None
+    """The share of a trained draw that counts as one of the posterior's; None where it was not diagnosed: all of it."""
 
     def shown(self) -> str:
         """In a sentence."""
         where = f"{self.condition}: " if self.condition else ""
+        how = "taking its draws for the posterior's" if self.ess is None else f"a draw counted as {self.ess:.3f} (ess)"
         if self.samples is None:
-            return f"{where}{self.trained} never pays off against {self.untrained}, whose samples cost no more"
-        return f"{where}{self.trained} pays off against {self.untrained} from {math.ceil(self.samples):,} samples on"
+            return f"{where}{self.trained} never pays off against {self.untrained}, whose samples cost no more, {how}"
+        n = math.ceil(self.samples)
+        return f"{where}{self.trained} pays off against {self.untrained} from {n:,} samples on, {how}"
 
 
 @dataclass(frozen=True)
@@ -131,8 +135,10 @@ class Table:
             for (other, untrained), dearer in costs.items():
                 if training is None or other != condition or (other, untrained, TRAINING_COST) in means:
                     continue
-                saved = dearer - cost
-                found.append(PayOff(condition, trained, untrained, training / saved if saved > 0 else None))
+                # Draws that are far from the posterior stand for fewer of it.
+                ess = means.get((condition, trained, ESS))
+                saved = dearer - (cost if ess is None else cost / ess if ess > 0 else math.inf)
+                found.append(PayOff(condition, trained, untrained, training / saved if saved > 0 else None, ess))
         return found
 
     def rows(self) -> Iterator[tuple[str, str, list[str]]]:

@@ -270,7 +270,7 @@ def test_adapters_are_merged_where_an_engine_in_float32_does_nothing_else(
     ("gpu", "given", "problem"),
     [
         (True, {}, "16 bits"),
-        (False, {"reference": {"scorer": "vllm"}}, "scores by the base model"),
+        (False, {"reference": {"scorer": "vllm"}}, "reference.scorer isn.t trees"),
         (False, {"model": {"lora": {"target_modules": ["fc1"]}}}, "target_modules"),
     ],
 )

@@ -284,3 +284,10 @@ def test_a_tokenizer_without_bos_refuses_the_setting(tmp_path: Path) -> None:
     assert load_codec(str(folder)).encode_prompt("number 7") == load_codec(str(folder), False).encode_prompt("number 7")
     with pytest.raises(UserError, match=r"model\.add_bos_token = True.*has no BOS token"):
         load_codec(str(folder), True)
+
+
+def test_half_a_character_is_refused_with_its_place_and_the_remedy(tmp_path: Path) -> None:
+    codec = load_codec(str(save_digit_model(tmp_path)))
+    for encode in (codec.encode, codec.encode_prompt):
+        with pytest.raises(UserError, match=r"text = .*caf\\+udce9.*at place 3.*UTF-8"):
+            encode("caf\udce9")

@@ -21,6 +21,7 @@ from actors.engine import Engine
 from actors.reference import ReferenceScorer
 from actors.sampler import TrajectorySampler
 from actors.scoring import ScoreText
+from common.adapter_files import can_merge
 from common.config import ActorSection, LoraSection
 from common.metrics import ActorMetrics, new_registry
 from common.models import load_tokenizer
@@ -59,7 +60,7 @@ class Sampled:
     model: str
 
 
-def sampled(name: str, folder: Path) -> Sampled:
+def sampled(name: str, adapters: str, folder: Path) -> Sampled:
     architecture = ARCHITECTURES[name]
     model = str(save_model(architecture, folder / "model"))
     (folder / "prompts.jsonl").write_text("".join(f'{{"text": "{prompt}"}}\n' for prompt in PROMPTS))
@@ -83,7 +84,9 @@ def sampled(name: str, folder: Path) -> Sampled:
                 parameter.copy_(0.2 * torch.randn_like(parameter))
     policy.save_adapter(folder / "adapter")
     # Made before the engine and used after it, as a finished run's is.
-    engine = Engine(model, SECTION, "float32", task.action_space, lora, seed=0)
+    section = SECTION.model_copy(update={"adapters": adapters})
+    engine = Engine(model, section, "float32", task.action_space, lora, seed=0)
+    assert (engine.serves_alone(None) is None) == (adapters == "lora")
     adapter = engine.load_adapter(1, "1" * 64, folder / "adapter")
     sampler = TrajectorySampler(task, engine, engine, ActorMetrics(new_registry()))
     queries = task.queries("train")
@@ -100,12 +103,15 @@ def sampled(name: str, folder: Path) -> Sampled:
     )
 
 
-@pytest.fixture(scope="module", params=list(ARCHITECTURES))
+MERGED = [(name, "merged") for name, found in ARCHITECTURES.items() if can_merge(found.target_modules)]
+
+
+@pytest.fixture(scope="module", params=[*((name, "lora") for name in ARCHITECTURES), *MERGED], ids="-".join)
 def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Sampled:
     # An engine that is collected later takes the next one's state with it.
     gc.collect()
     try:
-        return sampled(request.param, tmp_path_factory.mktemp("architecture"))
+        return sampled(*request.param, tmp_path_factory.mktemp("architecture"))
     except Exception as error:
         traceback.clear_frames(error.__traceback__)
         raise

@@ -336,10 +336,24 @@ def test_a_table_says_from_how_many_samples_training_pays_off() -> None:
     assert (first.trained, first.untrained, first.samples) == ("subtb", "rejection", 25.0)
     assert (second.untrained, second.samples) == ("mcmc", None)
     text = found.to_markdown()
-    assert "a: subtb pays off against rejection from 25 samples on." in text
-    assert "a: subtb never pays off against mcmc, whose samples cost no more." in text
+    assert "a: subtb pays off against rejection from 25 samples on, taking its draws for the posterior's." in text
+    assert "a: subtb never pays off against mcmc, whose samples cost no more, taking its" in text
     assert [item["samples"] for item in json.loads(found.to_json())["pay_offs"]] == [25.0, None]
     assert Table.from_json(found.to_json()).pay_offs() == [first, second]
+
+
+@pytest.mark.parametrize(("ess", "samples"), [(0.5, 10_000 / 390), (0.025, 1_000.0), (0.02, None), (0.0, None)])
+def test_a_draw_that_is_far_from_the_posterior_counts_for_the_share_that_it_is_worth(
+    ess: float, samples: float | None
+) -> None:
+    figures = {"accuracy": 0.9, "tokens_per_sample": 10.0, "training_tokens": 10_000.0, "ess": ess}
+    found = table(
+        Measurement("", "subtb", 0, figures, 60.0),
+        Measurement("", "rejection", 0, {"accuracy": 0.9, "tokens_per_sample": 410.0}, 5.0),
+    )
+    (pay_off,) = found.pay_offs()
+    assert pay_off.samples == (None if samples is None else pytest.approx(samples))
+    assert pay_off.shown().endswith(f"a draw counted as {ess:.3f} (ess)")
 
 
 def test_the_cost_of_a_sample_is_shown_where_a_method_draws_without_training(tmp_path: Path, begun: Begun) -> None:
