@@ -107,12 +107,8 @@ class Engine:
         """
         _set_environment(section)
         self._turns: Turns | None = None
-        if (
-            lora is not None
-            and section.adapters == "merged"
-            and not self._start_merged(model_path, section, dtype, lora, seed, on_compiling)
-        ):
-            section = section.model_copy(update={"adapters": "lora"})
+        if lora is not None and section.adapters == "merged":
+            self._start_merged(model_path, section, dtype, lora, seed, on_compiling)
         if self._turns is None:
             slots = ADAPTER_SLOTS + (reference_adapter is not None) + holds_one
             self._begin(_arguments(model_path, section, dtype, seed, lora, slots), section, on_compiling)
@@ -147,8 +143,8 @@ class Engine:
         lora: LoraSection,
         seed: int,
         on_compiling: Callable[[], None],
-    ) -> bool:
-        """Start one whose weights adapters can be merged into; False, and none runs, where its layers forbid that."""
+    ) -> None:
+        """Start one that adapters can be merged into, which `_turns` tells; none where its layers forbid it."""
         with keeping_weights(lora.target_modules):
             self._begin(_arguments(model_path, section, dtype, seed, None, 0), section, on_compiling)
         try:
@@ -161,9 +157,8 @@ class Engine:
         except RuntimeError as error:
             log.warning("adapters can't be merged into this model's layers, vLLM's LoRA serves them: %s", error)
             self._engine.engine_core.shutdown()
-            return False
+            return
         self._turns = Turns(self._merge_in)
-        return True
 
     def _merge_in(self, adapter: LoadedAdapter | None) -> None:
         self._engine.collective_rpc("merge", args=({} if adapter is None else adapter.handle,))
