@@ -34,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest and not options.takes_settings:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Learner and actors share cores: a thread that waits for another must not keep one busy.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Bars of libraries break into tables and logs.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # Libraries' notes to their own developers; ours are errors and logs.
