@@ -10,7 +10,9 @@ from benchmarks.measure import arguments
 
 NAMES = (
     "buffer",
+    "scaling",
     "learner_step",
+    "learner_memory",
     "whole_system",
     "scoring",
     "cpu_lora",

@@ -54,15 +54,15 @@ def peak_mib(work: Callable[[], None]) -> float:
         torch.cuda.reset_peak_memory_stats()
         work()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    before = _of_process("VmRSS")
+    before = of_process_kib("VmRSS")
     # Has the kernel begin its peak anew.
     Path("/proc/self/clear_refs").write_text("5")
     work()
-    return (_of_process("VmHWM") - before) / 2**10
+    return (of_process_kib("VmHWM") - before) / 2**10
 
 
-def _of_process(name: str) -> int:
-    """In KiB."""
+def of_process_kib(name: str) -> int:
+    """What the kernel says of this process in a line of its status, in KiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
