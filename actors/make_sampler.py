@@ -44,6 +44,7 @@ def make_sampler(
         actor_id,
         section.score_cache,
         section.max_model_len,
+        config.learner.reward.every,
         partial(BeamSearch, config.model.name, section, space),
         on_rejected,
     )

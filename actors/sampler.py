@@ -25,6 +25,7 @@ from actors.scoring import (
     Scored,
     TokenScores,
     reward_components,
+    states_to_score,
     texts_to_score,
     values_at_states,
 )
@@ -78,6 +79,8 @@ class TrajectorySampler:
     score_cache: int = 100_000
     max_model_len: int = 2**31
     """Of the engines, in tokens: what tools insert must leave room for the rest."""
+    reward_every: int = 1
+    """Where the likelihood is scored at more than the last state, at every so many."""
     make_beam_search: Callable[[], BeamSearch] | None = None
     """Loads what beam search needs, where an evaluation asks for it."""
     on_rejected: Callable[[bytes, str], None] = lambda payload, reason: None
@@ -413,7 +416,7 @@ class TrajectorySampler:
         """Ask the reference for what is missing; the trajectory at once if nothing is."""
         rollout, space = draft.rollout(), self.task.action_space
         stoppable = space.stoppable(rollout.action_ids)
-        wanted = stoppable if draft.origin.every_state else np.arange(len(stoppable)) == len(stoppable) - 1
+        wanted = states_to_score(stoppable, self.reward_every if draft.origin.every_state else None)
         own = None if self.own_reward is not None else np.zeros(len(stoppable), np.float32)
         pending = _Pending(draft, rollout, [], own, stoppable, wanted)
         key = self._key(pending)
@@ -426,7 +429,13 @@ class TrajectorySampler:
             self._same[key].append(pending)
             return None
         self._same[key] = []
-        texts = texts_to_score(rollout, space.terminator_id, wanted, terminator_in_text=self.task.terminator_in_reward)
+        texts = texts_to_score(
+            rollout,
+            space.terminator_id,
+            wanted,
+            terminator_in_text=self.task.terminator_in_reward,
+            calibrated=self.task.calibrated_reward,
+        )
         pending.scores = [None] * len(texts)
         for i, text in enumerate(texts):
             request_id = self._next_id("score")
@@ -476,6 +485,7 @@ class TrajectorySampler:
             terminator_in_reward=self.task.terminator_in_reward,
             stoppable=pending.stoppable,
             wanted=pending.wanted,
+            calibrated=self.task.calibrated_reward,
         )
         key = self._key(pending)
         found = _Known(components, pending.own)
@@ -489,7 +499,8 @@ class TrajectorySampler:
     def _key(pending: _Pending) -> str:
         rollout = pending.rollout
         # Which are no part of a query's id.
-        others = "/".join(ids.tobytes().hex() for ids in rollout.query.alternatives)
+        query = rollout.query
+        others = "/".join(ids.tobytes().hex() for ids in (query.content_free_ids, *query.alternatives))
         return f"{rollout.query.id}:{others}:{pending.wanted.tobytes().hex()}:{rollout.input_ids.tobytes().hex()}"
 
     def _assemble(self, pending: _Pending, found: _Known) -> Trajectory | None:
@@ -530,6 +541,7 @@ class TrajectorySampler:
             log_likelihood=components.log_likelihood,
             log_constraint=self.task.log_constraint(origin.query, rollout.action_ids) - penalty + own,
             log_alternatives=components.log_alternatives,
+            log_choices=components.log_choices,
             behaviour=Behaviour(
                 adapter_version=origin.adapter.version if origin.adapter else 0,
                 adapter_sha256=origin.adapter.sha256 if origin.adapter else NO_SHA256,

@@ -66,16 +66,37 @@ class RewardComponents:
     """Whether stopping there makes an alternative target likelier than the query's own."""
     log_alternatives: FloatArray
     """log p of each alternative target at the last state; shape (alternatives,)."""
+    log_choices: FloatArray
+    """log p of all targets there as the model has them, then behind the content-free prompt; shape (2 targets,), empty
+    where there is no such prompt."""
+
+
+def states_to_score(stoppable: NDArray[np.bool_], every: int | None) -> NDArray[np.bool_]:
+    """Of the states where the policy can stop the first, every so many behind it, and the last of all, which is always
+    wanted; None: that one alone. Both masks have shape (K+1,)."""
+    wanted = np.zeros(len(stoppable), bool)
+    if every is not None:
+        wanted[np.flatnonzero(stoppable)[::every]] = True
+    wanted[-1] = True
+    return wanted
 
 
 def texts_to_score(
-    rollout: Rollout, terminator_id: int, wanted: NDArray[np.bool_], *, terminator_in_text: bool
+    rollout: Rollout,
+    terminator_id: int,
+    wanted: NDArray[np.bool_],
+    *,
+    terminator_in_text: bool,
+    calibrated: bool = False,
 ) -> list[ScoreText]:
     """One pass over X Z ⊤ Y gives the prior at every state and the likelihood at the last.
 
     With Y, each other state that is wanted has a short text of its own. Alternative targets follow the target of their
     state, one text each. Without `terminator_in_text` the target follows Z at once, as ⊤ is then the policy's stop sign
     alone. The last state is always wanted.
+
+    Where the query has a content-free prompt, further texts have that one in place of X: with all targets behind the
+    last state, and behind every wanted one where the reward is `calibrated`.
     """
     prompt, inputs = rollout.query.scored_prompt_ids.tolist(), rollout.input_ids.tolist()
     targets = _targets(rollout.query)
@@ -87,6 +108,10 @@ def texts_to_score(
     for end, wanted_targets in [*((end, targets) for end in ends), (last, targets[1:])]:
         head = (*prompt, *inputs[:end], *stop)
         texts += [ScoreText((*head, *target), first=len(head)) for target in wanted_targets]
+    content_free = rollout.query.content_free_ids.tolist()
+    for end in [*(ends if calibrated else []), last] if content_free else []:
+        head = (*content_free, *inputs[:end], *stop)
+        texts += [ScoreText((*head, *target), first=len(head)) for target in targets]
     return texts
 
 
@@ -97,11 +122,14 @@ def reward_components(
     terminator_in_reward: bool,
     stoppable: NDArray[np.bool_],
     wanted: NDArray[np.bool_],
+    calibrated: bool = False,
 ) -> RewardComponents:
     """The components at every decision state, from the scores of `texts_to_score`.
 
     Tokens that tools inserted are context: they don't count. The log-likelihood is 0 where the policy can't
-    stop, and NaN where it can but nobody asked; both masks have shape (K+1,).
+    stop, and NaN where it can but nobody asked; both masks have shape (K+1,). Where it is `calibrated` it is that of a
+    target among the query's, each divided by what it has behind the content-free prompt (Zhao et al. 2021):
+    log softmax over Y of log p(Y|XZ⊤) − log p(Y|X₀Z⊤).
     """
     whole, *target_scores = scores
     targets = _targets(rollout.query)
@@ -109,17 +137,22 @@ def reward_components(
     if terminator_in_reward:
         log_prior = log_prefix + whole.terminator[rollout.state_ends]
     log_likelihood, misleads = np.zeros(len(log_prior)), np.zeros(len(log_prior), bool)
-    others = list[float]()
+    others, choices = np.zeros(0), np.zeros(0)
     if targets:
         log_likelihood[stoppable & ~wanted] = np.nan
         # The last state's target ends the first text.
         sums = [float(found.actual.sum()) for found in target_scores]
         sums.insert(len(targets) * (int(wanted.sum()) - 1), float(whole.actual[-len(targets[0]) :].sum()))
-        for t, each in zip(wanted.nonzero()[0].tolist(), np.reshape(sums, (-1, len(targets))).tolist(), strict=True):
-            own, *others = each
-            log_likelihood[t], misleads[t] = own, any(other > own for other in others)
-    arrays = (log_prior.astype(np.float32), log_prefix.astype(np.float32), log_likelihood.astype(np.float32))
-    return RewardComponents(*arrays, misleads, np.asarray(others, np.float32))
+        table, content_free = np.split(np.reshape(sums, (-1, len(targets))), [int(wanted.sum())])
+        if len(content_free):
+            choices = np.concatenate([table[-1], content_free[-1]])
+        if calibrated:
+            table = table - content_free
+            table = table - np.logaddexp.reduce(table, axis=1, keepdims=True)
+        log_likelihood[wanted], misleads[wanted] = table[:, 0], (table[:, 1:] > table[:, :1]).any(axis=1)
+        others = table[-1, 1:]
+    prior, prefix, likelihood = (each.astype(np.float32) for each in (log_prior, log_prefix, log_likelihood))
+    return RewardComponents(prior, prefix, likelihood, misleads, others.astype(np.float32), choices.astype(np.float32))
 
 
 def values_at_states(values: Sequence[float], *, stoppable: NDArray[np.bool_], wanted: NDArray[np.bool_]) -> FloatArray:

@@ -89,9 +89,11 @@ def _json_lines(records: Iterable[Record], decode: Callable[[Any], str] | None) 
             "target_ids": query.target_ids.tolist(),
             "reference_ids": query.reference_ids.tolist(),
             "alternatives": [ids.tolist() for ids in query.alternatives],
+            "content_free_ids": query.content_free_ids.tolist(),
             "query_info": json.dumps(query.info),
             "query_row": json.dumps(query.row),
             **{name: getattr(item, name).tolist() for name in _ARRAYS},
+            "log_choices": item.log_choices.tolist(),
             "log_likelihood": _numbers(item.log_likelihood),
             "log_constraint": _numbers(item.log_constraint),
             "adapter_version": item.behaviour.adapter_version,
@@ -222,7 +224,8 @@ def _record(row: Mapping[str, Any]) -> Record:
         reference_ids=row["reference_ids"],
         alternatives=row["alternatives"],
         info=info,
-        # Older exports hold none.
+        # Older exports hold none of these.
+        content_free_ids=row.get("content_free_ids", []),
         row=loads(row.get("query_row", "{}")),
     )
     behaviour = Behaviour(
@@ -242,6 +245,7 @@ def _record(row: Mapping[str, Any]) -> Record:
         tool_events=tuple(ToolEvent(*event) for event in row["tool_events"]),
         log_likelihood=[_value(number) for number in row["log_likelihood"]],
         log_constraint=[_value(number) for number in row["log_constraint"]],
+        log_choices=row.get("log_choices", []),
         **{name: _exact(row[name], name) for name in _ARRAYS},
     )
     if query.id != item.query_id:

@@ -58,6 +58,12 @@ class RunSection(Section):
     evaluate_samples: bool = Field(
         True, description="draw samples for the evaluation when training is done; evaluation.every is of those before"
     )
+    evaluate_training: int = Field(
+        0,
+        ge=0,
+        description="training queries, spread evenly, that the trained sampler is evaluated on as well: where these "
+        "figures, `training`, are good and the test's aren't, it has learned and doesn't generalise",
+    )
     resume: bool = Field(False, description="go on from the last checkpoint of an existing run of this name")
 
 
@@ -221,7 +227,9 @@ class ActorSection(Section):
         description="Ray actors, one vLLM engine each; auto: one per GPU, or per num_cpus cores without GPUs, on all "
         "nodes of the cluster, following it as it grows and shrinks",
     )
-    num_cpus: float = Field(1, ge=0, description="cores that Ray reserves for an actor, and its threads")
+    num_cpus: float = Field(
+        1, ge=0, description="cores that Ray reserves for an actor, and its threads; see learner.threads"
+    )
     num_gpus: float | None = Field(
         None, ge=0, description="GPUs an actor; without it tensor_parallel_size where there are any, else 0"
     )
@@ -312,6 +320,12 @@ class RewardSection(Section):
     prior_weight: float | None = Field(None, ge=0, description="weight of log p(Z⊤|X); the task's own without it")
     likelihood_weight: float | None = Field(None, ge=0, description="weight of log p(Y|XZ⊤); the task's own without it")
     temperature: TemperatureSchedule = TemperatureSchedule.model_validate({})
+    every: int = Field(
+        1,
+        ge=1,
+        description="subtb and db: actors score the target, and a reward of your own, at every so many states and at "
+        "the last, and the balance leaves the others out: less to score, and as exact in the end",
+    )
 
 
 class LearnerSection(Section):
@@ -337,6 +351,12 @@ class LearnerSection(Section):
     clip_ratio: float = Field(0.2, gt=0, description="grpo: how far a token's probability may move from its sampler's")
     normalize: Literal["pairs", "trajectory"] = Field(
         "pairs", description="subtb's mean is over all pairs of states (the paper's), or over trajectories"
+    )
+    residual: Literal["square", "huber", "linex", "shifted_cosh"] = Field(
+        "square",
+        description="what a GFlowNet objective makes of the gap between target and policy, in nats: its square (the "
+        "paper's); huber, linear from 1 nat on; linex, which minds most what the policy misses; shifted_cosh, which "
+        "grows as e^|gap|",
     )
     steps: int = Field(200, ge=1, description="optimiser steps")
     stop_when: str | None = Field(
@@ -385,7 +405,9 @@ class LearnerSection(Section):
     threads: int | None = Field(
         None,
         ge=1,
-        description="CPU threads of all its processes; without it the cores that the actors leave, in an M step all",
+        description="CPU threads of all its processes; without it the cores that the actors leave, in an M step all. "
+        "Where it isn't given and all compute on the CPUs of one machine, those that wait for the others, learner or "
+        "actors, leave them their cores meanwhile",
     )
     gradient_checkpointing: bool = Field(
         False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -62,11 +62,16 @@ def figures_of(
         found["log_z_bound"] = float(np.mean(log_r / tau - log_q))
     if task.sample_requests():
         found |= task.evaluate_samples({request.label: dict(groups)}, weights)
-    return {name: float(value) for name, value in found.items() if _is_measure(value)}
+    return measures(found)
 
 
-def _is_measure(value: object) -> bool:
-    return isinstance(value, float | np.floating) and math.isfinite(value)
+def measures(found: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers among a task's figures, counts left out."""
+    return {
+        name: float(value)
+        for name, value in found.items()
+        if isinstance(value, float | np.floating) and math.isfinite(value)
+    }
 
 
 def evaluated_queries(task: Task[Any], n: int) -> tuple[list[Query], int]:

@@ -67,6 +67,8 @@ class Query(BaseModel):
     same."""
     alternatives: tuple[Ids, ...] = ()
     """Other targets, which no good rationale makes likelier than `target_ids`."""
+    content_free_ids: Ids = Field(default_factory=lambda: np.zeros(0, np.int32))
+    """The reference's prompt without what the query says, which targets are calibrated by; empty: they aren't."""
     info: dict[str, Any] = Field(default_factory=dict)
     """What the task itself needs for its constraint and evaluation; plain msgpack types only."""
     row: dict[str, Any] = Field(default_factory=dict)
@@ -105,22 +107,24 @@ class Query(BaseModel):
             ("the prompt", self.prompt_ids),
             ("the target", self.target_ids),
             ("the reference's prompt", self.reference_ids),
+            ("the content-free prompt", self.content_free_ids),
             *others,
         ]
 
     def tokens_needed(self, max_len: int, other_prompt: int = 0) -> int:
         """The longest text that is sampled or scored: prompt, rationale, ⊤, target, and the one token that a scoring
         request must generate. `other_prompt` is the length of a further prompt that is sampled under."""
-        prompt = max(len(self.prompt_ids), len(self.reference_ids), other_prompt)
+        prompt = max(len(self.prompt_ids), len(self.reference_ids), len(self.content_free_ids), other_prompt)
         target = max(len(ids) for ids in (self.target_ids, *self.alternatives))
         return prompt + max_len + target + 2
 
     def to_bytes(self) -> bytes:
         """Encode for Redis."""
         ids = [_le(item) for item in (self.prompt_ids, self.target_ids, self.reference_ids, *self.alternatives)]
-        # As JSON, which holds every integer.
-        row = [json.dumps(self.row)] if self.row else []
-        return bytes(msgpack.packb([WIRE_VERSION, self.task, ids, self.info, *row]))
+        # As JSON, which holds every integer. What a query doesn't have, at the end, is left out.
+        more: list[Any] = [json.dumps(self.row)] if self.row or len(self.content_free_ids) else []
+        more += [_le(self.content_free_ids)] if len(self.content_free_ids) else []
+        return bytes(msgpack.packb([WIRE_VERSION, self.task, ids, self.info, *more]))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
@@ -129,7 +133,7 @@ class Query(BaseModel):
             version, *parts = msgpack.unpackb(data)
             if version != WIRE_VERSION:
                 raise MalformedTrajectory(f"query has wire version {version}, this is {WIRE_VERSION}")
-            task, encoded, info, *row = parts
+            task, encoded, info, *more = parts
             prompt, target, reference, *others = (np.frombuffer(item, "<i4") for item in encoded)
             return cls(
                 task=task,
@@ -138,7 +142,8 @@ class Query(BaseModel):
                 reference_ids=reference,
                 alternatives=tuple(others),
                 info=info,
-                row=json.loads(row[0]) if row else {},
+                row=json.loads(more[0]) if more else {},
+                content_free_ids=np.frombuffer(b"".join(more[1:]), "<i4"),
             )
         except MalformedTrajectory:
             raise
@@ -192,6 +197,9 @@ class Trajectory(BaseModel):
     """NaN at states before the last that a reward of the user's own wasn't asked about."""
     log_alternatives: Floats = Field(default_factory=lambda: np.zeros(0, np.float32))
     """log p(Y'|XZ⊤) of each of the query's alternative targets at the last state."""
+    log_choices: Floats = Field(default_factory=lambda: np.zeros(0, np.float32))
+    """At the last state, where targets are calibrated: log p(Y|XZ⊤) of the target and of each alternative as the model
+    has it, then the same behind the content-free prompt in place of X. Empty elsewhere."""
     behaviour: Behaviour
     source: Source = "policy"
     created_at: float = 0.0
@@ -209,8 +217,10 @@ class Trajectory(BaseModel):
                 raise ValueError(f"{name} has {len(array)} entries, {k} actions need {k + 1}")
             if not np.isfinite(array if name == "log_prior" else array[-1:]).all() or np.isinf(array).any():
                 raise ValueError(f"{name} is not finite")
-        if not np.isfinite(self.log_alternatives).all():
-            raise ValueError("log_alternatives is not finite")
+        if not np.isfinite(self.log_alternatives).all() or not np.isfinite(self.log_choices).all():
+            raise ValueError("log_alternatives or log_choices is not finite")
+        if len(self.log_choices) not in (0, 2 + 2 * len(self.log_alternatives)):
+            raise ValueError(f"log_choices has {len(self.log_choices)} entries, two a target are needed")
         if len(self.behaviour.sampler_log_prob) != k:
             raise ValueError(f"sampler_log_prob has {len(self.behaviour.sampler_log_prob)} entries, need {k}")
         if self.source in SAMPLED and not np.isfinite(self.behaviour.log_prob):
@@ -280,6 +290,7 @@ class Trajectory(BaseModel):
                 behaviour.stop_log_prob,
                 [list(event) for event in self.tool_events],
                 len(self.log_alternatives),
+                *([len(self.log_choices)] if len(self.log_choices) else []),
             ]
         )
         context = [_le(self.input_ids), _le(self.action_positions)] if has_tools else []
@@ -292,6 +303,7 @@ class Trajectory(BaseModel):
                 _le(self.log_likelihood),
                 _le(self.log_constraint),
                 _le(self.log_alternatives),
+                _le(self.log_choices),
                 _le(behaviour.sampler_log_prob),
             ]
         )
@@ -316,10 +328,12 @@ class Trajectory(BaseModel):
         if header[0] != WIRE_VERSION:
             raise MalformedTrajectory(f"wire version {header[0]}, this reads version {WIRE_VERSION}")
         _, query_id, task, k, n_inputs, source, created_at, actor_id = header[:8]
-        version, sha256, temperature, stop_log_prob, events, n_others = header[8:]
+        version, sha256, temperature, stop_log_prob, events, n_others, *more = header[8:]
+        # Left out where there are none.
+        (n_choices,) = more or [0]
         start = unpacker.tell()
-        sizes = [k, n_inputs, k if n_inputs else 0, 4 * k + 3 + n_others]
-        if min(*sizes, n_others, source) < 0 or start + 4 * sum(sizes) != len(data):
+        sizes = [k, n_inputs, k if n_inputs else 0, 4 * k + 3 + n_others + n_choices]
+        if min(*sizes, n_others, n_choices, source) < 0 or start + 4 * sum(sizes) != len(data):
             raise MalformedTrajectory(f"{len(data)} bytes, {start + 4 * sum(sizes)} expected")
         after_ids = start + 4 * k
         if expected_id is not None and _digest(query_id, data[start:after_ids]) != expected_id.hex():
@@ -335,7 +349,7 @@ class Trajectory(BaseModel):
             "adapter_version": version,
             "adapter_sha256": sha256.hex(),
             "temperature": temperature,
-            "sampler_log_prob": floats[3 * k + 3 + n_others :],
+            "sampler_log_prob": floats[3 * k + 3 + n_others + n_choices :],
             "stop_log_prob": stop_log_prob,
         }
         values = {
@@ -348,6 +362,7 @@ class Trajectory(BaseModel):
             "log_likelihood": floats[k + 1 : 2 * k + 2],
             "log_constraint": floats[2 * k + 2 : 3 * k + 3],
             "log_alternatives": floats[3 * k + 3 : 3 * k + 3 + n_others],
+            "log_choices": floats[3 * k + 3 + n_others : 3 * k + 3 + n_others + n_choices],
             "source": _SOURCES[source],
             "created_at": created_at,
             "actor_id": actor_id,
@@ -360,6 +375,7 @@ class Trajectory(BaseModel):
             and not events
             and len(query_id) == _ID_BYTES
             and len(sha256) == len(NO_SHA256) // 2
+            and not n_choices
             and tuple(map(type, header)) == _HEADER_TYPES
             and version >= 0
             and temperature > 0

@@ -13,10 +13,13 @@ policy is exact when h is one constant, log Z, over all states that can stop. Ea
   db       between neighbouring states: the same at λ = 0 (modified detailed balance, Deleu et al. 2022)
   tb       of the last state against a learned log Z (Malkin et al. 2022)
   vargrad  of the last state against the mean over trajectories of its query (Richter et al. 2020; TBA 2025)
+
+The spread is squared, or penalised by another function that is 0 at 0 alone (`residual`; arXiv 2410.02596).
 """
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -25,6 +28,8 @@ from jaxtyping import Bool, Float, Int, jaxtyped
 from torch import Tensor
 
 Normalize = Literal["pairs", "trajectory"]
+Residual = Literal["square", "huber", "linex", "shifted_cosh"]
+EXPONENTIAL_UP_TO = 4.0
 _typechecker = beartype(conf=BeartypeConf(is_pep484_tower=True))
 
 
@@ -47,6 +52,7 @@ def subtb_loss(
     can_stop: Bool[Tensor, "batch states"] | None = None,
     group: Int[Tensor, " batch"] | None = None,
     normalize: Normalize = "pairs",
+    residual: Residual = "square",
 ) -> Float[Tensor, ""]:
     """Modified sub-trajectory balance: Σ λ^(j−i−1) (h_i − h_j)² / Σ λ^(j−i−1) over 0 <= i < j <= K.
 
@@ -57,8 +63,8 @@ def subtb_loss(
     the actions before min_len. `can_stop` rules further states out, e.g. those where a grammar forbids ⊤; the first
     that is left then takes min_len's part. Raises ValueError for lengths or shapes that don't fit.
     """
-    squares, weights = _subtb_sums(log_pf, log_pterm, log_reward, n_actions, lam, min_len, can_stop, group)
-    return _normalized(squares, weights, normalize)
+    arguments = (log_pf, log_pterm, log_reward, n_actions, lam, min_len, can_stop, group)
+    return _normalized(*_subtb_sums(*arguments, residual), normalize)
 
 
 @jaxtyped(typechecker=_typechecker)
@@ -74,7 +80,8 @@ def subtb_residuals(
     group: Int[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, " batch"]:
     """How far each trajectory is from balance: the root of its weighted mean of (h_i − h_j)², in nats."""
-    squares, weights = _subtb_sums(log_pf, log_pterm, log_reward, n_actions, lam, min_len, can_stop, group)
+    arguments = (log_pf, log_pterm, log_reward, n_actions, lam, min_len, can_stop, group)
+    squares, weights = _subtb_sums(*arguments, "square")
     return (squares / weights.clamp_min(1)).clamp_min(0).sqrt()
 
 
@@ -89,6 +96,7 @@ def db_loss(
     can_stop: Bool[Tensor, "batch states"] | None = None,
     group: Int[Tensor, " batch"] | None = None,
     normalize: Normalize = "pairs",
+    residual: Residual = "square",
 ) -> Float[Tensor, ""]:
     """Modified detailed balance: mean (h_t − h_{t+1})² over neighbouring states, `subtb_loss` at λ = 0."""
     return subtb_loss(
@@ -101,6 +109,7 @@ def db_loss(
         can_stop=can_stop,
         group=group,
         normalize=normalize,
+        residual=residual,
     )
 
 
@@ -113,13 +122,14 @@ def tb_loss(
     *,
     log_z: Float[Tensor, " batch"] | Float[Tensor, ""],
     min_len: int = 0,
+    residual: Residual = "square",
 ) -> Float[Tensor, ""]:
     """Trajectory balance: mean (log Z + log q(Z⊤|X) − log R_K)².
 
     `log_z` is that of each trajectory's query, or one for all.
     """
     _check(log_pf, log_pterm, n_actions, min_len)
-    return (log_z - terminal_log_z(log_pf, log_pterm, log_reward, n_actions)).square().mean()
+    return penalty(terminal_log_z(log_pf, log_pterm, log_reward, n_actions) - log_z, residual).mean()
 
 
 @jaxtyped(typechecker=_typechecker)
@@ -131,6 +141,7 @@ def vargrad_loss(
     *,
     group: Int[Tensor, " batch"] | None = None,
     min_len: int = 0,
+    residual: Residual = "square",
 ) -> Float[Tensor, ""]:
     """Trajectory balance with log Ẑ of a query = batch mean of log R_K − log q(Z⊤|X), its gradient stopped.
 
@@ -139,7 +150,7 @@ def vargrad_loss(
     """
     _check(log_pf, log_pterm, n_actions, min_len)
     estimates = terminal_log_z(log_pf, log_pterm, log_reward, n_actions)
-    return (estimates - group_mean(estimates, group)).square().mean()
+    return penalty(estimates - group_mean(estimates, group), residual).mean()
 
 
 def reinforce_advantages(
@@ -221,18 +232,19 @@ def _subtb_sums(
     min_len: int,
     can_stop: Tensor | None,
     group: Tensor | None,
+    residual: Residual,
 ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
-    """Weighted squares and weights of each trajectory's pairs of states, the term of its first state among them."""
+    """Weighted penalties and weights of each trajectory's pairs of states, the term of its first state among them."""
     _check(log_pf, log_pterm, n_actions, min_len)
     flows = _implied_log_z(log_pf, log_pterm, log_reward, n_actions, min_len, can_stop)
-    squares, weights = _pair_sums(flows, lam)
+    penalties, weights = _pair_sums(flows, lam) if residual == "square" else _pair_penalties(flows, lam, residual)
     late = ~flows.valid[:, 0]
     if bool(late.any()):
         # Of the first state that can stop; all trajectories share state 0 where that one can.
         first = flows.log_z.gather(1, flows.valid.int().argmax(1, keepdim=True))[:, 0]
-        squares = squares + torch.where(late, (first - group_mean(first, group)).square(), 0)
+        penalties = penalties + torch.where(late, penalty(first - group_mean(first, group), residual), 0)
         weights = weights + late
-    return squares, weights
+    return penalties, weights
 
 
 def _check(log_pf: Tensor, log_pterm: Tensor, n_actions: Tensor, min_len: int) -> None:
@@ -288,6 +300,39 @@ def _pair_sums(flows: _Flows, lam: float) -> tuple[Float[Tensor, " batch"], Floa
     return (h.square() * per_state).sum(1) - (h * (h @ weights)).sum(1), per_state.sum(1) / 2
 
 
+def _pair_penalties(
+    flows: _Flows, lam: float, residual: Residual
+) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+    """As `_pair_sums` of g(h_j − h_i), pair by pair, batch × states² numbers: only the square can be summed apart."""
+    order = (~flows.valid).int().argsort(dim=1, stable=True)
+    h, mask = flows.log_z.gather(1, order), flows.valid.gather(1, order).to(flows.log_z.dtype)
+    weights = _distance_weights(h.shape[1], lam, h).triu() * mask[:, :, None] * mask[:, None, :]
+    later_less_earlier = torch.where(weights > 0, h[:, None, :] - h[:, :, None], 0)
+    return (weights * penalty(later_less_earlier, residual)).sum((1, 2)), weights.sum((1, 2))
+
+
+def penalty(gap: Tensor, residual: Residual) -> Tensor:
+    """g of each gap t = log(target flow / policy's flow), in nats: 0 at 0 alone, convex, g''(0) = 2 as of the square.
+
+    `huber` is linear from 1 nat on. `linex` is 2 (e^t − t − 1), which minds most what the policy misses; `shifted_cosh`
+    is e^t + e^−t − 2, which minds what it misses and what it overrates (arXiv 2410.02596, section 4). Their
+    exponentials go on linearly beyond `EXPONENTIAL_UP_TO` nats: before training a gap may be of tens of nats.
+    """
+    if residual == "square":
+        return gap.square()
+    if residual == "huber":
+        return 2 * torch.nn.functional.huber_loss(gap, torch.zeros_like(gap), reduction="none")
+    if residual == "linex":
+        return 2 * (_exponential_less_1(gap) - gap)
+    return _exponential_less_1(gap) + _exponential_less_1(-gap)
+
+
+def _exponential_less_1(x: Tensor) -> Tensor:
+    """e^x − 1, from the bound on its tangent there."""
+    within = x.clamp_max(EXPONENTIAL_UP_TO)
+    return within.expm1() + (x - within) * math.exp(EXPONENTIAL_UP_TO)
+
+
 def _distance_weights(n_states: int, lam: float, like: Tensor) -> Float[Tensor, "states states"]:
     """λ^(|i−j|−1) off the diagonal, 0 on it; 0⁰ is 1, so λ = 0 leaves the neighbours."""
     time = torch.arange(n_states, device=like.device)
@@ -296,11 +341,11 @@ def _distance_weights(n_states: int, lam: float, like: Tensor) -> Float[Tensor, 
     return torch.where(distance > 0, powers, 0)
 
 
-def _normalized(squares: Tensor, weights: Tensor, normalize: Normalize) -> Tensor:
+def _normalized(penalties: Tensor, weights: Tensor, normalize: Normalize) -> Tensor:
     if normalize == "pairs":
-        return squares.sum() / weights.sum().clamp_min(1)
+        return penalties.sum() / weights.sum().clamp_min(1)
     counted = weights > 0
-    return torch.where(counted, squares / weights.clamp_min(1), 0).sum() / counted.sum().clamp_min(1)
+    return torch.where(counted, penalties / weights.clamp_min(1), 0).sum() / counted.sum().clamp_min(1)
 
 
 def group_mean(values: Float[Tensor, " batch"], group: Tensor | None) -> Float[Tensor, " batch"]:

@@ -69,7 +69,7 @@ class Evaluation:
 def stack_rewards(
     trajectories: Sequence[Trajectory], weights: RewardWeights, temperature: float, device: torch.device
 ) -> Float[Tensor, "batch states"]:
-    """Tempered log R at every decision state, padded with 0."""
+    """Tempered log R at every decision state, padded with 0; NaN where it wasn't scored."""
     width = max(len(item.log_prior) for item in trajectories)
     out = torch.zeros(len(trajectories), width)
     for row, item in zip(out, trajectories, strict=True):
@@ -87,25 +87,36 @@ def evaluate(
 ) -> Evaluation:
     """The configured objective of a batch; `rows` is the query index of each trajectory."""
     arguments = (log_probs.log_pf, log_probs.log_pterm, log_reward, log_probs.n_actions)
-    estimates, can_stop = terminal_log_z(*arguments).detach(), log_probs.can_stop
+    estimates = terminal_log_z(*arguments).detach()
+    # A state whose reward nobody asked for implies no log Z, as one where the policy can't stop.
+    can_stop = log_probs.can_stop & ~log_reward.isnan()
     learned: float | None = None
     if section.objective == "tb":
         log_z.start(rows, estimates)
         heads = log_z.values[rows]
         learned = float(heads.detach().mean())
-        loss = tb_loss(*arguments, log_z=heads, min_len=min_len)
+        loss = tb_loss(*arguments, log_z=heads, min_len=min_len, residual=section.residual)
         residuals = (heads.detach() - estimates).abs()
     elif section.objective == "vargrad":
-        loss = vargrad_loss(*arguments, group=rows, min_len=min_len)
+        loss = vargrad_loss(*arguments, group=rows, min_len=min_len, residual=section.residual)
         residuals = (group_mean(estimates, rows) - estimates).abs()
     else:
+        normalize, residual = section.normalize, section.residual
         if section.objective == "db":
             lam = 0.0
-            loss = db_loss(*arguments, min_len=min_len, can_stop=can_stop, group=rows, normalize=section.normalize)
+            loss = db_loss(
+                *arguments, min_len=min_len, can_stop=can_stop, group=rows, normalize=normalize, residual=residual
+            )
         else:
             lam = section.subtb_lambda
             loss = subtb_loss(
-                *arguments, lam=lam, min_len=min_len, can_stop=can_stop, group=rows, normalize=section.normalize
+                *arguments,
+                lam=lam,
+                min_len=min_len,
+                can_stop=can_stop,
+                group=rows,
+                normalize=normalize,
+                residual=residual,
             )
         with torch.no_grad():
             residuals = subtb_residuals(*arguments, lam=lam, min_len=min_len, can_stop=can_stop, group=rows)

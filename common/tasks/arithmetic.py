@@ -58,7 +58,7 @@ class ArithmeticTask(TemplateTask[ArithmeticConfig]):
 
     def figures(self, groups: Groups, weights: RewardWeights) -> dict[str, Any]:
         found = super().figures(groups, weights)
-        answers = {query.id: str(query.info["answer"]) for query in self.queries("test")}
+        answers = {key: str(self.queries_by_id[key].info["answer"]) for key in groups}
         right = [majority([self.read_answer(item) for item in group]) == answers[key] for key, group in groups.items()]
         each = [self.read_answer(item) == answers[key] for key, group in groups.items() for item in group]
         return {**found, "accuracy": float(np.mean(right)), "sample_accuracy": float(np.mean(each))}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
@@ -158,6 +159,8 @@ class Task(ABC, Generic[ConfigT]):
     """Whether ⊤ is part of the text, so that log_prior counts it and Y follows it; no where it is only a stop sign."""
     misleading_penalty: float = 0.0
     """Taken off log R, in nats, where stopping makes one of the query's alternative targets likelier than its own."""
+    calibrated_reward: bool = False
+    """Whether p(Y|XZ⊤) in the reward is calibrated by the query's content-free prompt."""
 
     takes_prompts: ClassVar[bool] = True
     """Whether a trained sampler can be asked for prompts that are none of the task's queries."""
@@ -185,6 +188,11 @@ class Task(ABC, Generic[ConfigT]):
     @abstractmethod
     def queries(self, split: Split) -> list[Query]:
         """The queries to train on or to be tested on."""
+
+    @cached_property
+    def queries_by_id(self) -> dict[str, Query]:
+        """Those of both splits."""
+        return {query.id: query for query in (*self.queries("train"), *self.queries("test"))}
 
     @property
     def tool(self) -> ToolBox | None:
@@ -228,7 +236,8 @@ class Task(ABC, Generic[ConfigT]):
         return []
 
     def evaluate_samples(self, samples: SampleSets, weights: RewardWeights) -> dict[str, Any]:
-        """Figures from samples drawn on the test queries; while a run trains on some of them, of `trained` alone."""
+        """Figures from samples drawn on the test queries; while a run trains on some of them, and with
+        `run.evaluate_training` on training queries, of `trained` alone."""
         return {}
 
     def plot(self, before: Mapping[str, Any], after: Mapping[str, Any], folder: Path) -> list[Path]:

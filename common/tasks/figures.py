@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from common.diagnostics.correction import of_targets
+from common.diagnostics.importance import Floats
 from common.diagnostics.verdict import REFUSED_SHARE
 from common.reward import RewardWeights
 from common.trajectory import SAMPLED, Trajectory
@@ -36,15 +37,69 @@ def edit_diversity(group: Sequence[Trajectory]) -> float:
 
 def target_wins(group: Sequence[Trajectory]) -> bool:
     """Whether the query's own target is the likeliest under the mean over rationales of p(Y|XZ⊤)."""
-    own = [float(item.log_likelihood[-1]) for item in group]
-    others = np.stack([item.log_alternatives.astype(np.float64) for item in group])
-    log_means = np.logaddexp.reduce(np.column_stack([own, others]), axis=0)
+    log_means = np.logaddexp.reduce([_of_choices(item, contextual=False) for item in group], axis=0)
     return bool((log_means[0] > log_means[1:]).all())
 
 
 def accuracy(groups: Mapping[str, Sequence[Trajectory]]) -> float:
     """Share of queries whose own target wins."""
     return float(np.mean([target_wins(group) for group in groups.values()]))
+
+
+def choice_log_probs(
+    groups: Sequence[Sequence[Trajectory]], truths: Sequence[int], *, contextual: bool = False
+) -> Floats:
+    """log P(Y|X) of every choice, shape (queries, choices), each row normalised: of the mean over a query's rationales
+    of p(Y|XZ⊤). `truths` says which choice each query's target is.
+
+    With `contextual` each p(Y|XZ⊤) is divided by what it is behind the content-free prompt and normalised over the
+    choices first (Zhao et al. 2021, with W diagonal and b = 0).
+    """
+    found = []
+    for group, truth in zip(groups, truths, strict=True):
+        rows = np.stack([_of_choices(item, contextual=contextual) for item in group])
+        own, *others = np.logaddexp.reduce(normalized(rows) if contextual else rows, axis=0)
+        found.append(np.insert(others, truth, own))
+    return normalized(np.stack(found))
+
+
+def normalized(log_p: Floats) -> Floats:
+    """Each row of log-probabilities, shape (rows, choices), with the sum of its probabilities made 1."""
+    return log_p - np.logaddexp.reduce(log_p, axis=1, keepdims=True)
+
+
+def _of_choices(item: Trajectory, *, contextual: bool) -> Floats:
+    """log p(Y|XZ⊤) of the target and then of each alternative, by the model or divided by what is content-free."""
+    n = 1 + len(item.log_alternatives)
+    if len(item.log_choices):
+        stated = item.log_choices.astype(np.float64)
+        return stated[:n] - stated[n:] if contextual else stated[:n]
+    if contextual:
+        raise ValueError("trajectory was scored without a content-free prompt: it can't be calibrated by one")
+    return np.array([item.log_likelihood[-1], *item.log_alternatives], np.float64)
+
+
+def batch_calibrated(log_p: Floats) -> Floats:
+    """Each choice's probability divided by its mean over the queries, normalised again (Zhou et al. 2023, equation 3);
+    shape (queries, choices)."""
+    return normalized(log_p - np.logaddexp.reduce(log_p, axis=0))
+
+
+def classification(log_p: Floats, truths: Sequence[int]) -> dict[str, float]:
+    """Accuracy of log P(Y|X), shape (queries, choices), and the area under its ROC curve: how often a query of a choice
+    has more of it than one of another choice has, ties half; of more than two choices the mean of each against the
+    rest, and none where all queries are of one choice."""
+    from scipy.stats import rankdata  # SciPy's import takes a second
+
+    areas, of = list[float](), np.array(truths)
+    for choice in range(log_p.shape[1]):
+        own = of == choice
+        n, rest = int(own.sum()), int((~own).sum())
+        if n and rest:
+            ranks = rankdata(log_p[:, choice])
+            areas.append((float(ranks[own].sum()) - n * (n + 1) / 2) / (n * rest))
+    area = {"auc": float(np.mean(areas))} if areas else {}
+    return {"accuracy": float((log_p.argmax(axis=1) == of).mean()), **area}
 
 
 def corrected_accuracy(

@@ -158,9 +158,9 @@ class ReasoningGymTask(Task[ReasoningGymConfig]):
 
     def evaluate_samples(self, samples: SampleSets, weights: RewardWeights) -> dict[str, Any]:
         """The verifier's mean score of samples, and of the majority's answer, of both samplers."""
-        entries = {query.id: self._entry(query.info["index"]) for query in self.queries("test")}
         table = {}
         for label, groups in samples.items():
+            entries = {key: self._entry(self.queries_by_id[key].info["index"]) for key in groups}
             texts = {key: [self.codec.decode(item.action_ids) for item in group] for key, group in groups.items()}
             scores = [self._score(text, entries[key]) for key, group in texts.items() for text in group]
             picked = {key: majority([self._answer(text) for text in group]) for key, group in texts.items()}

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from common.chat import Message, assistant, is_conversation, only_turn, user
+from common.diagnostics.importance import Floats
 from common.errors import UserError
 from common.reward import RewardWeights
 from common.row import BadRow, Row
 from common.rows import read
 from common.tasks.base import PolicyScorer, SampleRequest, SampleSets, SamplingTemperature, TokenCodec, base_and_trained
-from common.tasks.figures import accuracy, corrected_accuracy, summarise
+from common.tasks.figures import (
+    accuracy,
+    batch_calibrated,
+    choice_log_probs,
+    classification,
+    corrected_accuracy,
+    normalized,
+    summarise,
+)
 from common.tasks.text import Example, TextConfig, TextTask, fill_row
-from common.templates import check_template, places
+from common.templates import check_template, fill, places
 from common.tools import ToolError, ToolSection
 from common.trajectory import Query, Trajectory
 
@@ -44,6 +53,16 @@ class TemplateConfig(TextConfig):
         [], description="all targets that there are; the others of a row are its alternatives, and accuracy is measured"
     )
     rationale: str | None = Field(None, description="Z, where rows hold one: seeds, and what `sft` trains on")
+    calibrate: Literal["none", "contextual", "batch"] = Field(
+        "none",
+        description="how the figures `accuracy_calibrated` and `auc_calibrated` take out that the model prefers some "
+        "choices whatever it reads: contextual divides p(Y|XZ) by what it is behind `content_free` in place of the "
+        "row's text (Zhao et al. 2021), batch by its mean over the rows (Zhou et al. 2023)",
+    )
+    content_free: str = Field("N/A", description="stands for the row's text where contextual calibration asks")
+    calibrate_reward: bool = Field(
+        False, description="whether log R has the calibrated p(Y|XZ) as well, by contextual calibration"
+    )
     misleading_penalty: float = Field(
         0.0, ge=0, description="nats taken off log R where the rationale makes another choice likelier than the target"
     )
@@ -61,6 +80,16 @@ class TemplateConfig(TextConfig):
     corrected_samples: int = Field(
         128, ge=0, description="rationales a test row that `amortis evaluate` corrects `accuracy` by; 0 for no more"
     )
+
+    @model_validator(mode="after")
+    def _calibrates_choices(self) -> Self:
+        if self.calibrate != "none" and len(self.choices) < 2:
+            raise ValueError("calibrate is about choices, and there are none: give at least two `choices`")
+        if self.calibrate_reward and (self.calibrate != "contextual" or self.target is None):
+            raise ValueError("calibrate_reward is about a target: give `target`, and calibrate: contextual")
+        if not self.content_free.strip():
+            raise ValueError("content_free is empty: give a text that says nothing, such as N/A")
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -89,6 +118,7 @@ class TemplateTask(TextTask[TemplateConfigT]):
         super().__init__(config, codec, max_model_len)
         self.terminator_in_reward = config.terminator_in_text
         self.misleading_penalty = config.misleading_penalty
+        self.calibrated_reward = config.calibrate_reward
 
     @property
     def tool_section(self) -> ToolSection | None:
@@ -114,9 +144,20 @@ class TemplateTask(TextTask[TemplateConfigT]):
             target_ids=[] if target is None else self.some(self.codec.encode(target), "the target"),
             reference_ids=[] if reference == prompt else self.some(self._encoded(reference), "the reference's prompt"),
             alternatives=tuple(self.some(self.codec.encode(choice), "a choice") for choice in others),
+            content_free_ids=self._content_free() if config.calibrate == "contextual" and target is not None else [],
             info={**self.info(row), "rationale": rationale or ""},
         )
         return Example(query, rationale, no_rationale)
+
+    def _content_free(self) -> list[int]:
+        """The reference's prompt with the content-free text in the place of each column, behind the same shots."""
+        config = self.config
+        prompt = self._without_content(config.reference_prompt or config.prompt)
+        return self._encoded(self._behind_shots("reference_shots", config.reference_shots, prompt))
+
+    def _without_content(self, template: str) -> Prompt:
+        text = fill(template, lambda column: self.config.content_free)
+        return text if self.chat is None else [user(text)]
 
     def _encoded(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
@@ -249,11 +290,15 @@ class TemplateTask(TextTask[TemplateConfigT]):
         if config.target is not None or not config.choices or config.rationale is None:
             return {}
         choices = [self.codec.encode(choice.removesuffix(self.terminator)) for choice in config.choices]
-        right = [
-            config.choices[int(np.argmax(policy.log_prob(query, choices)))] == query.info["rationale"]
-            for query in self.queries("test")
-        ]
-        return {"accuracy": float(np.mean(right))}
+        queries, places = self.queries("test"), {choice: i for i, choice in enumerate(config.choices)}
+        truths = [places.get(query.info["rationale"], -1) for query in queries]
+        raw = normalized(np.stack([policy.log_prob(query, choices) for query in queries]))
+        return self._classified(raw, truths, lambda: raw - policy.log_prob(self._content_free_query(), choices))
+
+    def _content_free_query(self) -> Query:
+        """What the policy reads in place of a row's prompt, for contextual calibration."""
+        prompt = self._behind_shots("policy_shots", self.config.policy_shots, self._without_content(self.config.prompt))
+        return Query(task=self.config.name, prompt_ids=self._encoded(prompt))
 
     def sample_requests(self) -> list[SampleRequest]:
         return base_and_trained(self.config.evaluation_samples, self.config.evaluation_temperature)
@@ -300,12 +345,33 @@ class TemplateTask(TextTask[TemplateConfigT]):
         """Figures of one sampler on some test queries."""
         found: dict[str, Any] = dict(summarise(list(groups.values()), weights))
         if self._classifies:
-            found["accuracy"] = accuracy(groups)
+            found |= self._classification(groups)
             remark = "task.evaluation_samples is how many a row"
             if self.correction_requests():
                 remark += "; `amortis evaluate` draws task.corrected_samples from the trained sampler"
             found |= self._corrected(groups, weights, remark)
         return found
+
+    def _classification(self, groups: Groups) -> dict[str, float]:
+        """How well the likeliest target is the row's own, as the model has it and calibrated."""
+        truths, each = [self._truths[key] for key in groups], list(groups.values())
+        raw = choice_log_probs(each, truths)
+        found = self._classified(raw, truths, lambda: choice_log_probs(each, truths, contextual=True))
+        return {**found, "accuracy": accuracy(groups)}
+
+    def _classified(self, raw: Floats, truths: Sequence[int], contextual: Callable[[], Floats]) -> dict[str, float]:
+        """Figures of log P(Y|X), shape (queries, choices), and of the same calibrated, if that is wanted."""
+        found, how = classification(raw, truths), self.config.calibrate
+        if how == "none":
+            return found
+        calibrated = batch_calibrated(raw) if how == "batch" else normalized(contextual())
+        return found | {f"{name}_calibrated": value for name, value in classification(calibrated, truths).items()}
+
+    @cached_property
+    def _truths(self) -> dict[str, int]:
+        """Which of the choices each query's target is, by the query's id."""
+        choices = [self.codec.encode(choice) for choice in self.config.choices]
+        return {key: choices.index(query.target_ids.tolist()) for key, query in self.queries_by_id.items()}
 
     def _corrected(self, groups: Groups, weights: RewardWeights, remark: str) -> dict[str, Any]:
         """Figures by the weights of these draws; `remark` says where more are to be had. None of no draws."""

@@ -34,7 +34,7 @@ from common.balance import bottleneck, hand_over
 from common.config import RunConfig
 from common.config_loading import REDIS_URL_VARIABLE
 from common.errors import RunFault, UserError
-from common.evaluation import spread
+from common.evaluation import measures, spread
 from common.files import write_whole
 from common.folder_lock import LEARNER, locked
 from common.json_text import dumps
@@ -42,7 +42,7 @@ from common.log import get_logger, set_up_logging
 from common.metrics import LauncherMetrics, new_registry, serve, targets
 from common.processes import die_with_parent
 from common.seeds import make_seed_jobs
-from common.tasks import SampleRequest, Task, make_task
+from common.tasks import SampleRequest, Split, Task, make_task
 from common.tasks.base import with_samples
 from common.tokens import codec_of
 from common.trajectory import Trajectory
@@ -324,6 +324,8 @@ class Launcher:
                 samples = self._drawn("evaluating samples", requests, actors)
                 found = task.evaluate_samples(with_samples(samples), self.config.reward_weights)
                 found |= tokens_per_sample(samples, task.queries("test"))
+                if self.config.run.evaluate_training:
+                    found["training"] = self._training_figures(task, requests, actors)
                 write_whole(folder / "evaluation_samples.json", dumps(found, indent=2))
             if self._diagnose is not None and is_wanted(self.config):
                 self._diagnosis = dict(UNFINISHED)
@@ -334,15 +336,29 @@ class Launcher:
             log.info("the evaluation was given up")
 
     def _drawn(
-        self, phase: str, requests: Sequence[SampleRequest], actors: ActorPool, most: int | None = None
+        self,
+        phase: str,
+        requests: Sequence[SampleRequest],
+        actors: ActorPool,
+        most: int | None = None,
+        split: Split = "test",
     ) -> dict[str, dict[str, list[Trajectory]]]:
         """Samples of the test queries, or of `most` of them, one request after the other to tell how far it is: beam
         search alone can take minutes."""
         samples: dict[str, dict[str, list[Trajectory]]] = {}
         for number, request in enumerate(requests, start=1):
             self._show(f"{phase}, {number} of {len(requests)} ({request.label})")
-            samples |= _decoded(actors.evaluate([request], should_stop=self._is_interrupted, most=most))
+            samples |= _decoded(actors.evaluate([request], split, self._is_interrupted, most))
         return samples
+
+    def _training_figures(
+        self, task: Task[Any], requests: Sequence[SampleRequest], actors: ActorPool
+    ) -> dict[str, float]:
+        """The task's figures of the trained sampler's draws on training queries."""
+        trained = [request for request in requests if request.adapter]
+        most = self.config.run.evaluate_training
+        samples = self._drawn("evaluating on training queries", trained, actors, most, "train")
+        return measures(task.evaluate_samples(with_samples(samples), self.config.reward_weights))
 
     def _subject(self, task: Task[Any], actors: ActorPool, folder: Path) -> Subject:
         """What the run ends with, to be diagnosed by an actor's draws."""

@@ -191,7 +191,7 @@ def test_without_a_target_the_choices_are_classified_directly(codec: HuggingFace
             return -np.arange(len(sequences), dtype=float)
 
     assert [len(query.target_ids) for query in task.queries("test")] == [0, 0]
-    assert task.evaluate_policy(AlwaysFirst()) == {"accuracy": 0.5}
+    assert task.evaluate_policy(AlwaysFirst()) == {"accuracy": 0.5, "auc": 0.5}
 
 
 STORIES = [{f"sentence{k}": f"In story {i} thing {k} happened." for k in range(1, 6)} for i in range(10)]

@@ -30,6 +30,8 @@ def trajectories(draw: st.DrawFn) -> Trajectory:
         inputs.append(action)
     inputs += [7] * gaps[k]
     rewards = [draw(st.lists(FLOATS, min_size=k + 1, max_size=k + 1)) for _ in range(3)]
+    others = draw(st.lists(FLOATS, max_size=2))
+    choices = draw(st.sampled_from([0, 2 + 2 * len(others)]))
     return Trajectory(
         query_id=make_query(1, 2).id,
         task=draw(st.text(max_size=8)),
@@ -39,6 +41,8 @@ def trajectories(draw: st.DrawFn) -> Trajectory:
         log_prior=rewards[0],
         log_likelihood=rewards[1],
         log_constraint=rewards[2],
+        log_alternatives=others,
+        log_choices=draw(st.lists(FLOATS, min_size=choices, max_size=choices)),
         behaviour=Behaviour(
             adapter_version=draw(st.integers(0, 2**40)),
             adapter_sha256=draw(st.text("0123456789abcdef", min_size=64, max_size=64)),
@@ -57,7 +61,8 @@ def test_the_wire_form_round_trips_exactly(item: Trajectory) -> None:
     again = Trajectory.from_bytes(item.to_bytes())
     assert again.to_bytes() == item.to_bytes()
     assert again.id == item.id
-    for name in ("action_ids", "input_ids", "action_positions", "log_prior", "log_likelihood", "log_constraint"):
+    arrays = ("action_ids", "input_ids", "action_positions", "log_prior", "log_likelihood", "log_constraint")
+    for name in (*arrays, "log_alternatives", "log_choices"):
         assert np.array_equal(getattr(again, name), getattr(item, name)), name
     assert again.behaviour.model_dump(exclude={"sampler_log_prob"}) == item.behaviour.model_dump(
         exclude={"sampler_log_prob"}

@@ -14,6 +14,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from actors.scoring import states_to_score
 from common.action_space import ActionSpace
 from common.config import LearnerSection, LoraSection
 from common.trajectory import Query
@@ -81,8 +82,19 @@ def total_variation(p: NDArray[np.float64], q: NDArray[np.float64]) -> float:
 
 
 @pytest.mark.parametrize("min_len", [0, 1])
-@pytest.mark.parametrize("objective", ["subtb", "tb", "vargrad", "db"])
-def test_training_off_policy_reaches_the_enumerated_posterior(objective: str, min_len: int) -> None:
+@pytest.mark.parametrize(
+    ("objective", "every", "residual"),
+    [
+        *((objective, 1, "square") for objective in ("subtb", "tb", "vargrad", "db")),
+        *((objective, 2, "square") for objective in ("subtb", "db")),
+        ("subtb", 1, "huber"),
+        ("vargrad", 1, "linex"),
+        ("vargrad", 1, "shifted_cosh"),
+    ],
+)
+def test_training_off_policy_reaches_the_enumerated_posterior(
+    objective: str, every: int, residual: str, min_len: int
+) -> None:
     queries = [make_query(14, 15, 3), make_query(0, 9)]
     policy, sequences = make_policy(min_len), every_sequence(min_len)
     rewards = {query.id: reference_log_reward(query) for query in queries}
@@ -90,7 +102,7 @@ def test_training_off_policy_reaches_the_enumerated_posterior(objective: str, mi
     before = {q.id: total_variation(targets[q.id], np.exp(policy.log_prob(q, sequences))) for q in queries}
     assert min(before.values()) > 0.15, "the problem must not be solved from the start"
 
-    section = LearnerSection.model_validate({"objective": objective, "steps": STEPS})
+    section = LearnerSection.model_validate({"objective": objective, "residual": residual, "steps": STEPS})
     log_z = LogZTable([query.id for query in queries])
     optimizer = torch.optim.AdamW(
         [{"params": list(policy.trainable().values()), "lr": 3e-3}, {"params": [log_z.values], "lr": 0.1}],
@@ -118,6 +130,8 @@ def test_training_off_policy_reaches_the_enumerated_posterior(objective: str, mi
         log_reward = torch.zeros_like(log_probs.log_pterm)
         for row, (query, z) in zip(log_reward, batch, strict=True):
             row[: len(z) + 1] = torch.tensor([rewards[query.id](z[:t]) / TAU for t in range(len(z) + 1)])
+            scored = states_to_score(np.arange(len(z) + 1) >= min_len, every)
+            row[: len(z) + 1][~torch.as_tensor(scored)] = torch.nan
         found = evaluate(section, log_probs, log_reward, log_z.rows(trajectories), log_z, min_len)
         optimizer.zero_grad()
         found.loss.backward()  # type: ignore[no-untyped-call]

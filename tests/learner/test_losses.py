@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from learner.losses import db_loss, subtb_loss, subtb_residuals, tb_loss, terminal_log_z, vargrad_loss
+from learner.losses import (
+    EXPONENTIAL_UP_TO,
+    Residual,
+    db_loss,
+    penalty,
+    subtb_loss,
+    subtb_residuals,
+    tb_loss,
+    terminal_log_z,
+    vargrad_loss,
+)
 
 BATCH, STEPS = 5, 7
 LENGTHS = torch.tensor([0, 1, 4, 7, 7])
@@ -83,6 +94,13 @@ def test_subtb_of_long_trajectories_is_as_right_as_of_short_ones() -> None:
 
 
 def call(name: str) -> Callable[..., Tensor]:
+    """A loss by its objective, and the name of its residual where that isn't the square."""
+    objective, *residual = name.split()
+    loss = by_objective(objective)
+    return partial(loss, residual=residual[0]) if residual else loss
+
+
+def by_objective(name: str) -> Callable[..., Tensor]:
     def tb(*arguments: Tensor, **options: Any) -> Tensor:
         return tb_loss(*arguments, log_z=options.pop("log_z"), **options)
 
@@ -102,9 +120,46 @@ def call(name: str) -> Callable[..., Tensor]:
 
 
 OBJECTIVES = ["subtb", "tb", "vargrad", "db"]
+RESIDUALS: list[Residual] = ["square", "huber", "linex", "shifted_cosh"]
+LOSSES = [f"{objective} {residual}" for objective in OBJECTIVES for residual in RESIDUALS]
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("lam", [0.0, 0.5, 1.0])
+def test_any_residual_is_taken_of_later_less_earlier_states(lam: float) -> None:
+    log_pf, log_pterm, log_reward = random_batch()
+    total, weights = 0.0, 0.0
+    for b, k in enumerate(LENGTHS.tolist()):
+        h = [float(log_reward[b, t] - log_pterm[b, t] - log_pf[b, :t].sum()) for t in range(k + 1)]
+        for i, j in itertools.combinations(range(k + 1), 2):
+            weight, gap = (1.0 if j == i + 1 else lam ** (j - i - 1)), h[j] - h[i]
+            bounded = min(gap, EXPONENTIAL_UP_TO)
+            exponential = math.exp(bounded) * (1 + gap - bounded)
+            total, weights = total + weight * 2 * (exponential - gap - 1), weights + weight
+    found = subtb_loss(log_pf, log_pterm, log_reward, LENGTHS, lam=lam, residual="linex")
+    assert float(found) == pytest.approx(total / weights, rel=1e-9)
+
+
+@pytest.mark.parametrize("residual", RESIDUALS)
+def test_a_residual_is_zero_at_zero_alone_curved_there_as_the_square_convex_and_finite_far_off(
+    residual: Residual,
+) -> None:
+    gaps = torch.arange(-3000, 3001, dtype=torch.float64) / 100
+    values = penalty(gaps, residual)
+    assert float(values[3000]) == 0 and (values[torch.arange(6001) != 3000] > 0).all()
+    assert (values.diff().diff() > -1e-9).all()
+    step = torch.tensor([-1e-3, 0.0, 1e-3], dtype=torch.float64)
+    assert float(penalty(step, residual).diff().diff()) / 1e-6 == pytest.approx(2, rel=1e-3)
+    far = torch.tensor([-1e4, 1e4], requires_grad=True)
+    penalty(far, residual).sum().backward()  # type: ignore[no-untyped-call]
+    assert far.grad is not None and far.grad.isfinite().all()
+
+
+def test_linex_minds_what_the_policy_misses_more_than_what_it_overrates() -> None:
+    missed, overrated = penalty(torch.tensor([2.0, -2.0]), "linex").tolist()
+    assert missed > 2 * overrated
+
+
+@pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("junk", [math.nan, math.inf, -math.inf, 1e30])
 def test_padding_is_ignored_whatever_it_holds(name: str, junk: float) -> None:
     clean = random_batch()
@@ -189,7 +244,7 @@ def batch_of(
     return log_pf, log_pterm, rewards, torch.tensor([len(z) for z in sequences])
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", LOSSES)
 @settings(max_examples=40, deadline=None)
 @given(
     n_tokens=st.integers(2, 3),
