@@ -132,7 +132,7 @@ def test_settings_that_calibrate_nothing_are_refused(settings: dict[str, Any], m
 
 
 def test_a_batch_is_calibrated_so_that_its_choices_are_as_likely_on_the_mean() -> None:
-    log_p = normalized(np.random.default_rng(0).normal(size=(50, 3)) + [0.0, 2.0, -1.0])
+    log_p = normalized(np.random.default_rng(0).normal(size=(50, 3)) + np.array([0.0, 2.0, -1.0]))
     found = batch_calibrated(log_p)
     np.testing.assert_allclose(np.logaddexp.reduce(found, axis=1), 0, atol=1e-12)
     before, after = np.exp(log_p).mean(axis=0), np.exp(found).mean(axis=0)
