@@ -554,3 +554,6 @@ def _set_environment(section: ActorSection) -> None:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(section.kv_cache_gib))
         # Bound threads would fight the learner for the same cores.
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        # What vLLM compiles ahead of time for a CPU it can't load again ("'function' object has no attribute
+        # 'finalize_loading'") and makes anew at each start: a minute. torch's own cache serves the next engine.
+        os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
