@@ -23,10 +23,9 @@ from buffer.log_stream import LogStream
 from buffer.rate_limiter import RateLimiter
 from buffer.replay import BufferFull, ReplayBuffer
 from buffer.seed_queue import SeedQueue
-from buffer.stats import BufferStats
 from common.balance import HAND_OVERS, WAIT_SHARE
 from common.config import FORWARD_LOOKING, RunConfig
-from common.devices import actor_threads
+from common.devices import available_cores
 from common.errors import EngineFault, RunFault
 from common.evaluation import spread
 from common.log import get_logger, set_up_logging
@@ -95,7 +94,8 @@ class Actor:
         self._next_housekeeping = self._last_push = self._next_word = 0.0
         self._blocked_since: float | None = None
         self._order: list[Query] = []
-        self._threads = actor_threads(config)
+        # On a cluster the learner's cores are elsewhere, and those beside an actor are others'.
+        self._evaluation_threads = 0 if config.ray.address else max(1, available_cores() // self.section.least_count)
         self._beat("waiting for an adapter")
 
     def run(self) -> None:
@@ -212,7 +212,6 @@ class Actor:
             if time.monotonic() >= next_word:
                 next_word = time.monotonic() + HOUSEKEEPING_S
                 self.sampler.check_own_reward()
-                self._use_cores(self.buffer.stats())
                 self._beat("scoring seeds")
                 if self.control.stop_reason() is not None:
                     # The jobs stay this actor's, for a resumed run.
@@ -244,14 +243,6 @@ class Actor:
             self._first_adapter_at, self._blocked_s = now, 0.0
         may_go_on = self._limiter.may_insert(inserted=stats.pushed, sampled=stats.trained)
         self._blocked_since = None if may_go_on else now
-        self._use_cores(stats)
-
-    def _use_cores(self, stats: BufferStats) -> None:
-        """Those of a learner that waits for trajectories too."""
-        learner_trains = self._limiter.may_sample(
-            size=stats.size, inserted=stats.pushed, seeded=stats.seeded, sampled=stats.trained
-        )
-        self.engine.use_threads(self._threads.now(others_wait=not learner_trains))
 
     def _feed(self) -> None:
         """Fill the engine up with groups of samples, each of one query at one temperature; evaluation comes on top."""
@@ -360,7 +351,8 @@ class Actor:
         They are of all of its queries, or of `most` that are spread evenly over them.
         The learner is done by then, so its cores are taken as well, where Ray is the run's own.
         """
-        self.engine.use_threads(self._threads.alone)
+        if self._evaluation_threads:
+            self.engine.use_threads(self._evaluation_threads)
         while self.sampler.in_flight:
             # Left over from training, under older versions.
             self.sampler.step()

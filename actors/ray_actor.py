@@ -8,7 +8,6 @@ from typing import Any
 
 from common.config import RunConfig
 from common.config_loading import as_data
-from common.devices import actor_threads
 from common.tasks import SampleRequest, Split
 
 MAX_RESTARTS = 10
@@ -75,9 +74,9 @@ def start_actor(config: RunConfig, index: int, redis_url: str, generation: int) 
 
 
 def _limit_threads(config: RunConfig) -> None:
-    """What its libraries start with."""
+    """An actor computes with as many threads as Ray reserved cores for it, all of its processes together."""
     import torch
 
-    threads = actor_threads(config).beside
+    threads = max(1, int(config.actor.num_cpus) // config.actor.tensor_parallel_size)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)

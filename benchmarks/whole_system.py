@@ -81,10 +81,9 @@ def write_given(home: Path, name: str, steps: int) -> Path:
     return given
 
 
-def of_system(given: Path, home: Path, *more: str) -> Speed:
-    """`amortis train` as a user starts it, without the evaluation at the end; with further settings."""
+def of_system(given: Path, home: Path) -> Speed:
+    """`amortis train` as a user starts it, without the evaluation at the end."""
     options = ["--run.folder", str(home / "runs"), "--run.name", given.stem, "--run.evaluate_samples", "false"]
-    options += ["--run.overwrite", "true", *more]
     begun = time.monotonic()
     command = [sys.executable, "-m", "deploy.cli.main", "train", str(given), "--json", *options]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -124,13 +123,10 @@ def by_trajectories(home: Path, name: str, steps: int, loop_steps: int) -> list[
     """Trained trajectories a second of both."""
     given = write_given(home, name, steps)
     loop, system = of_loop(given, loop_steps), of_system(given, home)
-    # All cores but the actor's, whoever waits.
-    fixed = of_system(given, home, "--learner.threads", str(max(1, available_cores() - 1)))
     return [
         Result(f"{name}: the loop", loop.a_second, "trained/s"),
         Result(f"{name}: amortis", system.a_second, "trained/s"),
         at_least(f"{name}: amortis / the loop", system.a_second / loop.a_second, "x", 5.0),
-        Result(f"{name}: threads that follow / a fixed split", system.a_second / fixed.a_second, "x"),
         Result(f"{name}: amortis, new ones", system.new / system.seconds, "pushed/s"),
         Result(f"{name}: amortis, all but its training", system.whole_s - system.seconds, "s"),
     ]

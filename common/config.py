@@ -227,9 +227,7 @@ class ActorSection(Section):
         description="Ray actors, one vLLM engine each; auto: one per GPU, or per num_cpus cores without GPUs, on all "
         "nodes of the cluster, following it as it grows and shrinks",
     )
-    num_cpus: float = Field(
-        1, ge=0, description="cores that Ray reserves for an actor, and its threads; see learner.threads"
-    )
+    num_cpus: float = Field(1, ge=0, description="cores that Ray reserves for an actor, and its threads")
     num_gpus: float | None = Field(
         None, ge=0, description="GPUs an actor; without it tensor_parallel_size where there are any, else 0"
     )
@@ -405,9 +403,7 @@ class LearnerSection(Section):
     threads: int | None = Field(
         None,
         ge=1,
-        description="CPU threads of all its processes; without it the cores that the actors leave, in an M step all. "
-        "Where it isn't given and all compute on the CPUs of one machine, those that wait for the others, learner or "
-        "actors, leave them their cores meanwhile",
+        description="CPU threads of all its processes; without it the cores that the actors leave, in an M step all",
     )
     gradient_checkpointing: bool = Field(
         False,
@@ -461,9 +457,9 @@ class EvaluationSection(Section):
         None,
         ge=0,
         description="learner steps between evaluations by samples, through an actor: of the untrained adapter, then of "
-        "the first adapter published at or after each multiple, and of the last one. None without it, as it takes "
-        "actors' time and a short run has its figures at the end. (learner.evaluate_every is of exact figures, which "
-        "the learner computes where a task has them)",
+        "the first adapter published at or after each multiple, and of the last one. None without it or with 0, as it "
+        "takes actors' time and a short run has its figures at the end. (learner.evaluate_every is of exact figures, "
+        "which the learner computes where a task has them)",
     )
     share: float = Field(
         0.1,

@@ -32,6 +32,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         # A date that is none, an integer of thousands of digits, thousands of brackets, a list that holds itself.
         raise UserError("CONFIG", str(path), f"holds a value that can't be read ({error})", "mend the file") from error
+    if data is None:
+        raise UserError("CONFIG", str(path), "is empty", "write sections such as `task:`")
     if not isinstance(data, dict):
         raise UserError("CONFIG", str(path), f"holds a {type(data).__name__}", "write sections such as `task:`")
     for key in data:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,45 +51,11 @@ def torch_dtype(name: str) -> Any:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
-@dataclass(frozen=True)
-class Threads:
-    """CPU threads of the learner, or of an actor."""
-
-    beside: int
-    """While learner and actors compute side by side."""
-    alone: int
-    """While the others wait, or are done."""
-    follow: bool
-    """Whether a run that trains gives the cores of those that wait to those that don't."""
-
-    def now(self, *, others_wait: bool) -> int:
-        """How many to compute with while a run trains."""
-        return self.alone if self.follow and others_wait else self.beside
-
-
-def learner_threads(config: RunConfig) -> Threads:
-    """Those of a learner on this machine: those wanted, or the cores that the actors leave."""
+def learner_threads(config: RunConfig) -> int:
+    """CPU threads of a learner on this machine: those wanted, or the cores that the actors leave."""
     # Actors on a cluster have cores of their own.
     taken = 0 if config.ray.address else int(config.actor.least_count * config.actor.num_cpus)
-    beside = config.learner.threads or max(1, available_cores() - taken)
-    return Threads(beside, max(beside, available_cores()), _share_cores(config))
-
-
-def actor_threads(config: RunConfig) -> Threads:
-    """Those of an actor: the cores that Ray reserved for it, all of its processes together."""
-    actor = config.actor
-    beside = max(1, int(actor.num_cpus) // actor.tensor_parallel_size)
-    # On a cluster the learner's cores are elsewhere, and those beside an actor are others'.
-    alone = beside if config.ray.address else max(1, available_cores() // actor.least_count)
-    return Threads(beside, alone, _share_cores(config))
-
-
-def _share_cores(config: RunConfig) -> bool:
-    """Whether learner and actors compute on the cores of one machine, and nobody said on how many."""
-    actor, learner = config.actor, config.learner
-    here = not config.ray.address and learner.device == "cpu" and not actor.num_gpus
-    one_process_each = learner.num_processes == 1 and actor.tensor_parallel_size == 1
-    return here and one_process_each and learner.threads is None and actor.count != "auto"
+    return config.learner.threads or max(1, available_cores() - taken)
 
 
 def gpu_memory_bytes() -> int:

@@ -51,7 +51,7 @@ LAST_SCRAPES_S = 12.0
 def load_policy(config: RunConfig, processes: Processes | None = None) -> tuple[Task[Any], LoraPolicy]:
     """The task and the policy, on this process' device."""
     section = config.learner
-    torch.set_num_threads(max(1, learner_threads(config).beside // section.num_processes))
+    torch.set_num_threads(max(1, learner_threads(config) // section.num_processes))
     torch.manual_seed(config.run.seed)
     assert config.model.name is not None
     task = make_task(config.task, codec_of(config.model), config.actor.max_model_len)

@@ -22,7 +22,6 @@ from buffer.seed_queue import SeedQueue
 from buffer.stats import BufferStats
 from common.balance import WAIT_SHARE
 from common.config import RunConfig
-from common.devices import learner_threads
 from common.errors import RunFault, SamplerGapFault, StallError
 from common.files import write_whole
 from common.held_out import Part
@@ -99,7 +98,7 @@ class Trainer:
             lr=self.section.lr,
             weight_decay=self.section.weight_decay,
         )
-        self.limiter, self.threads = RateLimiter.of(config), learner_threads(config)
+        self.limiter = RateLimiter.of(config)
         self.gaps = GapMonitor(policy, keep=self.section.keep_adapters + 2)
         self.progress = Progress()
         self.last_gap: Gap | None = None
@@ -224,7 +223,6 @@ class Trainer:
             self.metrics.waited.inc(now - counted)
             counted = now
             if done:
-                self._use_cores(stats)
                 return now - start
             if now - start > self.section.max_wait_s * (LONGEST_START if self._engines_start() else 1):
                 raise StallError(
@@ -235,12 +233,6 @@ class Trainer:
                 self._report_phase(f"waiting: {self._why_waiting(stats)}")
                 next_word = now + 1.0
             time.sleep(_POLL_S)
-
-    def _use_cores(self, stats: BufferStats) -> None:
-        """Those of actors that wait too: they go on once more of what they pushed is used."""
-        if self.threads.follow:
-            actors_sample = self.limiter.may_insert(inserted=stats.pushed, sampled=stats.trained)
-            torch.set_num_threads(self.threads.now(others_wait=not actors_sample))
 
     def _engines_start(self) -> bool:
         return any(str(status.get("phase")).startswith(STARTING) for status in self.control.actors().values())

@@ -189,6 +189,11 @@ class Task(ABC, Generic[ConfigT]):
     def queries(self, split: Split) -> list[Query]:
         """The queries to train on or to be tested on."""
 
+    @property
+    def content_free_ids(self) -> list[int]:
+        """`Query.content_free_ids` of all queries, those of prompts that are none of the task's too; empty for none."""
+        return []
+
     @cached_property
     def queries_by_id(self) -> dict[str, Query]:
         """Those of both splits."""

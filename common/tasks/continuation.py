@@ -14,7 +14,7 @@ from common.reward import RewardWeights
 from common.row import Row
 from common.tasks.base import SampleRequest, SampleSets, SamplingTemperature
 from common.tasks.embeddings import semantic_diversity
-from common.tasks.figures import on_hull, summarise
+from common.tasks.figures import by_length, on_hull, summarise
 from common.tasks.text import Example, TextConfig, TextTask
 from common.trajectory import Query, Trajectory
 
@@ -108,7 +108,8 @@ class ContinuationTask(TextTask[ContinuationConfig]):
         texts = [[self.codec.decode(item.action_ids) for item in group] for group in groups.values()]
         found = summarise(list(groups.values()), weights)
         found["edit_diversity"] = found.pop("diversity")
-        return {**found, "diversity": semantic_diversity(texts, self.config.embedding_model)}
+        diversity = semantic_diversity(texts, self.config.embedding_model)
+        return {**found, **by_length(list(groups.values()), weights), "diversity": diversity}
 
     def plot(self, before: Mapping[str, Any], after: Mapping[str, Any], folder: Path) -> list[Path]:
         table = after.get("samplers")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -20,10 +20,34 @@ def summarise(groups: Sequence[Sequence[Trajectory]], weights: RewardWeights) ->
     rewards = [item.log_reward(weights)[-1] for group in groups for item in group]
     return {
         "mean_log_reward": float(np.mean(rewards)),
-        "max_log_reward": float(np.mean([max(item.log_reward(weights)[-1] for item in group) for group in groups])),
+        **best_of_each(groups, weights),
         "diversity": float(np.mean([edit_diversity(group) for group in groups])),
         "mean_actions": float(np.mean([len(item.action_ids) for group in groups for item in group])),
     }
+
+
+LENGTHS_TOGETHER = 5
+"""Actions that a bin of lengths spans."""
+
+
+def by_length(groups: Sequence[Sequence[Trajectory]], weights: RewardWeights) -> dict[str, float]:
+    """Mean untempered log R of samples of 1 to 5 actions, of 6 to 10, …: likelihood favours short texts, so that
+    samplers which write texts of different lengths are compared bin by bin. Bins without a sample are left out."""
+    bins: defaultdict[int, list[float]] = defaultdict(list)
+    for group in groups:
+        for item in group:
+            bins[max(0, len(item.action_ids) - 1) // LENGTHS_TOGETHER].append(float(item.log_reward(weights)[-1]))
+    return {
+        f"log_reward_of_{i * LENGTHS_TOGETHER + 1}_to_{(i + 1) * LENGTHS_TOGETHER}": float(np.mean(found))
+        for i, found in sorted(bins.items())
+    }
+
+
+def best_of_each(groups: Sequence[Sequence[Trajectory]], weights: RewardWeights) -> dict[str, float]:
+    """Mean over queries of the best sample's untempered log R, with its standard error where there are several."""
+    best = [max(float(item.log_reward(weights)[-1]) for item in group) for group in groups]
+    error = {"max_log_reward_se": float(np.std(best, ddof=1) / len(best) ** 0.5)} if len(best) > 1 else {}
+    return {"max_log_reward": float(np.mean(best)), **error}
 
 
 def edit_diversity(group: Sequence[Trajectory]) -> float:

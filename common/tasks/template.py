@@ -144,14 +144,17 @@ class TemplateTask(TextTask[TemplateConfigT]):
             target_ids=[] if target is None else self.some(self.codec.encode(target), "the target"),
             reference_ids=[] if reference == prompt else self.some(self._encoded(reference), "the reference's prompt"),
             alternatives=tuple(self.some(self.codec.encode(choice), "a choice") for choice in others),
-            content_free_ids=self._content_free() if config.calibrate == "contextual" and target is not None else [],
+            content_free_ids=self.content_free_ids,
             info={**self.info(row), "rationale": rationale or ""},
         )
         return Example(query, rationale, no_rationale)
 
-    def _content_free(self) -> list[int]:
+    @cached_property
+    def content_free_ids(self) -> list[int]:
         """The reference's prompt with the content-free text in the place of each column, behind the same shots."""
         config = self.config
+        if config.calibrate != "contextual" or config.target is None:
+            return []
         prompt = self._without_content(config.reference_prompt or config.prompt)
         return self._encoded(self._behind_shots("reference_shots", config.reference_shots, prompt))
 

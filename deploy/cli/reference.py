@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -52,7 +53,9 @@ def reference() -> str:
 
 def _section(title: str, model: type[BaseModel], prefix: str) -> str:
     fields = {name: field for name, field in model.model_fields.items() if f"{prefix}{name}" not in _OF_ALL_TASKS}
-    return _table(title, (model.__doc__ or "").strip().splitlines()[0], _rows(fields, prefix))
+    # The first paragraph, however many lines it has.
+    about = inspect.cleandoc(model.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
+    return _table(title, about, _rows(fields, prefix))
 
 
 def _table(title: str, text: str, rows: Iterator[str]) -> str:
@@ -78,13 +81,19 @@ def _shown(value: Any) -> str:
 
 
 def _type(kind: Any) -> str:
-    arguments = get_args(kind)
+    """In words: a constraint of a value is told by its description."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _type(arguments[0])
+    if origin is Literal:
+        return " or ".join(f"`{value}`" for value in arguments)
+    if origin is list:
+        return f"list of {_type(arguments[0])}"
+    if origin is dict:
+        return "mapping"
     if not arguments:
         return str(getattr(kind, "__name__", kind))
-    if getattr(kind, "__origin__", None) is list:
-        return f"list of {_type(arguments[0])}"
-    named = [_type(part) if isinstance(part, type) else str(part) for part in arguments if part is not type(None)]
-    return " or ".join(named)
+    return " or ".join(_type(part) for part in arguments if part is not type(None))
 
 
 if __name__ == "__main__":

@@ -63,7 +63,8 @@ def add_sampler_commands(add: AddCommand) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="besides, simulation-based calibration of N repeats: for tasks with choices, whose prompt tells Y",
+        help="besides, simulation-based calibration of N (50 or more) repeats: for tasks with choices, whose prompt "
+        "tells Y",
     )
     sub.add_argument("--seed", type=int, help="of the draws (default: the run's)")
     sub.add_argument("--best", action="store_true", help=best)

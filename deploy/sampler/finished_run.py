@@ -53,7 +53,7 @@ class FinishedRun:
         """What the adapter was best by; None where it is the last one."""
         if best and self.best is None:
             problem = "holds no best adapter: none was measured while it trained"
-            raise UserError("--best", str(folder), problem, "leave --best out, or train with evaluation.every")
+            raise UserError("best", str(folder), problem, "leave it out, or train with evaluation.every")
         if not (self.adapter_folder / "adapter_config.json").is_file():
             raise UserError("RUN", str(folder), "holds no adapter yet", "let the run finish, or stop it with Ctrl-C")
         self.model = find_model(config.model.name)
@@ -99,6 +99,9 @@ class FinishedRun:
             own, *others = (self._target_ids(text, "targets" if targets else "target") for text in asked)
             if not targets:
                 others = [self._target_ids(text, "target") for text in self._other_choices(asked[0])]
+            if self.task.calibrated_reward and not others:
+                problem = "is none of task.choices, which the reward's calibrated probability is among"
+                raise UserError("target", asked[0], problem, "give one of them, or several as targets")
             query = query.model_copy(update={"target_ids": own, "alternatives": tuple(others)})
         self._check_length(query, setting, prompt)
         return query
@@ -116,7 +119,11 @@ class FinishedRun:
         if max(ids) >= self.codec.vocab_size:
             problem = f"is beyond the model's vocabulary of {self.codec.vocab_size}"
             raise UserError(setting, max(ids), problem, "encode with the tokenizer of the run's model")
-        query = Query(task=self.task.name, prompt_ids=np.asarray(ids, np.int32))
+        query = Query(
+            task=self.task.name,
+            prompt_ids=np.asarray(ids, np.int32),
+            content_free_ids=self.task.content_free_ids,
+        )
         self._check_length(query, setting, None)
         return query
 
@@ -147,7 +154,7 @@ class FinishedRun:
         reason = unreadable(self.codec, ids)
         if reason is not None:
             raise UserError(setting, prompt, reason, "leave it out")
-        return Query(task=self.task.name, prompt_ids=ids)
+        return Query(task=self.task.name, prompt_ids=ids, content_free_ids=self.task.content_free_ids)
 
     def _of_row(self, row: Mapping[str, Any]) -> Query:
         if not isinstance(self.task, TextTask):

@@ -213,6 +213,8 @@ class Sampler:
         from deploy.sampler.export import Places, export
 
         self._check_open()
+        if merged is None and adapter is None and gguf is None:
+            raise UserError("export", None, "is told nothing to make", "give merged, adapter or gguf")
         merged, adapter, gguf = (None if path is None else Path(path) for path in (merged, adapter, gguf))
         return export(self.run, Places(merged, adapter, gguf), dtype)
 

@@ -13,10 +13,7 @@ import pytest
 import actors.actor
 from actors.actor import Actor
 from actors.scoring import Scored, TokenScores
-from buffer.rate_limiter import RateLimiter
 from buffer.replay import BufferFull
-from buffer.stats import BufferStats
-from common.devices import Threads
 from common.errors import EngineFault, RunFault
 from common.metrics import ActorMetrics, new_registry
 
@@ -117,17 +114,6 @@ def test_an_evaluation_is_kept_while_a_probe_waits_for_its_adapter_s_turn(monkey
     held_up.actor._load(2)
     assert held_up.renewed == 6
     assert [result.request_id for result in checked[0]] == ["probe-without", "probe-with"]
-
-
-def test_an_actor_computes_with_the_cores_of_a_learner_that_waits() -> None:
-    used: list[int] = []
-    actor = Actor.__new__(Actor)
-    actor.engine = SimpleNamespace(use_threads=used.append)  # type: ignore[assignment]
-    actor._limiter = RateLimiter(min_size=2, samples_per_insert=2.0, band=1.0, slack=2.0)
-    actor._threads = Threads(beside=1, alone=2, follow=True)
-    for pushed, trained in ((1, 0), (2, 4), (2, 7)):
-        actor._use_cores(BufferStats(size=pushed, pushed=pushed, trained=trained))
-    assert used == [2, 1, 2]
 
 
 def test_an_evaluation_is_kept_while_redis_has_no_memory_left(monkeypatch: pytest.MonkeyPatch) -> None:

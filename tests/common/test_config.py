@@ -65,7 +65,7 @@ def test_nested_settings_lists_and_task_settings_can_be_overridden(config_file: 
         ("task: {name: rng}\nactor: {temperature_high: 2.5}", [], "actor.temperature_high = 2.5: .* equal to 2"),
         ("task: [", [], "is not valid YAML at line 1"),
         ("- 1", [], "holds a list"),
-        ("", [], "holds a NoneType"),
+        ("", [], "is empty"),
     ],
 )
 def test_a_wrong_configuration_is_one_line_that_names_field_value_and_remedy(

@@ -13,7 +13,7 @@ import pytest
 import common.devices
 import common.metrics
 from common.config import LONG_RUN_STEPS, MetricsSection, RunConfig
-from common.devices import actor_threads, gpu_memory_bytes, learner_threads, resolve_devices
+from common.devices import gpu_memory_bytes, learner_threads, resolve_devices
 from common.errors import UserError
 from common.metrics import ActorMetrics, LauncherMetrics, LearnerMetrics, new_registry, own_address, serve, targets
 
@@ -216,42 +216,10 @@ def test_actors_on_a_cluster_leave_the_learner_all_cores(monkeypatch: pytest.Mon
     monkeypatch.setattr(common.devices, "available_cores", lambda: 8)
     actor = {"count": 3, "num_cpus": 2}
     settings = {"task": {"name": "rng"}, "actor": actor}
-    assert learner_threads(RunConfig.model_validate(settings)).beside == 2
-    assert learner_threads(RunConfig.model_validate({**settings, "ray": {"address": "auto"}})).beside == 8
+    assert learner_threads(RunConfig.model_validate(settings)) == 2
+    assert learner_threads(RunConfig.model_validate({**settings, "ray": {"address": "auto"}})) == 8
     actor["count"] = "auto"  # type: ignore[assignment]
-    assert learner_threads(RunConfig.model_validate(settings)).beside == 6
-
-
-CPU = {"task": {"name": "rng"}, "learner": {"device": "cpu"}, "actor": {"count": 2, "num_gpus": 0}}
-
-
-def test_cores_of_those_that_wait_go_to_those_that_compute(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(common.devices, "available_cores", lambda: 8)
-    config = RunConfig.model_validate(CPU)
-    learner, actor = learner_threads(config), actor_threads(config)
-    assert [learner.now(others_wait=waits) for waits in (False, True)] == [6, 8]
-    assert [actor.now(others_wait=waits) for waits in (False, True)] == [1, 4]
-
-
-@pytest.mark.parametrize(
-    "fixed",
-    [
-        {"learner": {"device": "cpu", "threads": 3}},
-        {"learner": {"device": "cuda"}},
-        {"learner": {"device": "cpu", "num_processes": 2}},
-        {"ray": {"address": "auto"}},
-        {"actor": {"count": "auto", "num_gpus": 0}},
-        {"actor": {"count": 2, "num_gpus": 1}},
-        {"actor": {"count": 2, "num_gpus": 0, "tensor_parallel_size": 2, "num_cpus": 2}},
-    ],
-)
-def test_threads_stay_where_they_were_chosen_or_cores_are_not_shared(
-    fixed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(common.devices, "available_cores", lambda: 8)
-    config = RunConfig.model_validate({**CPU, **fixed})
-    for threads in (learner_threads(config), actor_threads(config)):
-        assert threads.now(others_wait=True) == threads.now(others_wait=False) == threads.beside
+    assert learner_threads(RunConfig.model_validate(settings)) == 6
 
 
 @pytest.mark.parametrize(
@@ -276,7 +244,7 @@ def test_cores_are_those_that_affinity_and_a_containers_limit_leave(
         (tmp_path / "cpu.max").write_text(f"{limit}\n")
     assert common.devices.available_cores() == cores
     settings = {"task": {"name": "rng"}, "actor": {"count": 1, "num_cpus": 1}}
-    assert learner_threads(RunConfig.model_validate(settings)).beside == max(1, cores - 1)
+    assert learner_threads(RunConfig.model_validate(settings)) == max(1, cores - 1)
 
 
 @pytest.mark.parametrize(

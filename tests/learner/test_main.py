@@ -10,7 +10,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from prometheus_client import CollectorRegistry
 from redis import Redis
@@ -20,9 +19,7 @@ from buffer.control import DONE, STARTING, Control
 from buffer.rate_limiter import RateLimiter
 from buffer.replay import ReplayBuffer
 from buffer.seed_queue import SeedQueue
-from buffer.stats import BufferStats
 from common.config import RunConfig
-from common.devices import Threads, learner_threads
 from common.errors import RunFault, SamplerGapFault, StallError
 from common.metrics import LearnerMetrics
 from common.seeds import SeedJob
@@ -145,7 +142,6 @@ def a_learner_of_seeds(redis_client: Redis, seeds: int, rejected: int) -> Any:
     buffer.push([make_trajectory(query, [3 + i]) for i in range(rejected, seeds)], from_actor=False)
     trainer: Any = Trainer.__new__(Trainer)
     trainer.config, trainer.section, trainer.limiter = config, config.learner, RateLimiter.of(config)
-    trainer.threads = learner_threads(config)
     trainer.buffer, trainer.seeds, trainer.control = buffer, queue, Control(redis_client, keys)
     trainer.metrics = LearnerMetrics(CollectorRegistry())
     return trainer
@@ -166,16 +162,6 @@ def test_seeds_that_were_all_set_aside_end_the_run_at_once(redis_client: Redis) 
     with pytest.raises(RunFault, match=r"none of the seeds can be trained on: 2 set aside, the last: .* for \(4,\)"):
         trainer._wait_for_trajectories()
     assert time.monotonic() - started < 0.3
-
-
-def test_the_learner_computes_with_the_cores_of_actors_while_they_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    used: list[int] = []
-    monkeypatch.setattr(torch, "set_num_threads", used.append)
-    limiter = RateLimiter(min_size=2, samples_per_insert=3.0, band=1.0, slack=4.0)
-    trainer: Any = SimpleNamespace(limiter=limiter, threads=Threads(beside=1, alone=2, follow=True))
-    for pushed, trained in ((4, 4), (5, 4), (5, 6)):
-        Trainer._use_cores(trainer, BufferStats(size=4, pushed=pushed, trained=trained))
-    assert used == [1, 2, 1]
 
 
 class Stopping:

@@ -1,0 +1,39 @@
+"""Figures of samples: the best of each query with its error, and log R at equal length."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from common.reward import RewardWeights
+from common.tasks.figures import by_length, summarise
+from common.trajectory import Behaviour, Trajectory
+
+WEIGHTS = RewardWeights(prior=1.0, likelihood=0.0)
+
+
+def sample(length: int, log_prior: float) -> Trajectory:
+    zeros = np.zeros(length + 1)
+    return Trajectory.without_tools(
+        query_id="0" * 32,
+        task="t",
+        action_ids=np.arange(length),
+        log_prior=zeros + log_prior,
+        log_likelihood=zeros,
+        log_constraint=zeros,
+        behaviour=Behaviour(sampler_log_prob=zeros[1:], stop_log_prob=0.0),
+    )
+
+
+def test_samples_of_one_bin_of_lengths_are_compared_with_each_other_alone() -> None:
+    groups = [[sample(0, -1.0), sample(1, -2.0), sample(5, -6.0)], [sample(6, -7.0), sample(11, -9.0)]]
+    expected = {"log_reward_of_1_to_5": -3.0, "log_reward_of_6_to_10": -7.0, "log_reward_of_11_to_15": -9.0}
+    assert by_length(groups, WEIGHTS) == expected
+
+
+def test_the_best_of_each_query_has_its_error_over_queries() -> None:
+    groups = [[sample(3, best), sample(3, best - 5.0)] for best in (-4.0, -6.0, -11.0)]
+    found = summarise(groups, WEIGHTS)
+    assert found["max_log_reward"] == -7.0
+    assert found["max_log_reward_se"] == pytest.approx(np.std([-4.0, -6.0, -11.0], ddof=1) / np.sqrt(3))
+    assert "max_log_reward_se" not in summarise(groups[:1], WEIGHTS)
