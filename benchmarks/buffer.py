@@ -96,6 +96,7 @@ class Bench:
 def raw_commands(client: Redis, bench: Bench) -> list[Result]:
     """Push against pipelined SET, sampling against MGET, of the same bytes."""
     n_queries = min(DRAWN_QUERIES, bench.n_queries)
+    each = DRAWN // n_queries
     batches = [bench.batch(BATCH) for _ in range(ROUNDS + 2)]
     payloads = [[item.to_bytes() for item in batch] for batch in batches]
     # As many values that the ones drawn lie as scattered in memory as those of the buffer do.
@@ -115,7 +116,7 @@ def raw_commands(client: Redis, bench: Bench) -> list[Result]:
         set=raw_set,
         push=lambda i: bench.buffer.push(batches[i]),
         mget=lambda i: client.mget(names[i]),
-        payloads=lambda i: list(bench.buffer._drawn(n_queries, DRAWN // n_queries, i, None, payloads=True)),
+        payloads=lambda i: list(bench.buffer._drawn(n_queries, each, each // 2, i, None, payloads=True)),
         sample=lambda i: bench.buffer.sample(n_queries, DRAWN // n_queries, seed=i),
     )
     layout = f"{bench.n_queries} queries" if bench.n_queries > 1 else "1 query"

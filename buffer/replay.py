@@ -23,6 +23,7 @@ from buffer.near_duplicates import Known, Mirror, as_letters, screen
 from buffer.quarantine import Quarantine
 from buffer.scripts import ReplicatedScript, load_script
 from buffer.stats import BufferStats, PushResult
+from buffer.submodular import choose
 from common.config import BufferSection, RedisSection, RunConfig
 from common.errors import UserError
 from common.reward import RewardWeights, weighted_sum
@@ -43,6 +44,8 @@ _QUERY_BYTES = 16 * 2**20
 _ID_BYTES = 16
 _REPLAY_INDEX = {"reward": "priority", "loss": "loss", "uniform": "order"}
 _CONFLICT_RETRIES = 20
+CANDIDATES = 4
+"""For each trajectory that is replayed, of which a submodular choice takes one."""
 MEMORY_HEADROOM = 0.1
 """Share of Redis' memory limit that pushes leave free, for adapters and control keys: a run can then still end well."""
 _LOOK_AT_MEMORY_S = 1.0
@@ -258,29 +261,35 @@ class ReplayBuffer:
         """Up to `n_queries` × `per_query` trajectories, grouped by query; fewer where the buffer holds fewer.
 
         Queries are chosen by `buffer.query_selection`, each at most once. Of a query's share the newest `fresh` part
-        comes first, rounded up; the rest is drawn by `buffer.replay_priority`. With `buffer.max_staleness`, `version`
+        comes first, rounded up; the rest is drawn by `buffer.replay_priority`, and with `buffer.replay_choice:
+        submodular` chosen from several times as many that are drawn so. With `buffer.max_staleness`, `version`
         is the newest adapter version, and what lags further behind is taken out. Malformed entries are quarantined and
         left out. The same buffer and seed give the same answer.
         """
-        found = []
-        for query, ids, payloads in self._drawn(n_queries, per_query, seed, version, payloads=True):
-            for item, payload in zip(ids, payloads, strict=True):
-                trajectory = self._decode(query, item, payload)
-                if trajectory is not None:
-                    found.append(trajectory)
+        newest, found = math.ceil(self._section.fresh * per_query), list[Trajectory]()
+        chooses = self._section.replay_choice == "submodular"
+        wanted = newest + CANDIDATES * (per_query - newest) if chooses else per_query
+        for query, ids, payloads in self._drawn(n_queries, wanted, newest, seed, version, payloads=True):
+            decoded = (self._decode(query, *pair) for pair in zip(ids, payloads, strict=True))
+            group = [trajectory for trajectory in decoded if trajectory is not None]
+            if chooses:
+                rewards = [self._log_reward(item) for item in group]
+                group = [group[i] for i in choose(group, rewards, newest, per_query)]
+            found += group
         return found
 
     def sample_ids(
         self, n_queries: int, per_query: int, *, seed: int, version: int | None = None
     ) -> list[tuple[str, list[str]]]:
-        """Query id and trajectory ids of what `sample` would give."""
-        drawn = self._drawn(n_queries, per_query, seed, version, payloads=False)
+        """Query id and trajectory ids of what `sample` would give where replay is as it is drawn."""
+        newest = math.ceil(self._section.fresh * per_query)
+        drawn = self._drawn(n_queries, per_query, newest, seed, version, payloads=False)
         return [(query.decode(), [item.hex() for item in ids]) for query, ids, _ in drawn]
 
     def _drawn(
-        self, n_queries: int, per_query: int, seed: int, version: int | None, *, payloads: bool
+        self, n_queries: int, per_query: int, newest: int, seed: int, version: int | None, *, payloads: bool
     ) -> Iterator[tuple[bytes, list[bytes], list[bytes]]]:
-        """Query, ids and payloads of each query's share."""
+        """Query, ids and payloads of each query's share, the `newest` of it first."""
         section, oldest = self._section, -1
         if section.max_staleness is not None and version is not None:
             oldest = max(0, version - section.max_staleness) * _VERSION_STEP
@@ -288,7 +297,7 @@ class ReplayBuffer:
         chosen_by += [_EXPIRE_AT_ONCE, ITEM_OVERHEAD_BYTES]
         beta = 0.0 if section.replay_priority == "uniform" else 1 / section.replay_temperature
         index = f":{_REPLAY_INDEX[section.replay_priority]}"
-        drawn_by = [per_query, math.ceil(section.fresh * per_query), index, repr(beta)]
+        drawn_by = [per_query, newest, index, repr(beta)]
         drawn_by += [int(section.replacement), int(payloads)]
         if len(self._shards) == 1:
             keys = self._shards[0]

@@ -163,6 +163,11 @@ class BufferSection(Section):
         description="reward: replay ∝ exp(log R / replay_temperature); loss: ∝ exp(balance residual in nats / "
         "replay_temperature)",
     )
+    replay_choice: Literal["drawn", "submodular"] = Field(
+        "drawn",
+        description="drawn: as replay_priority says; submodular: of four times as many drawn so, those that together "
+        "have most reward, are least alike and of most lengths, against replay that narrows",
+    )
     replay_temperature: float = Field(1.0, gt=0, description="flattens (above 1) or sharpens the replay")
     replacement: bool = Field(False, description="replay draws one trajectory more than once")
     max_staleness: int | None = Field(

@@ -47,8 +47,9 @@ SEEDED: dict[str, object] = {"replay_priority": "uniform", "fresh": 0.25}
         ),
         ({"replay_priority": "reward", "replay_temperature": 2.0, "capacity_per_query": 50}, 0),
         (SEEDED, 200),
+        ({"replay_choice": "submodular", "fresh": 0.25}, 0),
     ],
-    ids=["loss", "stalest", "reward", "seeds"],
+    ids=["loss", "stalest", "reward", "seeds", "submodular"],
 )
 def test_training_from_the_buffer_reaches_the_enumerated_posterior(
     redis_client: Redis, keys: Keys, settings: dict[str, object], seeds: int
