@@ -105,7 +105,7 @@ def test_an_own_task_s_module_in_a_later_file_begins_that_section_anew(here: Pat
         (("task: {name: rng}", "learner: 5"), (), r"learner = 5: .*dictionary.* \(b\.yaml\)"),
         (("task: {name: rng}", "learner: {lr: 1}"), ("--learner.lr", "x"), r"learner\.lr = 'x': .* \(command line\)"),
         (("task: {name: rng}", "learner: ["), (), r"CONFIG = 'b\.yaml': is not valid YAML"),
-        (("task: {name: rng}", ""), (), r"CONFIG = 'b\.yaml': holds a NoneType"),
+        (("task: {name: rng}", ""), (), r"CONFIG = 'b\.yaml': is empty"),
     ],
 )
 def test_an_error_names_the_file_that_the_value_came_from(
