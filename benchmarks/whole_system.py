@@ -81,19 +81,25 @@ def write_given(home: Path, name: str, steps: int) -> Path:
     return given
 
 
-def of_system(given: Path, home: Path) -> Speed:
-    """`amortis train` as a user starts it, without the evaluation at the end."""
-    options = ["--run.folder", str(home / "runs"), "--run.name", given.stem, "--run.evaluate_samples", "false"]
-    begun = time.monotonic()
+def train(given: Path, home: Path, *more: str) -> list[dict[str, Any]]:
+    """`amortis train` as a user starts it, without the evaluation at the end; the steps of its metrics.jsonl."""
+    options = ["--run.folder", str(home / "runs"), "--run.name", given.stem, "--run.evaluate_samples", "false", *more]
     command = [sys.executable, "-m", "deploy.cli.main", "train", str(given), "--json", *options]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    whole_s = time.monotonic() - begun
     lines = (home / "runs" / given.stem / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
-    steps = [row for row in rows if "step_s" in row]
+    return [row for row in rows if "step_s" in row]
+
+
+def of_system(given: Path, home: Path) -> Speed:
+    """The whole system's."""
+    begun = time.monotonic()
+    steps = train(given, home)
+    whole_s = time.monotonic() - begun
     timed = steps[WARM_STEPS:]
     seconds = timed[-1]["elapsed_s"] - steps[WARM_STEPS - 1]["elapsed_s"]
-    close = [row["elapsed_s"] - steps[0]["elapsed_s"] for row in steps if row.get("total_variation", 1.0) <= CLOSE]
+    begun_at = steps[0]["time"] - steps[0]["step_s"]
+    close = [row["time"] - begun_at for row in steps if row.get("total_variation", 1.0) <= CLOSE]
     new = timed[-1]["trajectories_pushed"] - steps[WARM_STEPS - 1]["trajectories_pushed"]
     return Speed(sum(row["trajectories"] for row in timed), seconds, whole_s, new, min(close, default=None))
 
