@@ -266,7 +266,7 @@ class ReplayBuffer:
         is the newest adapter version, and what lags further behind is taken out. Malformed entries are quarantined and
         left out. The same buffer and seed give the same answer.
         """
-        newest, found = math.ceil(self._section.fresh * per_query), list[Trajectory]()
+        newest, found = self._newest(per_query), list[Trajectory]()
         chooses = self._section.replay_choice == "submodular"
         wanted = newest + CANDIDATES * (per_query - newest) if chooses else per_query
         for query, ids, payloads in self._drawn(n_queries, wanted, newest, seed, version, payloads=True):
@@ -282,9 +282,12 @@ class ReplayBuffer:
         self, n_queries: int, per_query: int, *, seed: int, version: int | None = None
     ) -> list[tuple[str, list[str]]]:
         """Query id and trajectory ids of what `sample` would give where replay is as it is drawn."""
-        newest = math.ceil(self._section.fresh * per_query)
-        drawn = self._drawn(n_queries, per_query, newest, seed, version, payloads=False)
+        drawn = self._drawn(n_queries, per_query, self._newest(per_query), seed, version, payloads=False)
         return [(query.decode(), [item.hex() for item in ids]) for query, ids, _ in drawn]
+
+    def _newest(self, per_query: int) -> int:
+        """How many of a query's share are its newest."""
+        return math.ceil(self._section.fresh * per_query)
 
     def _drawn(
         self, n_queries: int, per_query: int, newest: int, seed: int, version: int | None, *, payloads: bool

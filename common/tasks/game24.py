@@ -155,9 +155,9 @@ class Game24Task(Task[Game24Config]):
     def evaluate_samples(self, samples: SampleSets, weights: RewardWeights) -> dict[str, Any]:
         """Of both samplers: the share of problems that are solved by one of the samples, of samples that are solutions,
         and, of all ways to solve a problem, those that came."""
-        numbers = {key: query.info["numbers"] for key, query in self.queries_by_id.items()}
         table = {}
         for label, groups in samples.items():
+            numbers = {key: self.queries_by_id[key].info["numbers"] for key in groups}
             found = {
                 key: [self.solution(self.codec.decode(item.action_ids), numbers[key]) for item in group]
                 for key, group in groups.items()

@@ -51,7 +51,9 @@ class InfillingTask(TemplateTask[InfillingConfig]):
     def figures(self, groups: Groups, weights: RewardWeights) -> dict[str, Any]:
         """Besides the common ones BLEU-4 and the embeddings' similarity to the true middle, means over samples."""
         found = super().figures(groups, weights)
-        middles = {key: str(query.info["rationale"]).strip() for key, query in self.queries_by_id.items()}
+        middles = {
+            key: str(query.info["rationale"]).strip() for key, query in self.queries_by_id.items() if key in groups
+        }
         pairs = [
             (self.codec.decode(item.action_ids).strip() + self.terminator, middles[key])
             for key, group in groups.items()

@@ -293,10 +293,12 @@ class TemplateTask(TextTask[TemplateConfigT]):
         if config.target is not None or not config.choices or config.rationale is None:
             return {}
         choices = [self.codec.encode(choice.removesuffix(self.terminator)) for choice in config.choices]
-        queries, places = self.queries("test"), {choice: i for i, choice in enumerate(config.choices)}
-        truths = [places.get(query.info["rationale"], -1) for query in queries]
+        queries, number_of = self.queries("test"), {choice: i for i, choice in enumerate(config.choices)}
+        truths = [number_of.get(query.info["rationale"], -1) for query in queries]
         raw = normalized(np.stack([policy.log_prob(query, choices) for query in queries]))
-        return self._classified(raw, truths, lambda: raw - policy.log_prob(self._content_free_query(), choices))
+        return self._classified(
+            raw, truths, lambda: normalized(raw - policy.log_prob(self._content_free_query(), choices))
+        )
 
     def _content_free_query(self) -> Query:
         """What the policy reads in place of a row's prompt, for contextual calibration."""
@@ -367,7 +369,7 @@ class TemplateTask(TextTask[TemplateConfigT]):
         found, how = classification(raw, truths), self.config.calibrate
         if how == "none":
             return found
-        calibrated = batch_calibrated(raw) if how == "batch" else normalized(contextual())
+        calibrated = batch_calibrated(raw) if how == "batch" else contextual()
         return found | {f"{name}_calibrated": value for name, value in classification(calibrated, truths).items()}
 
     @cached_property
