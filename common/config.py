@@ -21,8 +21,23 @@ from common.tasks.base import SamplingTemperature
 from common.templates import places
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Objective = Literal["subtb", "tb", "vargrad", "db", "sft", "rloo", "grpo", "prompting", "rejection", "mcmc", "smc"]
-FORWARD_LOOKING: tuple[Objective, ...] = ("subtb", "db")
+Objective = Literal[
+    "subtb",
+    "tb",
+    "vargrad",
+    "db",
+    "raptb",
+    "alpha_dpg",
+    "flowrl",
+    "sft",
+    "rloo",
+    "grpo",
+    "prompting",
+    "rejection",
+    "mcmc",
+    "smc",
+]
+FORWARD_LOOKING: tuple[Objective, ...] = ("subtb", "db", "raptb")
 """Objectives that need log R at every decision state, and not at the last alone."""
 POSTERIOR_DRAWS: tuple[Objective, ...] = ("rejection", "mcmc", "smc")
 """What draws from the posterior itself in place of training a sampler of it."""
@@ -336,8 +351,10 @@ class LearnerSection(Section):
 
     objective: Objective = Field(
         "subtb",
-        description="subtb is the paper's; tb, vargrad and db are the other GFlowNet objectives. For comparison: sft "
-        "(maximum likelihood on the seeds), rloo and grpo (reward maximisation with a KL term), prompting (nothing is "
+        description="subtb is the paper's; tb, vargrad and db are the other GFlowNet objectives. For comparison: raptb "
+        "(tb with prefixes that absorb what follows, not exact), alpha_dpg (policy gradient of a divergence to the "
+        "posterior), flowrl (a balance divided by the length: another target), sft (maximum likelihood on the seeds), "
+        "rloo and grpo (reward maximisation with a KL term), prompting (nothing is "
         "trained, the base model is evaluated), and rejection, mcmc and smc (nothing is trained, the evaluation's "
         "samples are drawn from the posterior itself, as the section inference says)",
     )
@@ -347,6 +364,16 @@ class LearnerSection(Section):
         ge=0,
         description="rloo and grpo: weight of KL(policy ‖ reference) against the reward, which is log R without the "
         "prior; at 1 their optimum is the posterior, at 0 they collapse to the best rationale",
+    )
+    alpha: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="alpha_dpg: which divergence to the posterior p falls, from KL(policy ‖ p) at 0, which seeks one "
+        "mode, to KL(p ‖ policy) at 1, which covers all",
+    )
+    raptb_weight: float = Field(
+        0.25, ge=0, description="raptb: weight of the prefixes' balance against the whole trajectory's"
     )
     sft_prompt: Literal["policy", "reference"] = Field(
         "policy", description="sft: the prompt that the text follows, where the reference reads another than the policy"
@@ -369,13 +396,19 @@ class LearnerSection(Section):
         "eval/NAME (needs evaluation.every)",
     )
     queries_per_step: int = Field(4, ge=1, description="queries in a batch, at most those that the buffer holds")
-    trajectories_per_query: int = Field(8, ge=1, description="trajectories of each; vargrad needs 2 or more")
+    trajectories_per_query: int = Field(
+        8, ge=1, description="trajectories of each; an objective that compares them, as vargrad, needs 2"
+    )
     lr: float = Field(1e-3, gt=0, description="AdamW's learning rate after warm-up")
     warmup_steps: int = Field(10, ge=0, description="steps over which the learning rate rises from 0")
     lr_schedule: Literal["constant", "linear"] = Field("constant", description="after warm-up; linear falls to 0")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's; 0, as the target is a fixed distribution")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
-    log_z_lr: float = Field(0.1, gt=0, description="learning rate of tb's log Z, which must move by many nats")
+    log_z_lr: float = Field(
+        0.1,
+        gt=0,
+        description="of the log Z that tb, raptb and flowrl learn, which must move by many nats",
+    )
     sync_every: int = Field(5, ge=1, description="steps between published adapters")
     keep_adapters: int = Field(4, ge=2, description="published versions kept for actors that lag")
     checkpoint_every: int = Field(50, ge=1, description="steps between checkpoints")
@@ -429,7 +462,7 @@ class LearnerSection(Section):
 
     @model_validator(mode="after")
     def _enough_to_compare(self) -> Self:
-        if self.objective in ("vargrad", "rloo", "grpo") and self.trajectories_per_query < 2:
+        if self.objective in ("vargrad", "alpha_dpg", "rloo", "grpo") and self.trajectories_per_query < 2:
             raise ValueError(
                 f"objective {self.objective} compares trajectories of one query: trajectories_per_query must be 2 or "
                 "more"

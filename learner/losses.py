@@ -30,17 +30,17 @@ from torch import Tensor
 Normalize = Literal["pairs", "trajectory"]
 Residual = Literal["square", "huber", "linex", "shifted_cosh"]
 EXPONENTIAL_UP_TO = 4.0
-_typechecker = beartype(conf=BeartypeConf(is_pep484_tower=True))
+typechecker = beartype(conf=BeartypeConf(is_pep484_tower=True))
 
 
-class _Flows(NamedTuple):
+class Flows(NamedTuple):
     log_z: Float[Tensor, "batch states"]
     """h_t, the log Z that state t implies; 0 where it is not valid."""
     valid: Bool[Tensor, "batch states"]
     """States that can stop: min_len <= t <= K, and allowed to by `can_stop`."""
 
 
-@jaxtyped(typechecker=_typechecker)
+@jaxtyped(typechecker=typechecker)
 def subtb_loss(
     log_pf: Float[Tensor, "batch steps"],
     log_pterm: Float[Tensor, "batch states"],
@@ -67,7 +67,7 @@ def subtb_loss(
     return _normalized(*_subtb_sums(*arguments, residual), normalize)
 
 
-@jaxtyped(typechecker=_typechecker)
+@jaxtyped(typechecker=typechecker)
 def subtb_residuals(
     log_pf: Float[Tensor, "batch steps"],
     log_pterm: Float[Tensor, "batch states"],
@@ -85,7 +85,7 @@ def subtb_residuals(
     return (squares / weights.clamp_min(1)).clamp_min(0).sqrt()
 
 
-@jaxtyped(typechecker=_typechecker)
+@jaxtyped(typechecker=typechecker)
 def db_loss(
     log_pf: Float[Tensor, "batch steps"],
     log_pterm: Float[Tensor, "batch states"],
@@ -113,7 +113,7 @@ def db_loss(
     )
 
 
-@jaxtyped(typechecker=_typechecker)
+@jaxtyped(typechecker=typechecker)
 def tb_loss(
     log_pf: Float[Tensor, "batch steps"],
     log_pterm: Float[Tensor, "batch states"],
@@ -128,11 +128,11 @@ def tb_loss(
 
     `log_z` is that of each trajectory's query, or one for all.
     """
-    _check(log_pf, log_pterm, n_actions, min_len)
+    check_lengths(log_pf, log_pterm, n_actions, min_len)
     return penalty(terminal_log_z(log_pf, log_pterm, log_reward, n_actions) - log_z, residual).mean()
 
 
-@jaxtyped(typechecker=_typechecker)
+@jaxtyped(typechecker=typechecker)
 def vargrad_loss(
     log_pf: Float[Tensor, "batch steps"],
     log_pterm: Float[Tensor, "batch states"],
@@ -148,68 +148,9 @@ def vargrad_loss(
     `group` holds the query index of each trajectory; None takes all for one query's. A query with a single trajectory
     contributes nothing.
     """
-    _check(log_pf, log_pterm, n_actions, min_len)
+    check_lengths(log_pf, log_pterm, n_actions, min_len)
     estimates = terminal_log_z(log_pf, log_pterm, log_reward, n_actions)
     return penalty(estimates - group_mean(estimates, group), residual).mean()
-
-
-def reinforce_advantages(
-    rewards: Float[Tensor, " batch"], group: Int[Tensor, " batch"], *, standardize: bool
-) -> Float[Tensor, " batch"]:
-    """Each reward against the others of its group: minus their mean (RLOO, Ahmadian et al. 2024), or standardised over
-    the group (GRPO, Shao et al. 2024). A group of one has advantage 0."""
-    rewards = rewards.detach()
-    _, index = group.unique(return_inverse=True)
-    counts = torch.bincount(index)[index]
-    centred = rewards - group_mean(rewards, group)
-    if standardize:
-        return centred / (group_mean(centred.square(), group).sqrt() + 1e-4)
-    return centred * counts / (counts - 1).clamp_min(1)
-
-
-@jaxtyped(typechecker=_typechecker)
-def rloo_loss(
-    log_q: Float[Tensor, " batch"],
-    log_prior: Float[Tensor, " batch"],
-    reward: Float[Tensor, " batch"],
-    *,
-    group: Int[Tensor, " batch"],
-    kl_coef: float,
-) -> Float[Tensor, ""]:
-    """REINFORCE leave-one-out on r − β (log q(Z⊤|X) − log p(Z⊤|X)), whose mean is r − β KL(q ‖ p).
-
-    At β = 1 the maximiser is the posterior p(Z⊤|X) e^r / Z; at β = 0 it is the best Z alone. On-policy: it knows no
-    importance weights.
-    """
-    regularised = reward - kl_coef * (log_q.detach() - log_prior)
-    return -(reinforce_advantages(regularised, group, standardize=False) * log_q).mean()
-
-
-@jaxtyped(typechecker=_typechecker)
-def grpo_loss(
-    log_pf: Float[Tensor, "batch states"],
-    log_behaviour: Float[Tensor, "batch states"],
-    valid: Bool[Tensor, "batch states"],
-    log_prior: Float[Tensor, " batch"],
-    reward: Float[Tensor, " batch"],
-    *,
-    group: Int[Tensor, " batch"],
-    kl_coef: float,
-    clip_ratio: float,
-) -> Float[Tensor, ""]:
-    """Group-relative policy optimisation with a clipped ratio a token, and β · ½ (log q − log p)² of the sequence.
-
-    `log_pf` holds the policy's log-probability of each action and of stopping, `log_behaviour` that of the sampler, NaN
-    where it is not known (the ratio is then 1). The square's gradient is that of KL(q ‖ p) on-policy.
-    """
-    behaviour = torch.where(torch.isnan(log_behaviour), log_pf.detach(), log_behaviour)
-    ratio = torch.where(valid, log_pf - behaviour, 0).exp()
-    advantage = reinforce_advantages(reward, group, standardize=True)[:, None]
-    clipped = ratio.clamp(1 - clip_ratio, 1 + clip_ratio)
-    gain = torch.where(valid, torch.minimum(ratio * advantage, clipped * advantage), 0)
-    log_q = torch.where(valid, log_pf, 0).sum(1)
-    divergence = 0.5 * (log_q - log_prior).square()
-    return -(gain.sum(1) / valid.sum(1).clamp_min(1)).mean() + kl_coef * divergence.mean()
 
 
 def terminal_log_z(
@@ -219,7 +160,7 @@ def terminal_log_z(
     n_actions: Int[Tensor, " batch"],
 ) -> Float[Tensor, " batch"]:
     """log R_K − log q(Z⊤|X) of each trajectory: an estimate of its query's log Z, exact for an exact policy."""
-    flows = _implied_log_z(log_pf, log_pterm, log_reward, n_actions, min_len=0)
+    flows = implied_log_z(log_pf, log_pterm, log_reward, n_actions, min_len=0)
     return flows.log_z.gather(1, n_actions.long()[:, None])[:, 0]
 
 
@@ -235,8 +176,8 @@ def _subtb_sums(
     residual: Residual,
 ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
     """Weighted penalties and weights of each trajectory's pairs of states, the term of its first state among them."""
-    _check(log_pf, log_pterm, n_actions, min_len)
-    flows = _implied_log_z(log_pf, log_pterm, log_reward, n_actions, min_len, can_stop)
+    check_lengths(log_pf, log_pterm, n_actions, min_len)
+    flows = implied_log_z(log_pf, log_pterm, log_reward, n_actions, min_len, can_stop)
     penalties, weights = _pair_sums(flows, lam) if residual == "square" else _pair_penalties(flows, lam, residual)
     late = ~flows.valid[:, 0]
     if bool(late.any()):
@@ -247,7 +188,7 @@ def _subtb_sums(
     return penalties, weights
 
 
-def _check(log_pf: Tensor, log_pterm: Tensor, n_actions: Tensor, min_len: int) -> None:
+def check_lengths(log_pf: Tensor, log_pterm: Tensor, n_actions: Tensor, min_len: int) -> None:
     steps, states = log_pf.shape[1], log_pterm.shape[1]
     if states != steps + 1:
         raise ValueError(f"log_pterm has {states} states for {steps} steps, expected {steps + 1}")
@@ -258,14 +199,14 @@ def _check(log_pf: Tensor, log_pterm: Tensor, n_actions: Tensor, min_len: int) -
         raise ValueError(f"n_actions spans {lowest}..{highest}, outside of min_len = {min_len}..{steps} steps")
 
 
-def _implied_log_z(
+def implied_log_z(
     log_pf: Tensor,
     log_pterm: Tensor,
     log_reward: Tensor,
     n_actions: Tensor,
     min_len: int,
     can_stop: Tensor | None = None,
-) -> _Flows:
+) -> Flows:
     """h_t at every state. Padding is replaced before any arithmetic, so neither it nor its gradient gets through."""
     time = torch.arange(log_pterm.shape[1], device=log_pterm.device)
     last = n_actions[:, None]
@@ -276,10 +217,10 @@ def _implied_log_z(
     # c_t, the log-probability of the first t actions.
     to_state = torch.nn.functional.pad(steps.cumsum(1), (1, 0))
     log_z = torch.where(valid, log_reward, 0) - torch.where(valid, log_pterm, 0) - to_state
-    return _Flows(torch.where(valid, log_z, 0), valid)
+    return Flows(torch.where(valid, log_z, 0), valid)
 
 
-def _pair_sums(flows: _Flows, lam: float) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+def _pair_sums(flows: Flows, lam: float) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
     """Σ_{i<j} w_ij (h_i − h_j)² and Σ_{i<j} w_ij of each trajectory, w_ij = λ^(j−i−1).
 
     Written out, the first sum is Σ_i h_i² (W·1)_i − Σ_i h_i (W·h)_i with W symmetric: linear in the length for λ = 1,
@@ -301,7 +242,7 @@ def _pair_sums(flows: _Flows, lam: float) -> tuple[Float[Tensor, " batch"], Floa
 
 
 def _pair_penalties(
-    flows: _Flows, lam: float, residual: Residual
+    flows: Flows, lam: float, residual: Residual
 ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
     """As `_pair_sums` of g(h_j − h_i), pair by pair, batch × states² numbers: only the square can be summed apart."""
     order = (~flows.valid).int().argsort(dim=1, stable=True)

@@ -12,11 +12,10 @@ from torch import Tensor
 from common.config import LearnerSection
 from common.reward import RewardWeights
 from common.trajectory import Trajectory
+from learner.comparison_losses import alpha_dpg_loss, flowrl_loss, grpo_loss, raptb_loss, rloo_loss
 from learner.losses import (
     db_loss,
     group_mean,
-    grpo_loss,
-    rloo_loss,
     subtb_loss,
     subtb_residuals,
     tb_loss,
@@ -26,7 +25,7 @@ from learner.losses import (
 from learner.policy import LogProbs
 
 GFLOWNET = ("subtb", "tb", "vargrad", "db")
-"""Objectives that learn a distribution; the others are there for comparison."""
+"""Objectives that end at the normalised reward, whatever drew the batch; the others are there for comparison."""
 
 
 class LogZTable(torch.nn.Module):
@@ -42,13 +41,15 @@ class LogZTable(torch.nn.Module):
         """The index of each trajectory's query."""
         return torch.tensor([self.index[item.query_id] for item in trajectories], device=self.values.device)
 
-    def start(self, rows: Int[Tensor, " batch"], estimates: Float[Tensor, " batch"]) -> None:
-        """Set the queries not seen before to the mean of their estimates: log Z may lie many nats from 0."""
+    def learned(self, rows: Int[Tensor, " batch"], estimates: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+        """Each trajectory's log Z. That of a query not seen before is the mean of its estimates: it may lie many nats
+        from 0."""
         with torch.no_grad():
             for row in rows.unique().tolist():
                 if not self.started[row]:
                     self.values[row] = estimates[rows == row].mean()
                     self.started[row] = True
+        return self.values[rows]
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,7 @@ def evaluate(
     can_stop = log_probs.can_stop & ~log_reward.isnan()
     learned: float | None = None
     if section.objective == "tb":
-        log_z.start(rows, estimates)
-        heads = log_z.values[rows]
+        heads = log_z.learned(rows, estimates)
         learned = float(heads.detach().mean())
         loss = tb_loss(*arguments, log_z=heads, min_len=min_len, residual=section.residual)
         residuals = (heads.detach() - estimates).abs()
@@ -123,22 +123,46 @@ def evaluate(
     return Evaluation(loss, float(estimates.mean()), learned, effective_sample_size(estimates, rows), residuals)
 
 
-def evaluate_reward_maximisation(
+def evaluate_comparison(
     section: LearnerSection,
     log_probs: LogProbs,
     batch: Sequence[Trajectory],
     weights: RewardWeights,
     temperature: float,
     rows: Int[Tensor, " batch"],
+    log_z: LogZTable,
+    min_len: int,
 ) -> Evaluation:
-    """rloo or grpo of a batch; the reward is tempered log R without the prior, which the KL term stands for."""
+    """An objective of `comparison_losses`; its reward is tempered log R without the prior, which is the KL term's."""
     device = log_probs.log_pf.device
+    log_reward = stack_rewards(batch, weights, temperature, device)
+    task_reward = stack_rewards(batch, weights.model_copy(update={"prior": 0.0}), temperature, device)
+    reward = _last(task_reward, log_probs.n_actions)
     log_prior = torch.tensor([float(item.log_prior[-1]) for item in batch], device=device)
-    bare = weights.model_copy(update={"prior": 0.0})
-    reward = torch.tensor([float(item.log_reward(bare, temperature)[-1]) for item in batch], device=device)
     log_q = log_probs.total()
+    estimates = (_last(log_reward, log_probs.n_actions) - log_q).detach()
+    heads: Tensor | None = None
     if section.objective == "rloo":
         loss = rloo_loss(log_q, log_prior, reward, group=rows, kl_coef=section.kl_coef)
+    elif section.objective == "alpha_dpg":
+        loss = alpha_dpg_loss(log_q, _last(log_reward, log_probs.n_actions), group=rows, alpha=section.alpha)
+    elif section.objective == "flowrl":
+        decisions = log_probs.n_actions + 1
+        heads = log_z.learned(rows, (reward - (log_q - log_prior) / decisions).detach())
+        loss = flowrl_loss(log_q, log_prior, reward, decisions, log_z=heads)
+    elif section.objective == "raptb":
+        heads = log_z.learned(rows, estimates)
+        loss = raptb_loss(
+            log_probs.log_pf,
+            log_probs.log_pterm,
+            log_reward,
+            task_reward,
+            log_probs.n_actions,
+            log_z=heads,
+            weight=section.raptb_weight,
+            min_len=min_len,
+            can_stop=log_probs.can_stop & ~log_reward.isnan(),
+        )
     else:
         chosen, behaviour, valid = _with_stop(log_probs, batch)
         loss = grpo_loss(
@@ -151,14 +175,18 @@ def evaluate_reward_maximisation(
             kl_coef=section.kl_coef,
             clip_ratio=section.clip_ratio,
         )
-    estimates = (log_prior * weights.prior / temperature + reward - log_q).detach()
     return Evaluation(
         loss,
         float(estimates.mean()),
-        None,
+        None if heads is None else float(heads.detach().mean()),
         effective_sample_size(estimates, rows),
         (estimates - group_mean(estimates, rows)).abs(),
     )
+
+
+def _last(states: Float[Tensor, "batch states"], n_actions: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    """Of each trajectory, that of the state where it stopped."""
+    return states.gather(1, n_actions.long()[:, None])[:, 0]
 
 
 def _with_stop(log_probs: LogProbs, batch: Sequence[Trajectory]) -> tuple[Tensor, Tensor, Tensor]:

@@ -38,8 +38,8 @@ from learner.objective import (
     Evaluation,
     LogZTable,
     evaluate,
+    evaluate_comparison,
     evaluate_likelihood,
-    evaluate_reward_maximisation,
     stack_rewards,
 )
 from learner.policy import Actions, LoraPolicy
@@ -325,7 +325,7 @@ class Trainer:
         if section.objective in GFLOWNET:
             log_reward = stack_rewards(batch, weights, tau, policy.device)
             return evaluate(section, log_probs, log_reward, rows, self.log_z, policy.space.min_len)
-        return evaluate_reward_maximisation(section, log_probs, batch, weights, tau, rows)
+        return evaluate_comparison(section, log_probs, batch, weights, tau, rows, self.log_z, policy.space.min_len)
 
     def _text(self, item: Trajectory) -> Actions:
         """What sft learns of a trajectory: as the policy writes it, or as the reference reads it."""

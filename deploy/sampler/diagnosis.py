@@ -162,6 +162,8 @@ def trained_for(section: LearnerSection) -> str:
     """What an objective aims at: the diagnosis is against ∝ R whatever it is."""
     if section.objective in ("rloo", "grpo"):
         return f"a high reward, with a KL term of {section.kl_coef:g} ({section.objective}), and not for the posterior"
+    if section.objective in ("raptb", "flowrl"):
+        return f"a distribution near the posterior ({section.objective}), and not for the posterior"
     if section.objective == "sft":
         return "the likelihood of its seeds (sft), and not for the posterior"
     if section.objective == "prompting":

@@ -83,7 +83,7 @@ def is_proportional(config: RunConfig) -> bool:
     section, weights = config.learner, config.reward_weights
     if section.objective == "rloo":
         return section.kl_coef == 1 and weights.prior == section.reward.temperature.at(section.steps)
-    return section.objective in GFLOWNET
+    return section.objective in (*GFLOWNET, "alpha_dpg")
 
 
 def sampler_facts(run: FinishedRun, merge: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -2,19 +2,168 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from scipy.optimize import brentq
 
+from common.config import LearnerSection
+from common.reward import RewardWeights
 from common.trajectory import Behaviour, Trajectory
-from learner.losses import grpo_loss, reinforce_advantages, rloo_loss
+from learner.comparison_losses import absorbed_targets, grpo_loss, raptb_loss, reinforce_advantages, rloo_loss
+from learner.losses import tb_loss
+from learner.objective import LogZTable, evaluate_comparison
 from learner.policy import Actions
 from tests.conftest import make_query
-from tests.learner.test_exactness import TERMINATOR, make_policy
+from tests.learner.test_exactness import (
+    BATCH,
+    STEPS,
+    TAU,
+    TERMINATOR,
+    every_sequence,
+    make_policy,
+    posterior,
+    reference_log_prior,
+    repeats,
+    total_variation,
+)
 from tests.tiny import tiny_llama
 
 REWARD = torch.tensor([0.0, 1.0, 2.0, 0.5])
 LOG_PRIOR = torch.tensor([0.4, 0.3, 0.1, 0.2]).log()
+
+
+QUERY = make_query(14, 15, 3)
+WEIGHTS = RewardWeights(prior=1.0, likelihood=0.0)
+Floats = NDArray[np.float64]
+
+
+@dataclass
+class Ended:
+    """A policy after training on a problem that can be enumerated."""
+
+    sequences: list[tuple[int, ...]]
+    log_prior: Floats
+    reward: Floats
+    """Tempered, without the prior."""
+    posterior: Floats
+    q: Floats
+
+
+def ended(reward: Callable[[tuple[int, ...]], float] = repeats, **settings: object) -> Ended:
+    """On-policy training of a tiny policy by an objective."""
+    policy, sequences = make_policy(0), every_sequence(0)
+    log_prior = reference_log_prior(QUERY)
+    known = {z: log_prior(z) for z in sequences}
+    section = LearnerSection.model_validate({"steps": STEPS, **settings})
+    log_z = LogZTable([QUERY.id])
+    optimizer = torch.optim.AdamW(
+        [{"params": list(policy.trainable().values()), "lr": 3e-3}, {"params": [log_z.values], "lr": 0.1}],
+        weight_decay=0.0,
+    )
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.02, 1 - step / STEPS))
+    random = np.random.default_rng(1)
+    for _ in range(STEPS):
+        q = np.exp(policy.log_prob(QUERY, sequences))
+        batch = [sequences[i] for i in random.choice(len(sequences), 2 * BATCH, p=q / q.sum())]
+        items = [_scored(z, known, reward) for z in batch]
+        log_probs, rows = policy.log_probs([Actions.plain(QUERY, z) for z in batch]), log_z.rows(items)
+        found = evaluate_comparison(section, log_probs, items, WEIGHTS, TAU, rows, log_z, 0)
+        optimizer.zero_grad()
+        found.loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(list(policy.trainable().values()), 5.0)
+        optimizer.step()
+        scheduler.step()
+    return Ended(
+        sequences,
+        np.array([known[z] for z in sequences]),
+        np.array([reward(z) for z in sequences]) / TAU,
+        posterior(sequences, lambda z: known[z] + reward(z)),
+        np.exp(policy.log_prob(QUERY, sequences)),
+    )
+
+
+def _scored(
+    z: tuple[int, ...], log_prior: dict[tuple[int, ...], float], reward: Callable[[tuple[int, ...]], float]
+) -> Trajectory:
+    states = [z[:t] for t in range(len(z) + 1)]
+    return Trajectory.without_tools(
+        query_id=QUERY.id,
+        task=QUERY.task,
+        action_ids=list(z),
+        log_prior=np.array([log_prior[state] for state in states]),
+        log_likelihood=np.zeros(len(z) + 1),
+        log_constraint=np.array([reward(state) for state in states]),
+        behaviour=Behaviour(adapter_version=1, sampler_log_prob=np.zeros(len(z)), stop_log_prob=0.0),
+        source="policy",
+    )
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+def test_alpha_dpg_ends_at_the_enumerated_posterior_for_every_divergence(alpha: float) -> None:
+    found = ended(objective="alpha_dpg", alpha=alpha)
+    assert total_variation(found.posterior, found.q) < 0.05
+
+
+def test_flowrl_ends_at_a_target_that_is_sharper_the_longer_and_not_at_the_posterior() -> None:
+    found = ended(objective="flowrl")
+    decisions = np.array([len(z) + 1 for z in found.sequences])
+
+    def target(log_z: float) -> Floats:
+        return np.asarray(np.exp(found.log_prior + decisions * (found.reward - log_z)))
+
+    own = target(brentq(lambda log_z: target(log_z).sum() - 1, -20, 20))
+    assert total_variation(own, found.q) < 0.05
+    assert total_variation(own, found.posterior) > 0.1
+
+
+def whole(z: tuple[int, ...]) -> float:
+    """−4 but for three tokens: a prefix earns less than what follows."""
+    return 0.0 if len(z) == 3 else -4.0
+
+
+def test_raptb_ends_off_the_posterior_where_a_prefix_earns_less_than_what_follows_and_tb_at_it() -> None:
+    distances = {}
+    for weight in (0.0, 0.25):
+        found = ended(whole, objective="raptb", raptb_weight=weight)
+        distances[weight] = total_variation(found.posterior, found.q)
+    assert distances[0.0] < 0.05 < distances[0.25] < 0.25
+
+
+def test_absorbed_targets_are_between_maximum_and_soft_maximum_of_what_follows() -> None:
+    reward = torch.tensor([[-3.0, 0.0, -3.0, -1.0, torch.nan]])
+    valid = torch.tensor([[True, True, True, True, False]])
+    soft = [torch.logsumexp(5 * reward[0, t:4], 0).item() / 5 for t in range(4)]
+    expected = [0.5 * (highest + found) for highest, found in zip([0.0, 0.0, -1.0, -1.0], soft, strict=True)]
+    assert absorbed_targets(reward, valid)[0, :4].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_raptb_is_tb_and_the_mean_square_of_its_rooted_prefixes() -> None:
+    log_pf, log_pterm = torch.tensor([[-1.0, -2.0, -0.5]]), torch.tensor([[-3.0, -2.5, -2.0, -0.1]])
+    task, log_z, last = torch.tensor([[-4.0, -3.0, -2.0, -1.0]]), torch.tensor([0.5]), torch.tensor([3])
+    log_reward = task + torch.tensor([[-1.0, -2.0, -4.0, -4.5]])
+    h = log_reward - log_pterm - torch.tensor([[0.0, -1.0, -3.0, -3.5]])
+    # The target of state 2 is all but that of state 3, one state from the end; state 1 is too short to count.
+    soft = torch.logsumexp(torch.tensor([-10.0, -5.0]), 0) / 5
+    raised = h[0, 2] + 0.99 * (0.5 * (-1.0 + soft) + 2.0)
+    prefixes = ((raised - h[0, 0]) ** 2 + (h[0, 3] - h[0, 0]) ** 2) / 2
+    arguments = (log_pf, log_pterm, log_reward, task, last)
+    anchor = tb_loss(log_pf, log_pterm, log_reward, last, log_z=log_z)
+    assert torch.isclose(raptb_loss(*arguments, log_z=log_z, weight=0.0), anchor)
+    assert torch.isclose(raptb_loss(*arguments, log_z=log_z, weight=0.5), anchor + 0.5 * prefixes)
+
+
+def test_raptb_s_prefixes_teach_nobody_when_to_stop() -> None:
+    generator = torch.Generator().manual_seed(0)
+    log_pf, log_pterm, task = (torch.randn(2, n, generator=generator) for n in (4, 5, 5))
+    log_pterm.requires_grad_()
+    loss = raptb_loss(log_pf, log_pterm, task, task, torch.tensor([4, 2]), log_z=torch.zeros(2), weight=1.0, min_len=1)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert log_pterm.grad is not None
+    assert log_pterm.grad.nonzero().tolist() == [[0, 4], [1, 2]]
 
 
 def trained(objective: str, kl_coef: float) -> torch.Tensor:

@@ -45,7 +45,7 @@ STEPS = 12
 LIMIT_S = 240
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SCRIPT))
 STOPPED = "stopped"
-OBJECTIVES = ("subtb", "vargrad", "tb", "sft", "rloo", "grpo")
+OBJECTIVES = ("subtb", "vargrad", "tb", "raptb", "alpha_dpg", "flowrl", "sft", "rloo", "grpo")
 QUERIES = [make_query(14, 15, 3, 9, 2), make_query(7), make_query(14, 8, 1, 1, 4, 4, 4, 9)]
 DIGITS = range(3, 13)
 

@@ -54,22 +54,32 @@ def every_sequence(min_len: int) -> list[tuple[int, ...]]:
     return [z for k in range(min_len, MAX_LEN + 1) for z in itertools.product(TOKENS, repeat=k)]
 
 
-def reference_log_reward(query: Query) -> Callable[[tuple[int, ...]], float]:
-    """Untempered log R of stopping after z: the base model's p(z⊤|X), and −2 for each repeated neighbour."""
+def reference_log_prior(query: Query) -> Callable[[tuple[int, ...]], float]:
+    """log p(z⊤|X) of the base model."""
     model = tiny_llama()
     known: dict[tuple[int, ...], float] = {}
 
-    def log_reward(z: tuple[int, ...]) -> float:
+    def log_prior(z: tuple[int, ...]) -> float:
         if z not in known:
             ids = torch.tensor([[*query.prompt_ids.tolist(), *z, TERMINATOR]])
             with torch.no_grad():
                 log_p = model(ids).logits[0].double().log_softmax(-1)
             first = len(query.prompt_ids)
-            prior = sum(float(log_p[first - 1 + i, token]) for i, token in enumerate((*z, TERMINATOR)))
-            known[z] = prior - 2.0 * sum(a == b for a, b in itertools.pairwise(z))
+            known[z] = sum(float(log_p[first - 1 + i, token]) for i, token in enumerate((*z, TERMINATOR)))
         return known[z]
 
-    return log_reward
+    return log_prior
+
+
+def repeats(z: tuple[int, ...]) -> float:
+    """−2 for each repeated neighbour."""
+    return -2.0 * sum(a == b for a, b in itertools.pairwise(z))
+
+
+def reference_log_reward(query: Query) -> Callable[[tuple[int, ...]], float]:
+    """Untempered log R of stopping after z."""
+    log_prior = reference_log_prior(query)
+    return lambda z: log_prior(z) + repeats(z)
 
 
 def posterior(sequences: list[tuple[int, ...]], log_reward: Callable[[tuple[int, ...]], float]) -> NDArray[np.float64]:

@@ -341,6 +341,8 @@ def test_a_run_that_is_to_have_none_is_not_diagnosed(run: FinishedRun, section: 
         ({"objective": "subtb"}, "the posterior, in proportion to R (subtb)"),
         ({"objective": "rloo", "kl_coef": 0.0}, "KL term of 0 (rloo), and not for the posterior"),
         ({"objective": "sft"}, "not for the posterior"),
+        ({"objective": "alpha_dpg"}, "the posterior, in proportion to R (alpha_dpg)"),
+        ({"objective": "raptb"}, "near the posterior (raptb), and not for the posterior"),
         ({"objective": "prompting"}, "the base model"),
     ],
 )

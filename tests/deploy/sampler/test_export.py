@@ -306,6 +306,9 @@ def test_the_example_in_the_card_samples_what_the_task_lets_through(run: Path, t
         ({"objective": "grpo", "kl_coef": 1}, "β = 1.0: it aims at .* roughly, as grpo standardises", "posterior"),
         ({"objective": "rloo", "kl_coef": 0}, "β = 0.0: it looks for the best rationale", "proportion to p"),
         ({"objective": "sft"}, "maximum likelihood on given rationales .* in proportion to no reward", "posterior"),
+        ({"objective": "alpha_dpg"}, "in proportion to a reward R, and does not look for the best", "KL term"),
+        ({"objective": "flowrl"}, "exp(n·r) / Zⁿ for n decisions, .* not in proportion to R", "posterior"),
+        ({"objective": "raptb"}, "roughly in proportion to the reward R, too long where", "posterior"),
     ],
 )
 def test_a_card_says_what_the_objective_aims_at(
