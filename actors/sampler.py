@@ -23,6 +23,7 @@ from actors.scoring import (
     RewardComponents,
     Rollout,
     Scored,
+    ScoreText,
     TokenScores,
     reward_components,
     states_to_score,
@@ -93,7 +94,9 @@ class TrajectorySampler:
     _counter: int = 0
     _known_at_once: list[Trajectory] = field(default_factory=list)
     _sampling: dict[str, Draft] = field(default_factory=dict)
-    _scoring: dict[str, tuple[_Pending, int]] = field(default_factory=dict)
+    _scoring: dict[str, tuple[_Pending, int, ScoreText]] = field(default_factory=dict)
+    _of_queries: dict[ScoreText, TokenScores] = field(default_factory=dict)
+    """Texts that are the same for all rationales of a query, and of most tasks for all queries: read once."""
     _same: dict[str, list[_Pending]] = field(default_factory=dict)
     """By what is being scored: further samples of the very same, which wait for that."""
     _known: OrderedDict[str, _Known] = field(default_factory=OrderedDict)
@@ -123,7 +126,7 @@ class TrajectorySampler:
     @property
     def aside_in_flight(self) -> int:
         """Those of them that are of an evaluation beside training."""
-        pending = [*(item for item, _ in self._scoring.values()), *self._valuing.values()]
+        pending = [*(item for item, _, _ in self._scoring.values()), *self._valuing.values()]
         return sum(draft.origin.aside for draft in self._sampling.values()) + sum(
             item.draft.origin.aside for item in pending
         )
@@ -195,7 +198,7 @@ class TrajectorySampler:
         def is_left(pending: _Pending) -> bool:
             return pending.draft.aborted and not self._same.get(self._key(pending))
 
-        scoring = {name: pending for name, (pending, _) in self._scoring.items() if is_left(pending)}
+        scoring = {name: pending for name, (pending, _, _) in self._scoring.items() if is_left(pending)}
         valuing = {name: pending for name, pending in self._valuing.items() if is_left(pending)}
         for pending in (*scoring.values(), *valuing.values()):
             self._same.pop(self._key(pending), None)
@@ -434,15 +437,16 @@ class TrajectorySampler:
             space.terminator_id,
             wanted,
             terminator_in_text=self.task.terminator_in_reward,
-            calibrated=self.task.calibrated_reward,
         )
-        pending.scores = [None] * len(texts)
+        pending.scores = [self._of_queries.get(text) for text in texts]
         for i, text in enumerate(texts):
+            if pending.scores[i] is not None:
+                continue
             request_id = self._next_id("score")
-            self._scoring[request_id] = (pending, i)
+            self._scoring[request_id] = (pending, i, text)
             self.reference.submit_score(request_id, text)
             self._count(self.metrics.scored_tokens, len(text.ids))
-        self.metrics.scored_texts.inc(len(texts))
+            self.metrics.scored_texts.inc()
         self._ask_own_reward(pending)
         return None
 
@@ -466,8 +470,10 @@ class TrajectorySampler:
         return self._complete(pending)
 
     def _on_scored(self, scored: Scored) -> list[Trajectory]:
-        pending, i = self._scoring.pop(scored.request_id)
+        pending, i, text = self._scoring.pop(scored.request_id)
         pending.scores[i] = scored.scores
+        if text.of_query:
+            self._of_queries[text] = scored.scores
         return self._complete(pending)
 
     def _complete(self, pending: _Pending) -> list[Trajectory]:

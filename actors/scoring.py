@@ -18,6 +18,8 @@ class ScoreText:
 
     ids: tuple[int, ...]
     first: int
+    of_query: bool = False
+    """Whether it is the same for all rationales of a query."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,8 @@ class RewardComponents:
     log_alternatives: FloatArray
     """log p of each alternative target at the last state; shape (alternatives,)."""
     log_choices: FloatArray
-    """log p of all targets there as the model has them, then behind the content-free prompt; shape (2 targets,), empty
-    where there is no such prompt."""
+    """log p of all targets there as the model has them, then behind the content-free text; shape (2 targets,), empty
+    where there is none."""
 
 
 def states_to_score(stoppable: NDArray[np.bool_], every: int | None) -> NDArray[np.bool_]:
@@ -87,7 +89,6 @@ def texts_to_score(
     wanted: NDArray[np.bool_],
     *,
     terminator_in_text: bool,
-    calibrated: bool = False,
 ) -> list[ScoreText]:
     """One pass over X Z ⊤ Y gives the prior at every state and the likelihood at the last.
 
@@ -95,8 +96,7 @@ def texts_to_score(
     state, one text each. Without `terminator_in_text` the target follows Z at once, as ⊤ is then the policy's stop sign
     alone. The last state is always wanted.
 
-    Where the query has a content-free prompt, further texts have that one in place of X: with all targets behind the
-    last state, and behind every wanted one where the reward is `calibrated`.
+    Where the query has a content-free text, further texts have that one in place of X Z, with each target behind it.
     """
     prompt, inputs = rollout.query.scored_prompt_ids.tolist(), rollout.input_ids.tolist()
     targets = _targets(rollout.query)
@@ -109,9 +109,9 @@ def texts_to_score(
         head = (*prompt, *inputs[:end], *stop)
         texts += [ScoreText((*head, *target), first=len(head)) for target in wanted_targets]
     content_free = rollout.query.content_free_ids.tolist()
-    for end in [*(ends if calibrated else []), last] if content_free else []:
-        head = (*content_free, *inputs[:end], *stop)
-        texts += [ScoreText((*head, *target), first=len(head)) for target in targets]
+    if content_free:
+        head = (*content_free, *stop)
+        texts += [ScoreText((*head, *target), first=len(head), of_query=True) for target in targets]
     return texts
 
 
@@ -128,8 +128,8 @@ def reward_components(
 
     Tokens that tools inserted are context: they don't count. The log-likelihood is 0 where the policy can't
     stop, and NaN where it can but nobody asked; both masks have shape (K+1,). Where it is `calibrated` it is that of a
-    target among the query's, each divided by what it has behind the content-free prompt (Zhao et al. 2021):
-    log softmax over Y of log p(Y|XZ⊤) − log p(Y|X₀Z⊤).
+    target among the query's, each divided by what it has behind the content-free text (Zhao et al. 2021):
+    log softmax over Y of log p(Y|XZ⊤) − log p(Y|X₀Z₀⊤).
     """
     whole, *target_scores = scores
     targets = _targets(rollout.query)
@@ -145,7 +145,7 @@ def reward_components(
         sums.insert(len(targets) * (int(wanted.sum()) - 1), float(whole.actual[-len(targets[0]) :].sum()))
         table, content_free = np.split(np.reshape(sums, (-1, len(targets))), [int(wanted.sum())])
         if len(content_free):
-            choices = np.concatenate([table[-1], content_free[-1]])
+            choices = np.concatenate([table[-1], content_free[0]])
         if calibrated:
             table = table - content_free
             table = table - np.logaddexp.reduce(table, axis=1, keepdims=True)

@@ -68,7 +68,8 @@ class Query(BaseModel):
     alternatives: tuple[Ids, ...] = ()
     """Other targets, which no good rationale makes likelier than `target_ids`."""
     content_free_ids: Ids = Field(default_factory=lambda: np.zeros(0, np.int32))
-    """The reference's prompt without what the query says, which targets are calibrated by; empty: they aren't."""
+    """The reference's prompt without what the query says and a rationale that says nothing, by which targets are
+    calibrated; empty: they aren't."""
     info: dict[str, Any] = Field(default_factory=dict)
     """What the task itself needs for its constraint and evaluation; plain msgpack types only."""
     row: dict[str, Any] = Field(default_factory=dict)
@@ -107,7 +108,7 @@ class Query(BaseModel):
             ("the prompt", self.prompt_ids),
             ("the target", self.target_ids),
             ("the reference's prompt", self.reference_ids),
-            ("the content-free prompt", self.content_free_ids),
+            ("the content-free text", self.content_free_ids),
             *others,
         ]
 
@@ -199,7 +200,7 @@ class Trajectory(BaseModel):
     """log p(Y'|XZ⊤) of each of the query's alternative targets at the last state."""
     log_choices: Floats = Field(default_factory=lambda: np.zeros(0, np.float32))
     """At the last state, where targets are calibrated: log p(Y|XZ⊤) of the target and of each alternative as the model
-    has it, then the same behind the content-free prompt in place of X. Empty elsewhere."""
+    has it, then the same behind the query's content-free text in place of X Z. Empty elsewhere."""
     behaviour: Behaviour
     source: Source = "policy"
     created_at: float = 0.0

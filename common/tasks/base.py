@@ -160,7 +160,7 @@ class Task(ABC, Generic[ConfigT]):
     misleading_penalty: float = 0.0
     """Taken off log R, in nats, where stopping makes one of the query's alternative targets likelier than its own."""
     calibrated_reward: bool = False
-    """Whether p(Y|XZ⊤) in the reward is calibrated by the query's content-free prompt."""
+    """Whether p(Y|XZ⊤) in the reward is calibrated by the query's content-free text."""
 
     takes_prompts: ClassVar[bool] = True
     """Whether a trained sampler can be asked for prompts that are none of the task's queries."""

@@ -76,7 +76,7 @@ def choice_log_probs(
     """log P(Y|X) of every choice, shape (queries, choices), each row normalised: of the mean over a query's rationales
     of p(Y|XZ⊤). `truths` says which choice each query's target is.
 
-    With `contextual` each p(Y|XZ⊤) is divided by what it is behind the content-free prompt and normalised over the
+    With `contextual` each p(Y|XZ⊤) is divided by what it is behind the content-free text and normalised over the
     choices first (Zhao et al. 2021, with W diagonal and b = 0).
     """
     found = []
@@ -99,7 +99,7 @@ def _of_choices(item: Trajectory, *, contextual: bool) -> Floats:
         stated = item.log_choices.astype(np.float64)
         return stated[:n] - stated[n:] if contextual else stated[:n]
     if contextual:
-        raise ValueError("trajectory was scored without a content-free prompt: it can't be calibrated by one")
+        raise ValueError("trajectory was scored without a content-free text: it can't be calibrated by one")
     return np.array([item.log_likelihood[-1], *item.log_alternatives], np.float64)
 
 

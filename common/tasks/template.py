@@ -56,12 +56,13 @@ class TemplateConfig(TextConfig):
     calibrate: Literal["none", "contextual", "batch"] = Field(
         "none",
         description="how the figures `accuracy_calibrated` and `auc_calibrated` take out that the model prefers some "
-        "choices whatever it reads: contextual divides p(Y|XZ) by what it is behind `content_free` in place of the "
-        "row's text (Zhao et al. 2021), batch by its mean over the rows (Zhou et al. 2023)",
+        "choices whatever it reads: contextual divides p(Y|XZ) by what it is where `content_free` stands for the row's "
+        "text and for Z (Zhao et al. 2021), batch by its mean over the rows (Zhou et al. 2023)",
     )
-    content_free: str = Field("N/A", description="stands for the row's text where contextual calibration asks")
+    content_free: str = Field("N/A", description="a text that says nothing, for contextual calibration")
     calibrate_reward: bool = Field(
-        False, description="whether log R has the calibrated p(Y|XZ) as well, by contextual calibration"
+        False,
+        description="whether log R has the probability of the target among the choices, calibrated as by contextual",
     )
     misleading_penalty: float = Field(
         0.0, ge=0, description="nats taken off log R where the rationale makes another choice likelier than the target"
@@ -83,10 +84,10 @@ class TemplateConfig(TextConfig):
 
     @model_validator(mode="after")
     def _calibrates_choices(self) -> Self:
-        if self.calibrate != "none" and len(self.choices) < 2:
-            raise ValueError("calibrate is about choices, and there are none: give at least two `choices`")
-        if self.calibrate_reward and (self.calibrate != "contextual" or self.target is None):
-            raise ValueError("calibrate_reward is about a target: give `target`, and calibrate: contextual")
+        if (self.calibrate != "none" or self.calibrate_reward) and len(self.choices) < 2:
+            raise ValueError("calibrating is about choices, and there are none: give at least two `choices`")
+        if self.calibrate_reward and self.target is None:
+            raise ValueError("calibrate_reward is about a target: give `target`")
         if not self.content_free.strip():
             raise ValueError("content_free is empty: give a text that says nothing, such as N/A")
         return self
@@ -151,12 +152,18 @@ class TemplateTask(TextTask[TemplateConfigT]):
 
     @cached_property
     def content_free_ids(self) -> list[int]:
-        """The reference's prompt with the content-free text in the place of each column, behind the same shots."""
+        """The reference's prompt with the content-free text in the place of each column, behind the same shots, and the
+        same text for a rationale.
+
+        With the rationale itself there, what it says of the target would be taken out as well.
+        """
         config = self.config
-        if config.calibrate != "contextual" or config.target is None:
+        if config.target is None or not (config.calibrate == "contextual" or config.calibrate_reward):
             return []
-        prompt = self._without_content(config.reference_prompt or config.prompt)
-        return self._encoded(self._behind_shots("reference_shots", config.reference_shots, prompt))
+        template = config.reference_prompt or config.prompt
+        prompt = self._behind_shots("reference_shots", config.reference_shots, self._without_content(template))
+        apart = "" if self.chat is not None or template[-1:].isspace() else " "
+        return [*self._encoded(prompt), *self.codec.encode(apart + config.content_free)]
 
     def _without_content(self, template: str) -> Prompt:
         text = fill(template, lambda column: self.config.content_free)

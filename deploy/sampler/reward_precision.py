@@ -117,8 +117,7 @@ def _in_float32(
     for i, (query, item) in enumerate(pairs):
         rollout = Rollout(query, item.action_ids, item.input_ids, item.action_positions)
         last = np.arange(len(item.action_ids) + 1) == len(item.action_ids)
-        calibrated = task.calibrated_reward
-        texts = texts_to_score(rollout, stop, last, terminator_in_text=task.terminator_in_reward, calibrated=calibrated)
+        texts = texts_to_score(rollout, stop, last, terminator_in_text=task.terminator_in_reward)
         # One sequence after the other: on a CPU a pass of many takes minutes, and can't be broken off.
         for j, text in enumerate(texts):
             scorer.submit_score(str(j), text)
@@ -133,7 +132,7 @@ def _in_float32(
             terminator_in_reward=task.terminator_in_reward,
             stoppable=last,
             wanted=last,
-            calibrated=calibrated,
+            calibrated=task.calibrated_reward,
         )
         # Whether another target is likelier is a matter of precision too.
         misled = bool((item.log_alternatives > item.log_likelihood[-1]).any())

@@ -19,6 +19,8 @@ from common.tokens import load_codec
 from common.trajectory import Trajectory
 from tests.actors.test_own_reward import QuickEngine
 
+TEXTS = {1: (6, 2), 2: (4, 2)}
+"""Behind the row's own prompt: two targets at each scored state."""
 ROWS = [{"x": "7", "z": "1 2 3", "y": "4"}, {"x": "6", "z": "3", "y": "5"}]
 
 
@@ -49,11 +51,14 @@ def test_stored_components_are_those_of_the_model_divided_by_the_content_free_on
     scorer = ReferenceScorer(str(digit_model), "float32", task.action_space.terminator_id, torch.device("cpu"))
     sampler = TrajectorySampler(task, engine, scorer, ActorMetrics(new_registry()), reward_every=every)
     request = SampleRequest("given", adapter=False, temperature=1.0, n=1, given=True, every_state=True)
-    found = sampler.collect(task.queries("train"), request, None, 8)
+    found = sampler.collect(task.queries("train"), request, None, 1)
+    # Two texts behind the content-free one, read once for both queries.
+    assert sampler.metrics.scored_texts._value.get() == 2 + sum(TEXTS[every])
     model = AutoModelForCausalLM.from_pretrained(digit_model).double()
 
-    def log_p(prompt: list[int], item: Trajectory, t: int, target: list[int]) -> float:
-        ids = [*prompt, *item.action_ids[:t].tolist(), task.action_space.terminator_id]
+    stop = task.action_space.terminator_id
+
+    def log_p(ids: list[int], target: list[int]) -> float:
         with torch.no_grad():
             table = model(torch.tensor([[*ids, *target]])).logits[0].log_softmax(-1)
         return sum(float(table[len(ids) - 1 + i, token]) for i, token in enumerate(target))
@@ -61,12 +66,13 @@ def test_stored_components_are_those_of_the_model_divided_by_the_content_free_on
     for query in task.queries("train"):
         (item,) = found[query.id]
         targets = [query.target_ids.tolist(), *(ids.tolist() for ids in query.alternatives)]
-        content_free = task.codec.encode_prompt("0 :")
+        content_free = [*task.codec.encode_prompt("0 :"), *task.codec.encode(" 0"), stop]
         k = len(item.action_ids)
         scored = {*range(1, k + 1, every), k}
         for t in range(1, k + 1):
-            raw = np.array([log_p(query.prompt_ids.tolist(), item, t, target) for target in targets])
-            free = np.array([log_p(content_free, item, t, target) for target in targets])
+            read = [*query.prompt_ids.tolist(), *item.action_ids[:t].tolist(), stop]
+            raw = np.array([log_p(read, target) for target in targets])
+            free = np.array([log_p(content_free, target) for target in targets])
             expected = (raw - free - np.logaddexp.reduce(raw - free))[0] if reward else raw[0]
             if t in scored:
                 assert item.log_likelihood[t] == pytest.approx(expected, abs=1e-4)

@@ -104,14 +104,15 @@ def test_alternatives_are_read_after_each_state_and_tell_where_stopping_misleads
     assert found.log_alternatives.tolist() == [-0.5, -5.0]
 
 
-CALIBRATED = Query(task="t", prompt_ids=[1, 2], target_ids=[7], alternatives=([8],), content_free_ids=[4])
+CALIBRATED = Query(task="t", prompt_ids=[1, 2], target_ids=[7], alternatives=([8],), content_free_ids=[4, 9])
 
 
-def test_behind_a_content_free_prompt_all_targets_are_read_at_the_last_state_and_the_reward_stays_as_it_is() -> None:
+def test_behind_a_content_free_text_all_targets_are_read_once_and_the_reward_stays_as_it_is() -> None:
     item = Rollout(CALIBRATED, *(np.asarray(ids, np.int32) for ids in ([5], [5], [0])))
     texts = texts_to_score(item, TERMINATOR, from_state(1, 0), terminator_in_text=False)
     of_query = [(1, 2, 5, 7), (1, 2, 7), (1, 2, 8), (1, 2, 5, 8)]
-    assert [text.ids for text in texts] == [*of_query, (4, 5, 7), (4, 5, 8)]
+    assert [text.ids for text in texts] == [*of_query, (4, 9, 7), (4, 9, 8)]
+    assert [text.of_query for text in texts] == [False] * 4 + [True] * 2
     whole = TokenScores(np.array([-9.0, -4.0]), np.zeros(2))
     given = [TokenScores(np.array([value]), np.zeros(1)) for value in (-1.0, -2.0, -0.5, -3.0, -0.25)]
     found = reward_components(item, [whole, *given], terminator_in_reward=False, **states(item, 0))
@@ -122,13 +123,11 @@ def test_behind_a_content_free_prompt_all_targets_are_read_at_the_last_state_and
 
 def test_a_calibrated_reward_is_that_of_the_target_among_the_querys_at_every_wanted_state() -> None:
     item = Rollout(CALIBRATED, *(np.asarray(ids, np.int32) for ids in ([5], [5], [0])))
-    texts = texts_to_score(item, TERMINATOR, from_state(1, 0), terminator_in_text=False, calibrated=True)
-    assert [text.ids for text in texts][4:] == [(4, 7), (4, 8), (4, 5, 7), (4, 5, 8)]
     whole = TokenScores(np.array([-9.0, -4.0]), np.zeros(2))
-    given = [TokenScores(np.array([value]), np.zeros(1)) for value in (-1.0, -2.0, -0.5, -3.0, -1.0, -3.0, -0.25)]
+    given = [TokenScores(np.array([value]), np.zeros(1)) for value in (-1.0, -2.0, -0.5, -3.0, -0.25)]
     found = reward_components(item, [whole, *given], terminator_in_reward=False, calibrated=True, **states(item, 0))
-    # log p(Y|XZ) − log p(Y|X₀Z): at state 0 of 7 and 8 they are 2 and −1, at state 1 −1 and −0.25.
-    expected = [2.0 - np.logaddexp(2.0, -1.0), -1.0 - np.logaddexp(-1.0, -0.25)]
+    # log p(Y|XZ) − log p(Y|X₀Z₀): at state 0 of 7 and 8 they are 2 and −1.75, at state 1 −1 and −0.25.
+    expected = [2.0 - np.logaddexp(2.0, -1.75), -1.0 - np.logaddexp(-1.0, -0.25)]
     np.testing.assert_allclose(found.log_likelihood, expected, rtol=1e-6)
     assert found.misleads.tolist() == [False, True]
     assert found.log_alternatives[0] == pytest.approx(-0.25 - np.logaddexp(-1.0, -0.25))

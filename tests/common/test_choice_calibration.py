@@ -85,12 +85,12 @@ def test_uncalibrated_figures_stand_alone_where_nothing_is_calibrated(codec: Hug
     assert not [name for name in found if name.endswith("calibrated")]
 
 
-def test_the_content_free_prompt_is_the_references_with_the_text_taken_out(
+def test_the_content_free_text_is_the_references_prompt_without_the_rows_and_says_nothing_for_a_rationale(
     codec: HuggingFaceCodec, tmp_path: Path
 ) -> None:
     task = subjectivity(codec, tmp_path, calibrate="contextual", content_free="N/A")
     query = task.queries("test")[3]
-    expected = 'Classify this movie review as objective or subjective: "N/A" This review is'
+    expected = 'Classify this movie review as objective or subjective: "N/A" This review is N/A'
     assert codec.decode_prompt(query.content_free_ids) == expected
     assert len(subjectivity(codec, tmp_path, calibrate="batch").queries("test")[0].content_free_ids) == 0
     again = Query.from_bytes(query.to_bytes())
@@ -121,7 +121,8 @@ def test_choices_that_are_rationales_are_calibrated_by_the_policys_own_probabili
     ("settings", "message"),
     [
         ({"calibrate": "contextual", "choices": []}, "at least two `choices`"),
-        ({"calibrate_reward": True}, "calibrate: contextual"),
+        ({"calibrate_reward": True, "choices": []}, "at least two `choices`"),
+        ({"calibrate_reward": True, "target": None}, "give `target`"),
         ({"calibrate": "contextual", "content_free": " "}, "content_free is empty"),
         ({"calibrate": "sometimes"}, "contextual"),
     ],
@@ -159,7 +160,7 @@ def test_each_rationale_is_calibrated_before_the_mean_over_them() -> None:
     np.testing.assert_allclose(np.exp(choice_log_probs([group], [1], contextual=True)[0]), expected[::-1], rtol=1e-6)
 
 
-def test_what_was_scored_without_a_content_free_prompt_cant_be_calibrated_by_one() -> None:
+def test_what_was_scored_without_a_content_free_text_cant_be_calibrated_by_one() -> None:
     query = Query(task="t", prompt_ids=[1], target_ids=[2], alternatives=([3],))
-    with pytest.raises(ValueError, match="without a content-free prompt"):
+    with pytest.raises(ValueError, match="without a content-free text"):
         choice_log_probs([[sample(query, [-1.0, -2.0])]], [0], contextual=True)
