@@ -15,7 +15,7 @@ from redis.exceptions import ResponseError
 
 from buffer.adapters import AdapterRegistry
 from buffer.connection import is_out_of_memory
-from buffer.control import DONE, FULL, STARTING, Control
+from buffer.control import DONE, FULL, STARTING, STOPPED, Control
 from buffer.rate_limiter import RateLimiter
 from buffer.replay import ReplayBuffer
 from buffer.seed_queue import SeedQueue
@@ -139,7 +139,7 @@ class Trainer:
         self._report_phase("evaluating the trained policy")
         self._record_evaluation("after")
         self._write_summary()
-        self._report_phase(DONE)
+        self._report_phase(DONE if self.stopped_because is None else STOPPED)
 
     def _close_sinks(self) -> None:
         for sink in self.sinks:

@@ -74,6 +74,7 @@ def add_sampler_commands(add: AddCommand) -> None:
     sub.add_argument("--prompt", help="X; without it the task's first test query")
     sub.add_argument("-n", type=int, default=8, help="samples (default: 8)")
     sub.add_argument("--temperature", type=float, default=1.0, help="sampling temperature (default: 1)")
+    sub.add_argument("--seed", type=int, help="of the draws (default: the run's)")
     sub.add_argument(
         "--resample",
         action="store_true",
@@ -174,7 +175,8 @@ def sample(options: argparse.Namespace, overrides: list[str], console: Console) 
 
     run = FinishedRun(options.run, overrides, best=options.best)
     query = run.query(options.prompt, target=options.target, targets=options.targets)
-    sampler, adapter = run.sampler()
+    seed = run.config.run.seed if options.seed is None else options.seed
+    sampler, adapter = run.sampler(seed)
     n = options.candidates or draws_for(options.n, len(options.targets), resampled=options.resample)
     request = SampleRequest("samples", not options.base, options.temperature, n)
     told = progress(teller(options.run), "base" if options.base else "trained")
@@ -190,7 +192,7 @@ def sample(options: argparse.Namespace, overrides: list[str], console: Console) 
             targets=options.targets,
             resampled=options.n if options.resample else None,
             shown=options.n,
-            seed=run.config.run.seed,
+            seed=seed,
             missing=n - len(drawn),
         )
         return _show_weighted(found, options, console)

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from redis import Redis
 
 from buffer.connection import Keys
-from buffer.control import DONE, STARTING, Control
+from buffer.control import DONE, STARTING, STOPPED, Control
 from buffer.rate_limiter import RateLimiter
 from buffer.replay import ReplayBuffer
 from buffer.seed_queue import SeedQueue
@@ -231,7 +231,14 @@ def test_a_rule_that_holds_ends_training_in_the_order_of_its_last_step(
     summary = json.loads((tmp_path / "learner_summary.json").read_text())
     assert (summary["steps"], summary["stopped_because"]) == (steps, why)
     assert summary["trained_to_its_end"] is (stop is None)
-    order = [what for what in done if what in ("publish", "checkpoint", "adapter", "after", DONE)]
+    order = [what for what in done if what in ("publish", "checkpoint", "adapter", "after", DONE, STOPPED)]
     # The last version is of the last step, also where none was due there.
-    assert order == ["publish", "checkpoint", "adapter", *["publish"] * (steps % 5 > 0), "after", DONE]
+    assert order == [
+        "publish",
+        "checkpoint",
+        "adapter",
+        *["publish"] * (steps % 5 > 0),
+        "after",
+        STOPPED if stop else DONE,
+    ]
     assert curve.finished == ([] if stop else [(steps, trainer.progress.version)])

@@ -256,6 +256,11 @@ class Given:
     def __init__(self, drawn: list[Trajectory]) -> None:
         self.drawn, self.asked = drawn, 0
 
+    def seeded(self, seed: int) -> Given:
+        """A seed turns the order of what is drawn."""
+        self.drawn = self.drawn[-seed:] + self.drawn[:-seed] if seed else self.drawn
+        return self
+
     def collect(
         self, queries: Any, request: Any, adapter: Any, limit: int, told: Callable[[int, int], None]
     ) -> dict[str, list[Trajectory]]:
@@ -268,8 +273,8 @@ def sampled(
     run: FinishedRun, drawn: list[Trajectory], monkeypatch: pytest.MonkeyPatch, *arguments: str
 ) -> tuple[int, int]:
     """Exit status of `amortis sample` with an engine that gives these, and how many it was asked for."""
-    sampler = Given(drawn)
-    monkeypatch.setattr(FinishedRun, "sampler", lambda self: (sampler, None))
+    sampler = Given(list(drawn))
+    monkeypatch.setattr(FinishedRun, "sampler", lambda self, seed: (sampler.seeded(seed), None))
     return main(["sample", str(run.folder), *arguments]), sampler.asked
 
 
@@ -295,6 +300,16 @@ def test_samples_are_resampled_on_the_command_line_and_say_what_they_stand_on(
     assert json.loads(capsys.readouterr().out)["target"] is None
     assert sampled(run, four, monkeypatch, "--resample", "--prompt", "4 4", "--target", "2", "--json")[0] == 0
     assert json.loads(capsys.readouterr().out)["target"] == "2"
+
+
+def test_a_seed_makes_other_draws_of_the_same_candidates(
+    run: FinishedRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    four, found = [drawn(run, z) for z in range(4)], []
+    for seed in ([], ["--seed", "5"], ["--seed", "5"]):
+        assert sampled(run, four, monkeypatch, "--resample", "-n", "40", *seed, "--json")[0] == 0
+        found.append([sample["token_ids"] for sample in json.loads(capsys.readouterr().out)["samples"]])
+    assert found[1] == found[2] != found[0]
 
 
 def test_targets_are_answered_on_the_command_line_by_as_many_draws_as_that_takes(
