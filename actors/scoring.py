@@ -127,9 +127,9 @@ def reward_components(
     """The components at every decision state, from the scores of `texts_to_score`.
 
     Tokens that tools inserted are context: they don't count. The log-likelihood is 0 where the policy can't
-    stop, and NaN where it can but nobody asked; both masks have shape (K+1,). Where it is `calibrated` it is that of a
-    target among the query's, each divided by what it has behind the content-free text (Zhao et al. 2021):
-    log softmax over Y of log p(Y|XZ⊤) − log p(Y|X₀Z₀⊤).
+    stop, and NaN where it can but nobody asked; both masks have shape (K+1,). Where it is `calibrated` it is less
+    what the target has more than the query's least likely one behind the content-free text (Zhao et al. 2021):
+    log p(Y|XZ⊤) − log p(Y|X₀Z₀⊤) + min over Y' of log p(Y'|X₀Z₀⊤), which is still below 0.
     """
     whole, *target_scores = scores
     targets = _targets(rollout.query)
@@ -147,8 +147,7 @@ def reward_components(
         if len(content_free):
             choices = np.concatenate([table[-1], content_free[0]])
         if calibrated:
-            table = table - content_free
-            table = table - np.logaddexp.reduce(table, axis=1, keepdims=True)
+            table = table - content_free + content_free.min()
         log_likelihood[wanted], misleads[wanted] = table[:, 0], (table[:, 1:] > table[:, :1]).any(axis=1)
         others = table[-1, 1:]
     prior, prefix, likelihood = (each.astype(np.float32) for each in (log_prior, log_prefix, log_likelihood))

@@ -62,7 +62,8 @@ class TemplateConfig(TextConfig):
     content_free: str = Field("N/A", description="a text that says nothing, for contextual calibration")
     calibrate_reward: bool = Field(
         False,
-        description="whether log R has the probability of the target among the choices, calibrated as by contextual",
+        description="whether log R has p(Y|XZ) as calibrated by contextual: divided by how much likelier the target is "
+        "than the least likely choice where nothing is said",
     )
     misleading_penalty: float = Field(
         0.0, ge=0, description="nats taken off log R where the rationale makes another choice likelier than the target"

@@ -39,6 +39,12 @@ class TextConfig(TaskConfig):
     )
     limit: int | None = Field(None, ge=1, description="use the first so many rows of train_path; all without it")
     test_size: int = Field(20, ge=1, description="rows of each test file; of train_path at most a fifth is held out")
+    test_skip: int = Field(
+        0,
+        ge=0,
+        description="rows of each file of test_path that are passed over first, e.g. to choose settings on other rows "
+        "than those that they are judged by",
+    )
     on_bad_row: OnBadRow = Field("refuse", description="rows that can't be used: refuse to start, or skip them")
     on_overlap: OnOverlap = Field(
         "report", description="test rows that stand among the training rows: report, remove them, or refuse to start"
@@ -78,6 +84,12 @@ class TextConfig(TaskConfig):
         if value == []:
             raise ValueError("names no file: leave it out to hold out rows of train_path, or name one")
         return value
+
+    @model_validator(mode="after")
+    def _skips_rows_of_a_file(self) -> Self:
+        if self.test_skip and self.test_path is None:
+            raise ValueError("test_skip passes over rows of test_path, and there is none: give one, or leave it out")
+        return self
 
     @field_validator("chat", mode="before")
     @classmethod
@@ -245,18 +257,22 @@ class TextTask(Task[TextConfigT]):
 
     @cached_property
     def _train(self) -> Loaded[Example]:
-        return self._load("task.train_path", self.config.train_path, self.config.limit)
+        return self._load("task.train_path", self.config.train_path, slice(self.config.limit))
 
     @cached_property
     def _test(self) -> list[Loaded[Example]]:
-        given, limit = self.config.test_path or [], self.config.test_size
+        given, skip = self.config.test_path or [], self.config.test_skip
         paths = [given] if isinstance(given, str) else given
         places = [path if path.startswith(HUB) else Path(path).resolve() for path in paths]
         if len(set(places)) < len(places):
             raise UserError("task.test_path", given, "names a file twice", "name each once")
-        return [self._load("task.test_path", path, limit) for path in paths]
+        found = [self._load("task.test_path", path, slice(skip, skip + self.config.test_size)) for path in paths]
+        for path, loaded in zip(paths, found, strict=True):
+            if not loaded.items:
+                raise UserError("task.test_skip", skip, f"leaves no row of {path}", "lower it")
+        return found
 
-    def _load(self, setting: str, path: str, limit: int | None) -> Loaded[Example]:
+    def _load(self, setting: str, path: str, part: slice) -> Loaded[Example]:
         config = self.config
         if self.max_model_len is not None and config.max_len + 3 > self.max_model_len:
             # No row could be short enough.
@@ -267,7 +283,7 @@ class TextTask(Task[TextConfigT]):
                 "lower it, or raise actor.max_model_len",
             )
         found = load(setting, path, self.checked_example, lambda example: example.query.id, config.on_bad_row)
-        return replace(found, items=found.items[:limit])
+        return replace(found, items=found.items[part])
 
     def checked_example(self, row: Row) -> Example:
         """That of a row, held against the model's vocabulary and the engine's length; raises BadRow."""

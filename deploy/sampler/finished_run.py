@@ -100,7 +100,7 @@ class FinishedRun:
             if not targets:
                 others = [self._target_ids(text, "target") for text in self._other_choices(asked[0])]
             if self.task.calibrated_reward and not others:
-                problem = "is none of task.choices, which the reward's calibrated probability is among"
+                problem = "is none of task.choices, by which the reward calibrates it"
                 raise UserError("target", asked[0], problem, "give one of them, or several as targets")
             query = query.model_copy(update={"target_ids": own, "alternatives": tuple(others)})
         self._check_length(query, setting, prompt)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -107,6 +109,9 @@ def test_alternatives_are_read_after_each_state_and_tell_where_stopping_misleads
 CALIBRATED = Query(task="t", prompt_ids=[1, 2], target_ids=[7], alternatives=([8],), content_free_ids=[4, 9])
 
 
+TURNED = {"target_ids": [8], "alternatives": ([7],), "content_free_ids": [4, 9]}
+
+
 def test_behind_a_content_free_text_all_targets_are_read_once_and_the_reward_stays_as_it_is() -> None:
     item = Rollout(CALIBRATED, *(np.asarray(ids, np.int32) for ids in ([5], [5], [0])))
     texts = texts_to_score(item, TERMINATOR, from_state(1, 0), terminator_in_text=False)
@@ -121,17 +126,21 @@ def test_behind_a_content_free_text_all_targets_are_read_once_and_the_reward_sta
     assert found.log_choices.tolist() == [-4.0, -0.5, -3.0, -0.25]
 
 
-def test_a_calibrated_reward_is_that_of_the_target_among_the_querys_at_every_wanted_state() -> None:
+def test_a_calibrated_likelihood_pays_for_what_its_target_has_more_than_another_where_nothing_is_said() -> None:
     item = Rollout(CALIBRATED, *(np.asarray(ids, np.int32) for ids in ([5], [5], [0])))
     whole = TokenScores(np.array([-9.0, -4.0]), np.zeros(2))
-    given = [TokenScores(np.array([value]), np.zeros(1)) for value in (-1.0, -2.0, -0.5, -3.0, -0.25)]
+    given = [TokenScores(np.array([value]), np.zeros(1)) for value in (-1.0, -2.0, -1.5, -3.0, -0.25)]
+    raw = reward_components(item, [whole, *given], terminator_in_reward=False, **states(item, 0))
     found = reward_components(item, [whole, *given], terminator_in_reward=False, calibrated=True, **states(item, 0))
-    # log p(Y|XZ) − log p(Y|X₀Z₀): at state 0 of 7 and 8 they are 2 and −1.75, at state 1 −1 and −0.25.
-    expected = [2.0 - np.logaddexp(2.0, -1.75), -1.0 - np.logaddexp(-1.0, -0.25)]
-    np.testing.assert_allclose(found.log_likelihood, expected, rtol=1e-6)
-    assert found.misleads.tolist() == [False, True]
-    assert found.log_alternatives[0] == pytest.approx(-0.25 - np.logaddexp(-1.0, -0.25))
-    assert found.log_choices.tolist() == [-4.0, -0.5, -3.0, -0.25]
+    # Nothing is said: 7 has −3 and 8 −0.25, so that 8 pays 2.75. At state 0 they have −1 and −2, then −4 and −1.5.
+    assert found.log_likelihood.tolist() == [-1.0, -4.0] and found.log_alternatives.tolist() == [-4.25]
+    assert (raw.misleads.tolist(), found.misleads.tolist()) == ([False, True], [False, False])
+    assert found.log_choices.tolist() == [-4.0, -1.5, -3.0, -0.25]
+    other = dataclasses.replace(item, query=Query.model_validate({**TURNED, "task": "t", "prompt_ids": [1, 2]}))
+    given = [TokenScores(np.array([value]), np.zeros(1)) for value in (-2.0, -1.0, -4.0, -0.25, -3.0)]
+    whole = TokenScores(np.array([-9.0, -1.5]), np.zeros(2))
+    found = reward_components(other, [whole, *given], terminator_in_reward=False, calibrated=True, **states(item, 0))
+    assert found.log_likelihood.tolist() == [-4.75, -4.25] and found.misleads.tolist() == [True, True]
 
 
 def test_states_that_nobody_asked_for_have_no_likelihood() -> None:

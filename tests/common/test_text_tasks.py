@@ -96,6 +96,17 @@ def test_subjectivity_has_the_other_label_as_alternative_and_the_papers_penalty(
     assert (len(task.queries("train")), len(task.queries("test"))) == (8, 2)
 
 
+def test_rows_of_a_test_file_can_be_passed_over(codec: HuggingFaceCodec, tmp_path: Path) -> None:
+    path = write(tmp_path / "r.jsonl", REVIEWS)
+    whole = task_of(codec, "subjectivity", train_path=path, test_path=path, test_size=len(REVIEWS))
+    later = task_of(codec, "subjectivity", train_path=path, test_path=path, test_size=3, test_skip=4)
+    assert [query.id for query in later.queries("test")] == [query.id for query in whole.queries("test")[4:7]]
+    with pytest.raises(UserError, match=f"task.test_skip = {len(REVIEWS)}: leaves no row of .*r.jsonl"):
+        task_of(codec, "subjectivity", train_path=path, test_path=path, test_skip=len(REVIEWS)).queries("test")
+    with pytest.raises(ValidationError, match="passes over rows of test_path, and there is none"):
+        task_of(codec, "subjectivity", train_path=path, test_skip=1)
+
+
 def test_the_label_is_predicted_by_the_mean_likelihood_over_rationales(codec: HuggingFaceCodec, tmp_path: Path) -> None:
     task = task_of(codec, "subjectivity", train_path=write(tmp_path / "r.jsonl", REVIEWS), test_size=2)
     first, second = task.queries("test")
