@@ -124,6 +124,10 @@ def explain(error: ValidationError, given: Given, *section: str) -> UserError:
     names = [*section, *(str(part) for part in first["loc"])]
     key = ".".join(names) or "configuration"
     if first["type"] == "extra_forbidden":
+        having = [task for task in TASKS.values() if names[:-1] == ["task"] and names[-1] in task.Config.model_fields]
+        if having:
+            problem = f"is no setting of this task ({given.origin(key) or 'configuration'})"
+            return UserError(key, None, problem, f"leave it out, or take one of {', '.join(t.name for t in having)}")
         return unknown(key, given.origin(key) or "configuration", known_keys(own=given.own))
     if first["type"] == "missing":
         return UserError(key, None, "is missing", f"set `{names[-1]}` in the file or give --{key}")

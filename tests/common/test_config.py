@@ -44,6 +44,11 @@ def test_nested_settings_lists_and_task_settings_can_be_overridden(config_file: 
     [
         ("task: {name: rng}\nlearner: {lrr: 1}", [], "learner.lrr: is no setting .* did you mean learner.lr?"),
         ("task: {name: rng, hihg: 1}", [], "task.hihg: .* did you mean task.high?"),
+        (
+            "task: {name: rng, reward: 'm.py:f'}",
+            [],
+            r"task.reward: is no setting of this task .*one of arithmetic, .*jsonl",
+        ),
         ("task: {name: rng}\nlearner.lr: 1", [], r"learner.lr: is written with a dot .*; write lr in its section"),
         ("task: {name: rng}\nmodel: {lora.rank: 8}", [], r"model.lora.rank: is written with a dot .*; write rank in"),
         ("task: {name: rng}", ["--lerner.lr", "1"], "lerner.lr: is no setting .* did you mean learner.lr?"),
