@@ -97,6 +97,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("configs", type=Path, nargs="+", metavar="CONFIG", help="run configurations, or one comparison")
     sub.add_argument("--seeds", type=int, nargs="+", help="seeds of each (default: the comparison's, or 0 1)")
+    sub.add_argument("--methods", nargs="+", metavar="NAME", help="run the cells of these alone (default: all)")
+    sub.add_argument("--conditions", nargs="+", metavar="NAME", help="run the cells of these alone (default: all)")
     sub.add_argument("--folder", type=Path, help="where it is kept (default: comparisons/NAME)")
     sub.add_argument("--parallel", type=int, default=1, metavar="N", help="cells to run at a time (default: 1)")
     sub.add_argument("--data", type=Path, help="folder that relative paths of data are in (default: the working one)")
@@ -177,13 +179,14 @@ def _no_garbage() -> Iterator[None]:
 
 def compare(options: argparse.Namespace, overrides: list[str], console: Console) -> int:
     """`amortis compare CONFIG…`."""
-    from deploy.comparison.compare import Comparison, run_comparison
+    from deploy.comparison.compare import Comparison, Part, run_comparison
 
     if options.parallel < 1:
         raise UserError("--parallel", options.parallel, "runs nothing", "give 1 or more")
     comparison = Comparison.load(options.configs, seeds=options.seeds, data=options.data, overrides=overrides)
     folder = options.folder or Path("comparisons") / comparison.name
-    table, unfinished = run_comparison(comparison, folder, console, options.parallel)
+    part = Part(options.conditions, options.methods)
+    table, unfinished = run_comparison(comparison, folder, console, options.parallel, part)
     if options.json:
         print(table.to_json())
     table.show(console)

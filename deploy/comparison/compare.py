@@ -145,6 +145,28 @@ class Comparison:
                     done.append(method)
 
 
+@dataclass(frozen=True)
+class Part:
+    """The cells of a comparison that are to be run, by name; None for all."""
+
+    conditions: Sequence[str] | None = None
+    methods: Sequence[str] | None = None
+
+    def check(self, file: ComparisonFile) -> None:
+        """Raises UserError for a name that the comparison doesn't have."""
+        for option, given, known in (
+            ("--conditions", self.conditions, file.conditions),
+            ("--methods", self.methods, file.methods),
+        ):
+            for name in given or ():
+                if name not in known:
+                    raise UserError(option, name, "is none of the comparison's", f"name one of {', '.join(known)}")
+
+    def __contains__(self, cell: Cell) -> bool:
+        chosen = ((cell.condition, self.conditions), (cell.method, self.methods))
+        return all(names is None or name in names for name, names in chosen)
+
+
 _Waiting = tuple[int, Cell, RunConfig]
 """A cell with its number, from 1."""
 
@@ -163,29 +185,31 @@ class _Begun:
 
 
 def run_comparison(
-    comparison: Comparison, folder: Path, console: Console, parallel: int = 1
+    comparison: Comparison, folder: Path, console: Console, parallel: int = 1, part: Part = Part()
 ) -> tuple[Table, list[str]]:
-    """Run what is not done yet, up to `parallel` cells at a time; the table of all that is, and what went wrong.
+    """Run what of a part is not done yet, up to `parallel` cells at a time; the table of all that is, and what went
+    wrong.
 
     Saves after every cell.
     """
+    part.check(comparison.file)
     cells = list(comparison.cells(folder))
     remedy = "choose another --folder"
     check_writable("--folder", str(folder), folder, remedy)
     (folder / "cells").mkdir(parents=True, exist_ok=True)
     busy = UserError("--folder", str(folder), "is that of a comparison in progress", f"wait for its end, or {remedy}")
     with locked(folder, LAUNCHER, busy):
-        return _run_cells(comparison, cells, folder, console, parallel)
+        return _run_cells(comparison, cells, folder, console, parallel, part)
 
 
 def _run_cells(
-    comparison: Comparison, cells: Sequence[Cell], folder: Path, console: Console, parallel: int
+    comparison: Comparison, cells: Sequence[Cell], folder: Path, console: Console, parallel: int, part: Part
 ) -> tuple[Table, list[str]]:
     configs = _checked(comparison, cells, folder)
     waiting = [
         (number, cell, config)
         for number, (cell, config) in enumerate(zip(cells, configs, strict=True), start=1)
-        if not _is_done(folder, cell, config)
+        if cell in part and not _is_done(folder, cell, config)
     ]
     running: list[_Begun] = []
     problems: list[str] = []

@@ -19,7 +19,7 @@ from common.config_loading import load_config
 from common.errors import UserError
 from common.folder_lock import LAUNCHER, locked
 from deploy.comparison import compare
-from deploy.comparison.compare import Comparison
+from deploy.comparison.compare import Comparison, Part
 from deploy.comparison.table import Measurement, PlotSection, Table
 
 
@@ -199,9 +199,9 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> Begun:
     return found
 
 
-def run(folder: Path, methods: dict[str, Any], parallel: int = 1) -> tuple[Table, list[str]]:
+def run(folder: Path, methods: dict[str, Any], parallel: int = 1, part: Part | None = None) -> tuple[Table, list[str]]:
     found = load(folder, {"base": {"task": {"name": "rng"}}, "methods": methods, "seeds": [0]})
-    return compare.run_comparison(found, folder, Console(quiet=True), parallel)
+    return compare.run_comparison(found, folder, Console(quiet=True), parallel, part or Part())
 
 
 @pytest.mark.parametrize(
@@ -247,6 +247,18 @@ def test_a_cell_waits_for_the_one_whose_adapter_it_starts_from_while_others_go_a
     found, problems = run(tmp_path, {"first": {}, "second": after, "third": {}}, parallel=3)
     assert problems == [] and len(found.measured) == 3
     assert [method for method, _ in begun] == ["first", "third", "second"]
+
+
+def test_chosen_methods_are_run_alone_and_the_others_another_time(tmp_path: Path, begun: Begun) -> None:
+    methods: dict[str, Any] = {"a": {}, "b": {}, "c": {}}
+    run(tmp_path, methods, part=Part(methods=["c", "a"]))
+    assert [method for method, _ in begun] == ["a", "c"]
+    run(tmp_path, methods)
+    assert [method for method, _ in begun] == ["a", "c", "b"]
+    with pytest.raises(UserError, match=r"--methods.*d.* is none of the comparison's; name one of a, b, c"):
+        run(tmp_path, methods, part=Part(methods=["d"]))
+    with pytest.raises(UserError, match=r"--conditions.*10 labels.* is none"):
+        run(tmp_path, methods, part=Part(conditions=["10 labels"]))
 
 
 def test_a_cell_that_fails_keeps_back_only_what_starts_from_it(tmp_path: Path, begun: Begun) -> None:
