@@ -473,6 +473,9 @@ class TrajectorySampler:
         pending, i, text = self._scoring.pop(scored.request_id)
         pending.scores[i] = scored.scores
         if text.of_query:
+            if len(self._of_queries) >= self.score_cache:
+                # Of targets that callers of a service make up.
+                self._of_queries.clear()
             self._of_queries[text] = scored.scores
         return self._complete(pending)
 

@@ -267,6 +267,13 @@ class Trajectory(BaseModel):
             temperature,
         )
 
+    @property
+    def log_targets(self) -> NDArray[np.float64]:
+        """log p(Y|XZ⊤) of the target and of each alternative at the last state, as the model has it, whether the reward
+        is calibrated or not; shape (targets,)."""
+        calibrated = np.append(self.log_likelihood[-1], self.log_alternatives)
+        return np.asarray(self.log_choices[: len(calibrated)] if len(self.log_choices) else calibrated, np.float64)
+
     def state_positions(self) -> NDArray[np.int64]:
         """Where in `input_ids` the last token of each state s_0..s_K sits, -1 for the prompt's; shape (K+1,)."""
         return np.append(self.action_positions.astype(np.int64) - 1, len(self.input_ids) - 1)

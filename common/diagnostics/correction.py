@@ -67,5 +67,5 @@ def of_targets(
     log p(Y|XZ⊤) of its target and then of each alternative, shape (targets, n)."""
     log_r = [weighted_sum(*parts_without_target(item, misleading_penalty), weights) / tau for item in drawn]
     log_q = [item.behaviour.log_prob for item in drawn]
-    log_p = np.array([[item.log_likelihood[-1], *item.log_alternatives] for item in drawn], np.float64)
+    log_p = np.array([item.log_targets for item in drawn])
     return Correction.of(np.array(log_r, np.float64) - np.array(log_q, np.float64), drawn), log_p.T

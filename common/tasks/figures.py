@@ -94,13 +94,11 @@ def normalized(log_p: Floats) -> Floats:
 
 def _of_choices(item: Trajectory, *, contextual: bool) -> Floats:
     """log p(Y|XZ⊤) of the target and then of each alternative, by the model or divided by what is content-free."""
-    n = 1 + len(item.log_alternatives)
-    if len(item.log_choices):
-        stated = item.log_choices.astype(np.float64)
-        return stated[:n] - stated[n:] if contextual else stated[:n]
-    if contextual:
+    if not contextual:
+        return item.log_targets
+    if not len(item.log_choices):
         raise ValueError("trajectory was scored without a content-free text: it can't be calibrated by one")
-    return np.array([item.log_likelihood[-1], *item.log_alternatives], np.float64)
+    return item.log_targets - item.log_choices[len(item.log_targets) :].astype(np.float64)
 
 
 def batch_calibrated(log_p: Floats) -> Floats:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from common.default_model import default_model_path
+from common.diagnostics.correction import of_targets
 from common.reward import RewardWeights
 from common.tasks import TASKS, Task, make_task
 from common.tasks.figures import batch_calibrated, choice_log_probs, classification, normalized
@@ -158,6 +159,15 @@ def test_each_rationale_is_calibrated_before_the_mean_over_them() -> None:
     expected = each.mean(axis=0) / each.mean(axis=0).sum()
     # The query's own target is the second choice.
     np.testing.assert_allclose(np.exp(choice_log_probs([group], [1], contextual=True)[0]), expected[::-1], rtol=1e-6)
+
+
+def test_the_probabilities_of_targets_are_the_model_s_where_the_reward_is_calibrated() -> None:
+    query = Query(task="t", prompt_ids=[1], target_ids=[2], alternatives=([3],))
+    # Of a reward that takes 2.5 nats off the likelier choice.
+    item = sample(query, [-1.0, -4.0], [-0.5, -3.0])
+    item = item.model_copy(update={"log_likelihood": np.array([0.0, -3.5], np.float32)})
+    _, log_p = of_targets([item, item], WEIGHTS, 1.0, 0.0)
+    assert log_p.tolist() == [[-1.0, -1.0], [-4.0, -4.0]]
 
 
 def test_what_was_scored_without_a_content_free_text_cant_be_calibrated_by_one() -> None:
