@@ -397,7 +397,7 @@ class LearnerSection(Section):
     )
     queries_per_step: int = Field(4, ge=1, description="queries in a batch, at most those that the buffer holds")
     trajectories_per_query: int = Field(
-        8, ge=1, description="trajectories of each; an objective that compares them, as vargrad, needs 2"
+        8, ge=1, description="trajectories of each; an objective that compares them, as vargrad, needs 2 or more"
     )
     lr: float = Field(1e-3, gt=0, description="AdamW's learning rate after warm-up")
     warmup_steps: int = Field(10, ge=0, description="steps over which the learning rate rises from 0")
@@ -407,7 +407,7 @@ class LearnerSection(Section):
     log_z_lr: float = Field(
         0.1,
         gt=0,
-        description="of the log Z that tb, raptb and flowrl learn, which must move by many nats",
+        description="learning rate of the log Z that tb, raptb and flowrl learn, which must move by many nats",
     )
     sync_every: int = Field(5, ge=1, description="steps between published adapters")
     keep_adapters: int = Field(4, ge=2, description="published versions kept for actors that lag")

@@ -78,18 +78,18 @@ def grpo_loss(
 @jaxtyped(typechecker=typechecker)
 def alpha_dpg_loss(
     log_q: Float[Tensor, " batch"],
-    log_reward: Float[Tensor, " batch"],
+    log_weights: Float[Tensor, " batch"],
     *,
     group: Int[Tensor, " batch"],
     alpha: float,
 ) -> Float[Tensor, ""]:
-    """Distributional policy gradient of an α-divergence to p ∝ R (Go et al. 2023; Kruszewski et al. 2025).
+    """Distributional policy gradient of an α-divergence to p ∝ R (Go et al. 2023; Kruszewski et al. 2025), of
+    `log_weights` = log R − log q without gradient.
 
     The pseudo-reward is ((p/q)^α − 1)/α less its mean over the query: α = 1 is that of KL(p ‖ q), which covers every
     mode, α = 0 that of KL(q ‖ p), log p/q. log Ẑ is the log-mean of a query's R/q, its own included, which bounds p/q
     by their number. It ends at p for every α, on-policy: it knows no importance weights.
     """
-    log_weights = log_reward - log_q.detach()
     log_ratio = log_weights - _group_log_mean_exp(log_weights, group)
     gain = log_ratio if alpha == 0 else torch.expm1(alpha * log_ratio) / alpha
     return -((gain - group_mean(gain, group)) * log_q).mean()

@@ -137,15 +137,15 @@ def evaluate_comparison(
     device = log_probs.log_pf.device
     log_reward = stack_rewards(batch, weights, temperature, device)
     task_reward = stack_rewards(batch, weights.model_copy(update={"prior": 0.0}), temperature, device)
-    reward = _last(task_reward, log_probs.n_actions)
+    reward = task_reward.gather(1, log_probs.n_actions[:, None])[:, 0]
     log_prior = torch.tensor([float(item.log_prior[-1]) for item in batch], device=device)
     log_q = log_probs.total()
-    estimates = (_last(log_reward, log_probs.n_actions) - log_q).detach()
+    estimates = terminal_log_z(log_probs.log_pf, log_probs.log_pterm, log_reward, log_probs.n_actions).detach()
     heads: Tensor | None = None
     if section.objective == "rloo":
         loss = rloo_loss(log_q, log_prior, reward, group=rows, kl_coef=section.kl_coef)
     elif section.objective == "alpha_dpg":
-        loss = alpha_dpg_loss(log_q, _last(log_reward, log_probs.n_actions), group=rows, alpha=section.alpha)
+        loss = alpha_dpg_loss(log_q, estimates, group=rows, alpha=section.alpha)
     elif section.objective == "flowrl":
         decisions = log_probs.n_actions + 1
         heads = log_z.learned(rows, (reward - (log_q - log_prior) / decisions).detach())
@@ -182,11 +182,6 @@ def evaluate_comparison(
         effective_sample_size(estimates, rows),
         (estimates - group_mean(estimates, rows)).abs(),
     )
-
-
-def _last(states: Float[Tensor, "batch states"], n_actions: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-    """Of each trajectory, that of the state where it stopped."""
-    return states.gather(1, n_actions.long()[:, None])[:, 0]
 
 
 def _with_stop(log_probs: LogProbs, batch: Sequence[Trajectory]) -> tuple[Tensor, Tensor, Tensor]:
