@@ -244,7 +244,12 @@ class LoraPolicy:
 
     def log_prob(self, query: Query, sequences: Sequence[Sequence[int]]) -> NDArray[np.float64]:
         """log q(Z⊤|X) of sequences, shape (n,), in nats; no gradient."""
-        return log_q(self, [Actions.plain(query, ids) for ids in sequences])
+        return self.log_prob_table([query], sequences)[0]
+
+    def log_prob_table(self, queries: Sequence[Query], sequences: Sequence[Sequence[int]]) -> NDArray[np.float64]:
+        """The same behind each query, shape (queries, n); beginnings that prompts have in common are read once a pass."""
+        batch = [Actions.plain(query, ids) for query in queries for ids in sequences]
+        return log_q(self, batch).reshape(len(queries), len(sequences))
 
     def log_probs(self, batch: Sequence[Actions]) -> LogProbs:
         """log_pf and log_pterm of all trajectories, with gradient where enabled."""

@@ -303,7 +303,7 @@ class TemplateTask(TextTask[TemplateConfigT]):
         choices = [self.codec.encode(choice.removesuffix(self.terminator)) for choice in config.choices]
         queries, number_of = self.queries("test"), {choice: i for i, choice in enumerate(config.choices)}
         truths = [number_of.get(query.info["rationale"], -1) for query in queries]
-        raw = normalized(np.stack([policy.log_prob(query, choices) for query in queries]))
+        raw = normalized(policy.log_prob_table(queries, choices))
         return self._classified(
             raw, truths, lambda: normalized(raw - policy.log_prob(self._content_free_query(), choices))
         )

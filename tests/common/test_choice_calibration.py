@@ -16,6 +16,7 @@ from common.default_model import default_model_path
 from common.diagnostics.correction import of_targets
 from common.reward import RewardWeights
 from common.tasks import TASKS, Task, make_task
+from common.tasks.base import PolicyScorer
 from common.tasks.figures import batch_calibrated, choice_log_probs, classification, normalized
 from common.tokens import HuggingFaceCodec, load_codec
 from common.trajectory import Behaviour, Query, Trajectory
@@ -105,7 +106,7 @@ def test_choices_that_are_rationales_are_calibrated_by_the_policys_own_probabili
     task = subjectivity(codec, tmp_path, calibrate="contextual", **direct)
     labels = {query.id: LABELS.index(query.info["label"]) for query in task.queries("test")}
 
-    class Biased:
+    class Biased(PolicyScorer):
         def log_prob(self, query: Query, sequences: Sequence[Sequence[int]]) -> NDArray[np.float64]:
             found = np.array([-5.0, -1.0])
             if query.id in labels:

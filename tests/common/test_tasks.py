@@ -14,7 +14,7 @@ from common.action_space import ActionSpace
 from common.errors import UserError
 from common.reward import RewardWeights, TemperatureSchedule
 from common.tasks import make_task
-from common.tasks.base import with_samples
+from common.tasks.base import PolicyScorer, with_samples
 from common.tasks.continuation import ContinuationConfig, ContinuationTask
 from common.tasks.rng import RngConfig, RngTask
 from common.trajectory import Query, Trajectory
@@ -48,7 +48,7 @@ class WordCodec:
         return self.decode(ids)
 
 
-class TablePolicy:
+class TablePolicy(PolicyScorer):
     """Given probabilities of digit strings."""
 
     def __init__(self, probabilities: dict[str, float]) -> None:

@@ -22,6 +22,7 @@ from common.reward import RewardWeights
 from common.row import BadRow, Row
 from common.seeds import make_seed_jobs
 from common.tasks import TASKS, Task, make_task
+from common.tasks.base import PolicyScorer
 from common.tokens import HuggingFaceCodec, load_codec
 from common.trajectory import Behaviour, Query, Trajectory
 
@@ -197,7 +198,7 @@ def test_without_a_target_the_choices_are_classified_directly(codec: HuggingFace
         terminator=".",
     )
 
-    class AlwaysFirst:
+    class AlwaysFirst(PolicyScorer):
         def log_prob(self, query: Query, sequences: Sequence[Sequence[int]]) -> NDArray[np.float64]:
             return -np.arange(len(sequences), dtype=float)
 

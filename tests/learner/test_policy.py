@@ -14,6 +14,7 @@ from torch import Tensor
 from common.action_space import ActionSpace
 from common.config import LoraSection
 from common.errors import UserError
+from common.token_tree import tree_inputs
 from common.trajectory import Query
 from learner.policy import Actions, LoraPolicy
 from tests.conftest import make_query
@@ -205,6 +206,20 @@ def test_a_query_may_have_one_prompt_token_only() -> None:
     query = Query(task="rng", prompt_ids=[7])
     space = [list(z) for k in range(5) for z in itertools.product((3, 4, 5), repeat=k)]
     assert np.exp(policy.log_prob(query, space)).sum() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_several_queries_read_what_their_prompts_share_once_and_say_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, space = make_policy(), [[3], [4, 5], [5]]
+    queries = [Query(task="rng", prompt_ids=[7, 3, 4, 5, 6, last]) for last in (3, 4, 5)]
+    alone = np.stack([policy.log_prob(query, space) for query in queries])
+    read: list[int] = []
+    inputs = tree_inputs
+    monkeypatch.setattr(
+        "learner.policy.tree_inputs", lambda tree, *others: (read.append(len(tree)), inputs(tree, *others))[1]
+    )
+    assert policy.log_prob_table(queries, space) == pytest.approx(alone, abs=1e-5)
+    assert read == [5 + 3 * (1 + 4)]
+    assert policy.log_prob_table([], space).shape == (0, 3)
 
 
 def test_checkpointed_layers_keep_less_and_give_the_same_gradient() -> None:
