@@ -247,7 +247,7 @@ class LoraPolicy:
         return self.log_prob_table([query], sequences)[0]
 
     def log_prob_table(self, queries: Sequence[Query], sequences: Sequence[Sequence[int]]) -> NDArray[np.float64]:
-        """The same behind each query, shape (queries, n); beginnings that prompts have in common are read once a pass."""
+        """The same behind each query, shape (queries, n); what prompts begin with alike is read once a pass."""
         batch = [Actions.plain(query, ids) for query in queries for ids in sequences]
         return log_q(self, batch).reshape(len(queries), len(sequences))
 

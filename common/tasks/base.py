@@ -101,7 +101,7 @@ class PolicyScorer(Protocol):
         """log q(Z⊤|X) of each sequence, shape (n,), in nats."""
 
     def log_prob_table(self, queries: Sequence[Query], sequences: Sequence[Sequence[int]]) -> NDArray[np.float64]:
-        """The same behind each of several queries, shape (queries, n); one that reads what they share once is quicker."""
+        """The same behind each of several queries, shape (queries, n); what they share may be read once."""
         return np.stack([self.log_prob(query, sequences) for query in queries])
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
-import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from common.chat import Message, assistant, is_conversation, only_turn, user
