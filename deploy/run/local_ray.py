@@ -5,6 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 
+MISSED_HEALTH_CHECKS = 200
+"""In a row, of up to 13 s each, after which Ray takes this machine for dead; Ray's own 5 are a minute. That is for
+clusters, which go on without a machine. Here all would end with it, where it was only busy, or a laptop asleep."""
+
+
 def start_local_ray(**options: Any) -> None:
     """`ray.init` of a cluster of its own, whose processes a signal to the launcher's process group doesn't reach.
 
@@ -22,7 +27,8 @@ def start_local_ray(**options: Any) -> None:
 
     # Ray has no setting for it. They still end with the launcher, however it ends: that goes by parent, not by group.
     services.ConsolePopen = Apart
+    patient = {"health_check_failure_threshold": MISSED_HEALTH_CHECKS}
     try:
-        ray.init(address="local", log_to_driver=False, logging_level="ERROR", **options)
+        ray.init(address="local", log_to_driver=False, logging_level="ERROR", _system_config=patient, **options)
     finally:
         services.ConsolePopen = started_by
