@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-
 MISSED_HEALTH_CHECKS = 200
 """In a row, of up to 13 s each, after which Ray takes this machine for dead; Ray's own 5 are a minute. That is for
 clusters, which go on without a machine. Here all would end with it, where it was only busy, or a laptop asleep."""
