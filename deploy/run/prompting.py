@@ -42,7 +42,8 @@ def run_prompting(config: RunConfig, diagnose: Diagnose | None = None) -> dict[s
     for when in ("before", "after"):
         (folder / f"evaluation_{when}.json").write_text(dumps(exact))
     del policy
-    requests = [request for request in task.sample_requests() if not request.adapter]
+    of_task = task.sample_requests() if config.run.evaluate_samples else []
+    requests = [request for request in of_task if not request.adapter]
     found: dict[str, Any] = {"trajectories_pushed": 0}
     if requests:
         sampler, limit = make_sampler(config, task, config.run.seed), config.actor.max_in_flight
