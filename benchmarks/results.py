@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -41,8 +42,21 @@ sets: only the order of methods can be compared.
 """
 
 
-Means = Mapping[str, Mapping[tuple[str, str, str], float]]
-"""By comparison, then by condition, method and figure."""
+@dataclass(frozen=True)
+class Figure:
+    """One figure of one method, over seeds."""
+
+    mean: float
+    error: float | None = None
+    """Standard error of the mean; None for a single seed."""
+
+    def shown(self) -> str:
+        """mean ± standard error."""
+        return f"{self.mean:.3f}" if self.error is None else f"{self.mean:.3f} ± {self.error:.3f}"
+
+
+Figures = Mapping[tuple[str, str, str], Figure]
+"""Of a comparison, by condition, method and figure."""
 
 
 MATRIX = ("arithmetic", "subjectivity", "continuation", "infilling")
@@ -69,6 +83,12 @@ _SHAPE_FIGURES = {
 }
 
 
+_TARGETS = (
+    "Targets, from the paper's order of methods; ± is the standard error of the difference, over seeds, and over "
+    "prompts where log p of the best is compared:"
+)
+
+
 @dataclass(frozen=True)
 class Section:
     """How a comparison is shown."""
@@ -80,7 +100,7 @@ class Section:
     """Column titles by figure."""
     paper: str = ""
     """Markdown: the paper's numbers."""
-    target: Callable[[Means], Sequence[str]] = lambda _: ()
+    target: Callable[[Figures], Sequence[str]] = lambda _: ()
     """What the paper's order asks for, and whether it is met: sentences, none where a method is missing."""
 
 
@@ -97,53 +117,59 @@ class Target:
     factor: float = 1.0
     more: float = 0.0
 
-    def asked(self, means: Mapping[tuple[str, str, str], float]) -> tuple[str, float] | None:
-        """What it asks for, in words, and the least figure that meets it; None where the other has none."""
-        other = means.get((self.condition, self.than, self.figure))
-        if other is None:
+    def judged(self, figures: Figures) -> str | None:
+        """Whether it is met, in a sentence; None where a method is missing."""
+        value, other = (figures.get((self.condition, method, self.figure)) for method in (self.method, self.than))
+        if value is None or other is None:
             return None
         times = "" if self.factor == 1 else f"{self.factor:g} × "
         more = "" if self.more == 0 else f" + {self.more:g}"
         where = "" if not self.condition else f" with {self.condition}"
-        return f"{self.words}{where}, at least {times}that of {self.than}, {other:.3f}{more}", (
-            self.factor * other + self.more
-        )
-
-    def judged(self, means: Mapping[tuple[str, str, str], float]) -> str | None:
-        """Whether it is met, in a sentence; None where a method is missing."""
-        value, asked = means.get((self.condition, self.method, self.figure)), self.asked(means)
-        return None if value is None or asked is None else _judged(f"{self.method}: {asked[0]}", value, asked[1])
+        asked = f"{self.method}: {self.words}{where}, at least {times}that of {self.than}, {other.mean:.3f}{more}"
+        error = _of_difference(value.error, None if other.error is None else self.factor * other.error)
+        return _judged(asked, value.mean, self.factor * other.mean + self.more, error)
 
 
-def _all_judged(name: str, targets: Sequence[Target], means: Means) -> list[str]:
-    return [found for target in targets if (found := target.judged(means[name])) is not None]
+def _all_judged(targets: Sequence[Target], figures: Figures) -> list[str]:
+    return [found for target in targets if (found := target.judged(figures)) is not None]
 
 
-def _continuation_target(means: Means) -> list[str]:
-    table = means["continuation"]
+def _continuation_target(table: Figures) -> list[str]:
     points = {
-        method: (value, table["", method, "max_log_reward"])
+        method: (value.mean, table["", method, "max_log_reward"].mean)
         for (_, method, figure), value in table.items()
         if figure == "diversity" and ("", method, "max_log_reward") in table
     }
-    decoding = [point for method, point in points.items() if not method.startswith("GFlowNet")]
+    decoding = {method: point for method, point in points.items() if not method.startswith("GFlowNet")}
+    # Over prompts, of which seeds share most of what is by chance; of the frontier the decoding method's that has most.
+    errors = {method: table.get(("", method, "max_log_reward_se")) for method in points}
+    of_frontier = [None if (error := errors[method]) is None else error.mean for method in decoding]
     found = []
     for method, (diversity, likelihood) in points.items():
         if not method.startswith("GFlowNet") or not decoding:
             continue
-        most = max(x for x, _ in decoding)
+        most = max(x for x, _ in decoding.values())
         # No decoding method may be as diverse: then the frontier's end is what there is to hold a sampler against.
         where = "" if diversity <= most else f", which ends at {most:.3f}"
-        frontier = on_hull(decoding, min(diversity, most))
+        frontier = on_hull(list(decoding.values()), min(diversity, most))
         if frontier is not None:
             above = f"above the decoding methods' frontier{where}, {frontier:.2f} nats"
-            found.append(_judged(f"{method} at diversity {diversity:.3f}, {above}", likelihood, frontier))
+            own = errors[method]
+            known = None if None in of_frontier else max(error for error in of_frontier if error is not None)
+            error = _of_difference(None if own is None else own.mean, known)
+            judged = _judged(f"{method} at diversity {diversity:.3f}, {above}", likelihood, frontier, error)
+            found.append(judged)
     return found
 
 
-def _judged(asked: str, value: float, least: float) -> str:
-    outcome = "met" if value >= least else f"missed by {least - value:.3f}"
-    return f"{asked}: {value:.3f}, {outcome}."
+def _of_difference(error: float | None, other: float | None) -> float | None:
+    """Standard error of the difference of two figures that are independent; None where one isn't known."""
+    return None if error is None or other is None else math.hypot(error, other)
+
+
+def _judged(asked: str, value: float, least: float, error: float | None = None) -> str:
+    by = f"{abs(value - least):.3f}" if error is None else f"{abs(value - least):.3f} ± {error:.3f}"
+    return f"{asked}: {value:.3f}, {'met' if value >= least else 'missed'} by {by}."
 
 
 _AT_FIVE = "accuracy at 5 operands"
@@ -184,7 +210,7 @@ SECTIONS = (
         },
         "The paper's (its table 4), with 3, 4 and 5 operands: SFT 0.721, 0.196, 0.128; PPO 0.306, 0.137, 0.056; "
         "GFlowNet 0.952, 0.754, 0.407.",
-        partial(_all_judged, "arithmetic", _ARITHMETIC),
+        partial(_all_judged, _ARITHMETIC),
     ),
     Section(
         "arithmetic-settings",
@@ -200,7 +226,7 @@ SECTIONS = (
         "Accuracy on 150 test sentences; the label is the one with the larger mean p(Y|XZ) over 4 sampled rationales.",
         {"accuracy": "accuracy"},
         "The paper's (its table 3), with 10 labels: SFT 0.643, GFlowNet 0.714, GFlowNet + SFT 0.752.",
-        partial(_all_judged, "subjectivity", _SUBJECTIVITY),
+        partial(_all_judged, _SUBJECTIVITY),
     ),
     Section(
         "subjectivity-settings",
@@ -214,8 +240,14 @@ SECTIONS = (
         "continuation",
         "Continuation: likelihood against diversity",
         "log p of the best of 10 samples, in nats, mean over 24 prompts that were not trained on, against 1 − the mean "
-        "cosine similarity of their sentence embeddings. Up and to the right is better.",
-        {"max_log_reward": "log p of the best", "diversity": "diversity", "mean_actions": "mean length in tokens"},
+        "cosine similarity of their sentence embeddings. Up and to the right is better. Likelihood favours short texts: "
+        "the last columns are the mean over all samples of so many tokens, where there are any.",
+        {
+            "max_log_reward": "log p of the best",
+            "diversity": "diversity",
+            "mean_actions": "mean length in tokens",
+            **{f"log_reward_of_{i}_to_{i + 4}": f"log p, {i} to {i + 4} tokens" for i in (1, 6, 11, 16)},
+        },
         target=_continuation_target,
     ),
     Section(
@@ -229,7 +261,7 @@ SECTIONS = (
             "similarity": "similarity",
             "diversity": "diversity",
         },
-        target=partial(_all_judged, "infilling", _INFILLING),
+        target=partial(_all_judged, _INFILLING),
     ),
     Section(
         "continuation-shape",
@@ -255,23 +287,23 @@ def page() -> str:
         for section in SECTIONS
         if (TABLES / section.name / "table.json").is_file()
     }
-    means = {
-        name: {(item["condition"], item["method"], item["figure"]): item["mean"] for item in table["entries"]}
-        for name, table in tables.items()
-    }
-    shown = [_section(section, tables[section.name], means) for section in SECTIONS if section.name in tables]
+    shown = [_section(section, tables[section.name]) for section in SECTIONS if section.name in tables]
     return "\n".join([_INTRODUCTION, _whole_time(tables), *shown])
 
 
-def _section(section: Section, table: Mapping[str, Any], means: Means) -> str:
+def _section(section: Section, table: Mapping[str, Any]) -> str:
     made = json.loads((TABLES / section.name / "made.json").read_text(encoding="utf-8"))
     lines = [f"## {section.title}\n", f"{section.text}\n", *_rows(section, table["entries"]), ""]
     lines.append(f"{_budget(section.name)}\n")
     if section.paper:
         lines.append(f"{section.paper}\n")
-    targets = section.target(means)
+    figures = {
+        (item["condition"], item["method"], item["figure"]): Figure(item["mean"], item["standard_error"])
+        for item in table["entries"]
+    }
+    targets = section.target(figures)
     if targets:
-        lines += ["Targets, from the paper's order of methods:\n", *(f"- {target}" for target in targets), ""]
+        lines += [f"{_TARGETS}\n", *(f"- {target}" for target in targets), ""]
     lines.append(f"Made on {made['cores']} cores, seeds {_seeds(table['entries'])}. {_time(table['measured'])}\n")
     lines.append(f"![{section.title}](../benchmarks/results/{section.name}/comparison.png)\n")
     return "\n".join(lines)
@@ -334,24 +366,25 @@ def _budget(name: str) -> str:
 
 
 def _rows(section: Section, entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    cells = {(e["condition"], e["method"], e["figure"]): _shown(e) for e in entries if e["figure"] in section.figures}
+    cells = {(e["condition"], e["method"], e["figure"]): e for e in entries if e["figure"] in section.figures}
     rows = list(dict.fromkeys((condition, method) for condition, method, _ in cells))
     conditions = any(condition for condition, _ in rows)
-    head = [*(["condition"] if conditions else []), "method", *section.figures.values()]
+    measured = {figure for *_, figure in cells}
+    figures = {figure: title for figure, title in section.figures.items() if figure in measured}
+    head = [*(["condition"] if conditions else []), "method", *figures.values()]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    most = max((len(entry["seeds"]) for entry in cells.values()), default=0)
     for condition, method in rows:
-        values = [cells.get((condition, method, figure), "-") for figure in section.figures]
-        lines.append(f"| {' | '.join([*([condition] if conditions else []), method, *values])} |")
+        found = [cells.get((condition, method, figure)) for figure in figures]
+        n = max(len(entry["seeds"]) for entry in found if entry is not None)
+        name = method if n == most else f"{method} ({n} {'seed' if n == 1 else 'seeds'})"
+        values = ["-" if entry is None else Figure(entry["mean"], entry["standard_error"]).shown() for entry in found]
+        lines.append(f"| {' | '.join([*([condition] if conditions else []), name, *values])} |")
     return lines
 
 
 def _seeds(entries: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(map(str, sorted({seed for entry in entries for seed in entry["seeds"]})))
-
-
-def _shown(entry: Mapping[str, Any]) -> str:
-    error = entry["standard_error"]
-    return f"{entry['mean']:.3f}" if error is None else f"{entry['mean']:.3f} ± {error:.3f}"
 
 
 def take(folder: Path) -> None:

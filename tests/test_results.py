@@ -39,10 +39,10 @@ def test_targets_are_judged_by_the_means_over_the_seeds_of_all_tables(tables: Pa
         rows = {("", "SFT"): {figure: sft}, ("", "GFlowNet"): {figure: gflownet}, ("", "GFlowNet + SFT"): {figure: 0.7}}
         results.take(save(tables, "arithmetic", seed, rows))
     text = results.page()
-    assert "| SFT | - | - | 0.300 ± 0.100 |" in text and "seeds 0, 1" in text
+    assert "| SFT | 0.300 ± 0.100 |" in text and "seeds 0, 1" in text
     asked = "accuracy at 5 operands, at least 2 × that of SFT, 0.300"
-    assert f"- GFlowNet: {asked}: 0.400, missed by 0.200." in text
-    assert f"- GFlowNet + SFT: {asked}: 0.700, met." in text
+    assert f"- GFlowNet: {asked}: 0.400, missed by 0.200 ± 0.224." in text
+    assert f"- GFlowNet + SFT: {asked}: 0.700, met by 0.100 ± 0.200." in text
 
 
 def test_a_continuation_is_held_against_the_decoding_methods_at_its_own_diversity(tables: Path) -> None:
@@ -52,11 +52,30 @@ def test_a_continuation_is_held_against_the_decoding_methods_at_its_own_diversit
     rows = {("", method): {"diversity": x, "max_log_reward": y} for method, (x, y) in points.items()}
     results.take(save(tables, "continuation", 0, rows))
     text = results.page()
-    assert "0.9 at diversity 0.400, above the decoding methods' frontier, -20.00 nats: -19.000, met." in text
+    assert "0.9 at diversity 0.400, above the decoding methods' frontier, -20.00 nats: -19.000, met by 1.000." in text
     assert (
         "0.7 at diversity 0.300, above the decoding methods' frontier, -15.00 nats: -18.000, missed by 3.000." in text
     )
     assert "1 at diversity 0.700, above the decoding methods' frontier, which ends at 0.600, -30.00 nats: -31" in text
+
+
+def test_a_continuation_differs_by_more_than_its_prompts_make_by_chance_or_it_is_told(tables: Path) -> None:
+    points = {"temperature 0.5": (0.2, -10.0, 0.3), "temperature 1": (0.6, -30.0, 0.4)}
+    points["GFlowNet, reward temperature 0.9"] = (0.4, -19.0, 0.3)
+    rows = {
+        ("", method): {"diversity": x, "max_log_reward": y, "max_log_reward_se": error}
+        for method, (x, y, error) in points.items()
+    }
+    results.take(save(tables, "continuation", 0, rows))
+    assert "frontier, -20.00 nats: -19.000, met by 1.000 ± 0.500." in results.page()
+
+
+def test_a_row_of_fewer_seeds_than_the_others_says_so(tables: Path) -> None:
+    for seed, methods in enumerate([("prompting", "SFT", "GFlowNet"), ("prompting", "SFT"), ("prompting",)]):
+        rows = {("", method): {"similarity": 0.5} for method in methods}
+        results.take(save(tables, "infilling", seed, rows))
+    named = [line.split("|")[1].strip() for line in results.page().splitlines() if "| 0.500" in line]
+    assert named == ["prompting", "SFT (2 seeds)", "GFlowNet (1 seed)"]
 
 
 def test_no_target_is_judged_before_its_methods_are_measured(tables: Path) -> None:
@@ -79,7 +98,7 @@ def test_a_target_of_a_condition_is_held_against_its_own_baseline(tables: Path) 
         results.page(),
         "- GFlowNet: calibrated accuracy with {}, at least that of few-shot prompting, {} + 0.08",
     )
-    assert f"{asked.format('10 labels', '0.600')}: 0.750, met." in text
+    assert f"{asked.format('10 labels', '0.600')}: 0.750, met by 0.070." in text
     assert f"{asked.format('50 labels', '0.700')}: 0.750, missed by 0.030." in text
     assert "20 labels" not in text
 
