@@ -240,8 +240,8 @@ SECTIONS = (
         "continuation",
         "Continuation: likelihood against diversity",
         "log p of the best of 10 samples, in nats, mean over 24 prompts that were not trained on, against 1 − the mean "
-        "cosine similarity of their sentence embeddings. Up and to the right is better. Likelihood favours short texts: "
-        "the last columns are the mean over all samples of so many tokens, where there are any.",
+        "cosine similarity of their sentence embeddings. Up and to the right is better. Likelihood favours short "
+        "texts: the last columns are means over all samples of so many tokens, where there are any.",
         {
             "max_log_reward": "log p of the best",
             "diversity": "diversity",
