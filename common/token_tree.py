@@ -53,18 +53,20 @@ class TokenTree:
             node = child
         return 0
 
-    def visible(self, window: int | None = None) -> NDArray[np.bool_]:
-        """Which tokens (columns) each token (row) sees, itself among them; none `window` or more places before it."""
+    def visible(self) -> NDArray[np.bool_]:
+        """Which tokens (columns) each token (row) sees, itself among them."""
         n = len(self)
         seen = np.zeros((n, n), np.bool_)
         for i, parent in enumerate(self.parents):
             if parent >= 0:
                 seen[i, :i] = seen[parent, :i]
             seen[i, i] = True
-        if window is not None:
-            depths = np.asarray(self.depths)
-            seen &= depths[:, None] - depths[None] < window
         return seen
+
+    def near(self, window: int) -> NDArray[np.bool_]:
+        """Which tokens (columns) are less than `window` places before each token (row), or behind it."""
+        depths = np.asarray(self.depths)
+        return np.asarray(depths[:, None] - depths[None] < window)
 
 
 def tree_inputs(tree: TokenTree, config: Any, dtype: Any, device: Any) -> dict[str, Any]:
@@ -78,8 +80,10 @@ def tree_inputs(tree: TokenTree, config: Any, dtype: Any, device: Any) -> dict[s
     config = config.get_text_config()
     window = getattr(config, "sliding_window", None)
 
+    seen = tree.visible()
+
     def mask(window: int | None) -> Any:
-        hidden = torch.as_tensor(~tree.visible(window), device=device)
+        hidden = torch.as_tensor(~(seen if window is None else seen & tree.near(window)), device=device)
         return torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, torch.finfo(dtype).min)[
             None, None
         ]

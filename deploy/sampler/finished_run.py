@@ -53,7 +53,7 @@ class FinishedRun:
         """What the adapter was best by; None where it is the last one."""
         if best and self.best is None:
             problem = "holds no best adapter: none was measured while it trained"
-            raise UserError("--best", str(folder), problem, "leave it out, or train with evaluation.every")
+            raise UserError("best", str(folder), problem, "leave it out, or train with evaluation.every")
         if not (self.adapter_folder / "adapter_config.json").is_file():
             raise UserError("RUN", str(folder), "holds no adapter yet", "let the run finish, or stop it with Ctrl-C")
         self.model = find_model(config.model.name)

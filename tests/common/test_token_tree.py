@@ -43,7 +43,7 @@ def test_a_token_sees_itself_and_what_stands_before_it_in_its_texts() -> None:
         [1, 0, 0, 1, 0],
         [0, 0, 0, 0, 1],
     ]
-    assert tree.visible(2).astype(int)[2].tolist() == [0, 1, 1, 0, 0], "two places, its own among them"
+    assert (tree.visible() & tree.near(2)).astype(int)[2].tolist() == [0, 1, 1, 0, 0], "two places, its own among them"
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
