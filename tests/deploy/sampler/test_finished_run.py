@@ -141,7 +141,7 @@ def test_the_best_adapter_takes_the_last_one_s_place_where_that_is_asked_for(
     for command in ("sample", "evaluate"):
         assert main([command, str(moved), "--best"]) == EXIT_USER
         (line,) = capsys.readouterr().err.splitlines()
-        assert "--best = " in line and "holds no best adapter" in line and "evaluation.every" in line
+        assert line.startswith("amortis: best = ") and "holds no best adapter" in line and "evaluation.every" in line
     best = Best(20, 3, "accuracy", "max", 0.5, "a" * 64)
     keep_best(moved, {"adapter_config.json": b"{}"}, best)
     assert FinishedRun(moved, best=True).adapter_folder == moved / "adapter-best"
