@@ -107,6 +107,24 @@ def batch_calibrated(log_p: Floats) -> Floats:
     return normalized(log_p - np.logaddexp.reduce(log_p, axis=0))
 
 
+def prior_matched(log_p: Floats) -> Floats:
+    """Each choice's probability times a weight of its own, the same for all queries, with which all choices are as
+    probable in the mean over the queries; normalised again. Shape (queries, choices).
+
+    Prior matching (Liusie et al. 2023, arXiv 2309.04992), which `batch_calibrated` is the first step of. That one does
+    little where probabilities are near 0 and 1, as after fine-tuning.
+    """
+    from scipy.optimize import minimize
+
+    def unevenness(shift: Floats) -> tuple[float, Floats]:
+        # Convex, and least where the mean of the moved probabilities is even.
+        moved = log_p + shift
+        norms = np.logaddexp.reduce(moved, axis=1, keepdims=True)
+        return float(norms.mean() - shift.mean()), np.exp(moved - norms).mean(axis=0) - 1 / len(shift)
+
+    return normalized(log_p + minimize(unevenness, -log_p.mean(axis=0), jac=True, method="BFGS").x)
+
+
 def classification(log_p: Floats, truths: Sequence[int]) -> dict[str, float]:
     """Accuracy of log P(Y|X), shape (queries, choices), and the area under its ROC curve: how often a query of a choice
     has more of it than one of another choice has, ties half; of more than two choices the mean of each against the

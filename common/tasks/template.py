@@ -24,6 +24,7 @@ from common.tasks.figures import (
     classification,
     corrected_accuracy,
     normalized,
+    prior_matched,
     summarise,
 )
 from common.tasks.text import Example, TextConfig, TextTask, fill_row
@@ -31,6 +32,8 @@ from common.templates import check_template, fill, places
 from common.tools import ToolError, ToolSection
 from common.trajectory import Query, Trajectory
 
+_BY_THE_ROWS = {"batch": batch_calibrated, "prior": prior_matched}
+"""Of calibrations, those by all rows together."""
 Groups = Mapping[str, Sequence[Trajectory]]
 """Samples of one sampler by query id."""
 WEIGHTED = "weighted"
@@ -52,11 +55,12 @@ class TemplateConfig(TextConfig):
         [], description="all targets that there are; the others of a row are its alternatives, and accuracy is measured"
     )
     rationale: str | None = Field(None, description="Z, where rows hold one: seeds, and what `sft` trains on")
-    calibrate: Literal["none", "contextual", "batch"] = Field(
+    calibrate: Literal["none", "contextual", "batch", "prior"] = Field(
         "none",
         description="how the figures `accuracy_calibrated` and `auc_calibrated` take out that the model prefers some "
         "choices whatever it reads: contextual divides p(Y|XZ) by what it is where `content_free` stands for the row's "
-        "text and for Z (Zhao et al. 2021), batch by its mean over the rows (Zhou et al. 2023)",
+        "text and for Z (Zhao et al. 2021), batch by its mean over the rows (Zhou et al. 2023), prior by what makes "
+        "all choices as probable over the rows (Liusie et al. 2023), as batch does where the model is not so sure",
     )
     content_free: str = Field("N/A", description="a text that says nothing, for contextual calibration")
     calibrate_reward: bool = Field(
@@ -376,7 +380,7 @@ class TemplateTask(TextTask[TemplateConfigT]):
         found, how = classification(raw, truths), self.config.calibrate
         if how == "none":
             return found
-        calibrated = batch_calibrated(raw) if how == "batch" else contextual()
+        calibrated = contextual() if how == "contextual" else _BY_THE_ROWS[how](raw)
         return found | {f"{name}_calibrated": value for name, value in classification(calibrated, truths).items()}
 
     @cached_property

@@ -17,7 +17,7 @@ from common.diagnostics.correction import of_targets
 from common.reward import RewardWeights
 from common.tasks import TASKS, Task, make_task
 from common.tasks.base import PolicyScorer
-from common.tasks.figures import batch_calibrated, choice_log_probs, classification, normalized
+from common.tasks.figures import batch_calibrated, choice_log_probs, classification, normalized, prior_matched
 from common.tokens import HuggingFaceCodec, load_codec
 from common.trajectory import Behaviour, Query, Trajectory
 
@@ -73,7 +73,7 @@ def query_label(task: Task[Any], query: Query) -> str:
 def test_a_label_bias_hides_what_the_model_knows_and_either_calibration_shows_it(
     codec: HuggingFaceCodec, tmp_path: Path
 ) -> None:
-    for how in ("contextual", "batch"):
+    for how in ("contextual", "batch", "prior"):
         task = subjectivity(codec, tmp_path, calibrate=how)
         found = task.evaluate_samples({"trained": biased(task, lean=4.0)}, WEIGHTS)
         assert (found["accuracy"], found["auc"]) == (0.5, 1.0)
@@ -140,6 +140,20 @@ def test_a_batch_is_calibrated_so_that_its_choices_are_as_likely_on_the_mean() -
     np.testing.assert_allclose(np.logaddexp.reduce(found, axis=1), 0, atol=1e-12)
     before, after = np.exp(log_p).mean(axis=0), np.exp(found).mean(axis=0)
     assert np.ptp(after) < 0.2 * np.ptp(before)
+
+
+def test_prior_matching_finds_the_threshold_of_a_model_that_is_too_sure_for_its_batch_s_mean_to_move_it() -> None:
+    # Fine-tuned: sure of the second choice of all rows, of its own by far; the order of the rows is right.
+    log_odds = np.concatenate([np.linspace(4, 9, 50), np.linspace(10, 15, 50)])
+    log_p = np.column_stack([-np.logaddexp(0, log_odds), -np.logaddexp(0, -log_odds)])
+    truths = [0] * 50 + [1] * 50
+    assert classification(log_p, truths) == {"accuracy": 0.5, "auc": 1.0}
+    assert classification(prior_matched(log_p), truths)["accuracy"] == 1.0
+    # Of a model that is less sure the one step of a batch is far from it as well.
+    assert classification(batch_calibrated(log_p), truths)["accuracy"] < 0.9
+    three = prior_matched(normalized(np.random.default_rng(0).normal(size=(50, 3)) * 4 + np.array([0.0, 9.0, -7.0])))
+    assert np.exp(three).mean(axis=0) == pytest.approx(1 / 3, abs=1e-4)
+    np.testing.assert_allclose(np.logaddexp.reduce(three, axis=1), 0, atol=1e-12)
 
 
 def test_the_area_under_the_curve_counts_pairs_that_are_in_order_and_ties_half() -> None:
