@@ -20,7 +20,7 @@ from typing import Any
 from common.config import WITHOUT_TRAINING, EMSection, LearnerSection
 from common.tasks.figures import on_hull
 from deploy.comparison.compare import Cell, Comparison
-from deploy.comparison.table import Table
+from deploy.comparison.table import Entry, Table
 
 ROOT = Path(__file__).parents[1]
 TABLES, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "results.md"
@@ -42,20 +42,7 @@ sets: only the order of methods can be compared.
 """
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One figure of one method, over seeds."""
-
-    mean: float
-    error: float | None = None
-    """Standard error of the mean; None for a single seed."""
-
-    def shown(self) -> str:
-        """mean ± standard error."""
-        return f"{self.mean:.3f}" if self.error is None else f"{self.mean:.3f} ± {self.error:.3f}"
-
-
-Figures = Mapping[tuple[str, str, str], Figure]
+Figures = Mapping[tuple[str, str, str], Entry]
 """Of a comparison, by condition, method and figure."""
 
 
@@ -126,7 +113,8 @@ class Target:
         more = "" if self.more == 0 else f" + {self.more:g}"
         where = "" if not self.condition else f" with {self.condition}"
         asked = f"{self.method}: {self.words}{where}, at least {times}that of {self.than}, {other.mean:.3f}{more}"
-        error = _of_difference(value.error, None if other.error is None else self.factor * other.error)
+        of_other = other.standard_error
+        error = _of_difference(value.standard_error, None if of_other is None else self.factor * of_other)
         return _judged(asked, value.mean, self.factor * other.mean + self.more, error)
 
 
@@ -142,8 +130,9 @@ def _continuation_target(table: Figures) -> list[str]:
     }
     decoding = {method: point for method, point in points.items() if not method.startswith("GFlowNet")}
     # Over prompts, of which seeds share most of what is by chance; of the frontier the decoding method's that has most.
-    errors = {method: table.get(("", method, "max_log_reward_se")) for method in points}
-    of_frontier = [None if (error := errors[method]) is None else error.mean for method in decoding]
+    of_prompts = {method: table.get(("", method, "max_log_reward_se")) for method in points}
+    errors = {method: entry.mean for method, entry in of_prompts.items() if entry is not None}
+    of_frontier = max(errors[method] for method in decoding) if decoding and decoding.keys() <= errors.keys() else None
     found = []
     for method, (diversity, likelihood) in points.items():
         if not method.startswith("GFlowNet") or not decoding:
@@ -154,11 +143,8 @@ def _continuation_target(table: Figures) -> list[str]:
         frontier = on_hull(list(decoding.values()), min(diversity, most))
         if frontier is not None:
             above = f"above the decoding methods' frontier{where}, {frontier:.2f} nats"
-            own = errors[method]
-            known = None if None in of_frontier else max(error for error in of_frontier if error is not None)
-            error = _of_difference(None if own is None else own.mean, known)
-            judged = _judged(f"{method} at diversity {diversity:.3f}, {above}", likelihood, frontier, error)
-            found.append(judged)
+            error = _of_difference(errors.get(method), of_frontier)
+            found.append(_judged(f"{method} at diversity {diversity:.3f}, {above}", likelihood, frontier, error))
     return found
 
 
@@ -242,9 +228,8 @@ SECTIONS = (
         "subjectivity-settings",
         "Subjectivity: what the settings do",
         "Another GFlowNet than that of the section above, of rank 16 and with p(Y|XZ) as the model has it, with 20 "
-        "labels and 100 steps, on 150 of the test sentences; each row differs from the first in what it says. "
-        "log R is log p(Z, Y|X) in nats less the penalty, over sampled "
-        "rationales.",
+        "labels and 100 steps, on 150 of the test sentences; each row differs from the first in what it says. log R "
+        "is log p(Z, Y|X) in nats less the penalty, over sampled rationales.",
         {"accuracy": "accuracy", "mean_log_reward": "mean log R"},
     ),
     Section(
@@ -304,21 +289,21 @@ def page() -> str:
 
 def _section(section: Section, table: Mapping[str, Any]) -> str:
     made = json.loads((TABLES / section.name / "made.json").read_text(encoding="utf-8"))
-    lines = [f"## {section.title}\n", f"{section.text}\n", *_rows(section, table["entries"]), ""]
+    entries = [
+        Entry(item["condition"], item["method"], item["figure"], tuple(item["values"]), tuple(item["seeds"]))
+        for item in table["entries"]
+    ]
+    lines = [f"## {section.title}\n", f"{section.text}\n", *_rows(section, entries), ""]
     lines.append(f"{_budget(section.name)}\n")
     missing = _not_run(section.name, table["measured"])
     if missing:
         lines.append(f"Not run yet: {'; '.join(missing)}.\n")
     if section.paper:
         lines.append(f"{section.paper}\n")
-    figures = {
-        (item["condition"], item["method"], item["figure"]): Figure(item["mean"], item["standard_error"])
-        for item in table["entries"]
-    }
-    targets = section.target(figures)
+    targets = section.target({(entry.condition, entry.method, entry.figure): entry for entry in entries})
     if targets:
         lines += [f"{_TARGETS}\n", *(f"- {target}" for target in targets), ""]
-    lines.append(f"Made on {made['cores']} cores, seeds {_seeds(table['entries'])}. {_time(table['measured'])}\n")
+    lines.append(f"Made on {made['cores']} cores, seeds {_seeds(entries)}. {_time(table['measured'])}\n")
     lines.append(f"![{section.title}](../benchmarks/results/{section.name}/comparison.png)\n")
     return "\n".join(lines)
 
@@ -394,8 +379,10 @@ def _budget(name: str) -> str:
     return f"Steps and trajectories a step: {'; '.join(dict.fromkeys(trained))}."
 
 
-def _rows(section: Section, entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    cells = {(e["condition"], e["method"], e["figure"]): e for e in entries if e["figure"] in section.figures}
+def _rows(section: Section, entries: Sequence[Entry]) -> list[str]:
+    cells = {
+        (entry.condition, entry.method, entry.figure): entry for entry in entries if entry.figure in section.figures
+    }
     rows = list(dict.fromkeys((condition, method) for condition, method, _ in cells))
     order = list(dict.fromkeys(condition for condition, _ in rows))
     # Cells that came later stand with those of their condition.
@@ -405,18 +392,18 @@ def _rows(section: Section, entries: Sequence[Mapping[str, Any]]) -> list[str]:
     figures = {figure: title for figure, title in section.figures.items() if figure in measured}
     head = [*(["condition"] if conditions else []), "method", *figures.values()]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    most = max((len(entry["seeds"]) for entry in cells.values()), default=0)
+    most = max((len(entry.seeds) for entry in cells.values()), default=0)
     for condition, method in rows:
         found = [cells.get((condition, method, figure)) for figure in figures]
-        n = max(len(entry["seeds"]) for entry in found if entry is not None)
+        n = max(len(entry.seeds) for entry in found if entry is not None)
         name = method if n == most else f"{method} ({n} {'seed' if n == 1 else 'seeds'})"
-        values = ["-" if entry is None else Figure(entry["mean"], entry["standard_error"]).shown() for entry in found]
+        values = ["-" if entry is None else entry.shown() for entry in found]
         lines.append(f"| {' | '.join([*([condition] if conditions else []), name, *values])} |")
     return lines
 
 
-def _seeds(entries: Sequence[Mapping[str, Any]]) -> str:
-    return ", ".join(map(str, sorted({seed for entry in entries for seed in entry["seeds"]})))
+def _seeds(entries: Sequence[Entry]) -> str:
+    return ", ".join(map(str, sorted({seed for entry in entries for seed in entry.seeds})))
 
 
 def take(folder: Path) -> None:

@@ -213,9 +213,8 @@ def test_several_queries_read_what_their_prompts_share_once_and_say_the_same(mon
     queries = [Query(task="rng", prompt_ids=[7, 3, 4, 5, 6, last]) for last in (3, 4, 5)]
     alone = np.stack([policy.log_prob(query, space) for query in queries])
     read: list[int] = []
-    inputs = tree_inputs
     monkeypatch.setattr(
-        "learner.policy.tree_inputs", lambda tree, *others: (read.append(len(tree)), inputs(tree, *others))[1]
+        "learner.policy.tree_inputs", lambda tree, *others: (read.append(len(tree)), tree_inputs(tree, *others))[1]
     )
     assert policy.log_prob_table(queries, space) == pytest.approx(alone, abs=1e-5)
     assert read == [5 + 3 * (1 + 4)]
