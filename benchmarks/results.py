@@ -294,8 +294,9 @@ def _section(section: Section, table: Mapping[str, Any]) -> str:
         for item in table["entries"]
     ]
     lines = [f"## {section.title}\n", f"{section.text}\n", *_rows(section, entries), ""]
-    lines.append(f"{_budget(section.name)}\n")
-    missing = _not_run(section.name, table["measured"])
+    cells = _cells(section.name)
+    lines.append(f"{_budget(cells)}\n")
+    missing = _not_run(cells, table["measured"])
     if missing:
         lines.append(f"Not run yet: {'; '.join(missing)}.\n")
     if section.paper:
@@ -356,20 +357,20 @@ def _cells(name: str) -> list[Cell]:
     return list(Comparison.load([path], seeds=[0], data=None, overrides=()).cells(TABLES))
 
 
-def _not_run(name: str, measured: Sequence[Mapping[str, Any]]) -> list[str]:
+def _not_run(cells: Sequence[Cell], measured: Sequence[Mapping[str, Any]]) -> list[str]:
     """Methods that a comparison asks for and its table has nothing of, by condition."""
     run = {(item["condition"], item["cell"] or item["method"]) for item in measured}
     missing: dict[str, list[str]] = {}
-    for cell in _cells(name):
+    for cell in cells:
         if (cell.condition, cell.method) not in run:
             missing.setdefault(cell.condition, []).append(f"*{cell.method}*")
     return [f"{f'with {condition} ' if condition else ''}{', '.join(each)}" for condition, each in missing.items()]
 
 
-def _budget(name: str) -> str:
+def _budget(cells: Sequence[Cell]) -> str:
     """What each method of a comparison was given, in a sentence."""
     trained = []
-    for cell in _cells(name):
+    for cell in cells:
         learner = LearnerSection.model_validate(cell.settings.get("learner", {}))
         em = EMSection.model_validate(cell.settings.get("em", {}))
         if learner.objective in WITHOUT_TRAINING:
