@@ -69,7 +69,7 @@ class RunSection(Section):
     )
     seed: int = Field(0, ge=0, description="of the learner's batches and, with an offset each, of the actors")
     overwrite: bool = Field(False, description="delete an existing run of this name first")
-    evaluate_base: bool = Field(True, description="sample from the untrained model too, for the evaluation")
+    evaluate_base: bool = Field(True, description="evaluate the untrained model too, by samples and exactly")
     evaluate_samples: bool = Field(
         True, description="draw samples for the evaluation when training is done; evaluation.every is of those before"
     )

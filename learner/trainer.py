@@ -104,6 +104,8 @@ class Trainer:
         self.last_gap: Gap | None = None
         self.stopped_because: str | None = None
         """Why somebody asked it to stop, or a fault does."""
+        self._trains_since: float | None = None
+        """When its first step began, less what earlier processes trained for."""
         self._first_step_at: float | None = None
         self._waited_s = 0.0
         self.satisfied_by: str | None = None
@@ -113,16 +115,15 @@ class Trainer:
         """Train to the last step or until asked to stop; always leaves a checkpoint and the adapter folder."""
         if self.config.run.resume:
             self._resume()
-        started = time.monotonic() - self.progress.elapsed_s
-        self._report_phase("evaluating the untrained policy")
-        self._record_evaluation("before")
+        if self.config.run.evaluate_base:
+            self._report_phase("evaluating the untrained policy")
+            self._record_evaluation("before")
         self.publish()
         if self.curve is not None and self.curve.due(self.progress.step):
             self._evaluate_if_due()
         try:
             while self.progress.step < self.section.steps and self._may_go_on() and not self._is_satisfied():
                 self._one_step()
-                self.progress.elapsed_s = time.monotonic() - started
         except BaseException:
             self._close_sinks()
             raise
@@ -192,8 +193,10 @@ class Trainer:
         if not batch:
             # All of it went stale: wait for newer ones.
             return
-        row = self._update(batch)
         progress = self.progress
+        if self._trains_since is None:
+            self._trains_since = started - progress.elapsed_s
+        row = self._update(batch)
         progress.step += 1
         progress.trained += len(batch)
         progress.tokens += self._tokens(batch)
@@ -202,7 +205,9 @@ class Trainer:
             self.publish()
         self._check_gap(batch)
         row.update(self._evaluate_if_due())
-        row.update(step=progress.step, wait_s=waited, step_s=time.monotonic() - started)
+        now = time.monotonic()
+        progress.elapsed_s = now - self._trains_since
+        row.update(step=progress.step, wait_s=waited, step_s=now - started)
         self._report(row)
         if progress.step % self.section.checkpoint_every == 0:
             self._checkpoint()

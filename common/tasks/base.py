@@ -250,7 +250,8 @@ class Task(ABC, Generic[ConfigT]):
         return {}
 
     def plot(self, before: Mapping[str, Any], after: Mapping[str, Any], folder: Path) -> list[Path]:
-        """Draw PNG files into `folder` from what `distribution` gave before and after training."""
+        """Draw PNG files into `folder` from what `distribution` gave before and after training; the first is empty
+        without run.evaluate_base."""
         return []
 
     def distribution(self, policy: PolicyScorer) -> dict[str, Any]:

@@ -131,6 +131,8 @@ class RngTask(Task[RngConfig]):
         axes = figure.subplots()
         uniform = 1 / (self.config.high - self.config.low + 1)
         for label, state, colour in (("before", before, "#c0c4cc"), ("after", after, "#2f6fde")):
+            if not state:
+                continue
             q = np.asarray(state["probabilities"])
             total_variation = 0.5 * (np.abs(q - uniform).sum() + max(0.0, 1 - q.sum()))
             # One shape, where a bar for each of thousands of numbers takes half a minute.

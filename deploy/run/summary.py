@@ -13,12 +13,15 @@ from common.evaluation import TRAINED
 from common.files import write_whole
 from common.held_out import Part
 from common.json_text import dumps
+from common.log import get_logger
 from common.tasks import SampleRequest, Task, make_task, task_class
 from common.tasks.base import SampleSets
 from common.tokens import codec_of
 from common.trajectory import Query
 from deploy.run.best import in_summary, load_best
 from deploy.run.curve import draw_curve, read_metrics
+
+log = get_logger("launcher")
 
 DIAGNOSIS, BEST_DIAGNOSIS = "diagnosis.json", "diagnosis-best.json"
 """In a run's folder: how far its sampler is from the posterior, and that of the adapter which was best."""
@@ -137,4 +140,9 @@ def draw_plots(config: RunConfig, folder: Path) -> list[Path]:
     before, after = read_json(folder / "evaluation_before.json"), read_json(folder / "evaluation_after.json")
     samples = read_json(folder / "evaluation_samples.json")
     task = make_task(config.task, codec_of(config.model), config.actor.max_model_len)
-    return task.plot(before.get("distribution", {}), {**after.get("distribution", {}), **samples}, folder)
+    try:
+        return task.plot(before.get("distribution", {}), {**after.get("distribution", {}), **samples}, folder)
+    except Exception:
+        # A task can be the user's own, and a picture less is no reason to lose what was measured.
+        log.warning("the task's plots can't be drawn", exc_info=True)
+        return []

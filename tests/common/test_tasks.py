@@ -94,6 +94,8 @@ def test_rng_draws_before_and_after(tmp_path: Path) -> None:
     state = task.distribution(TablePolicy({"0": 0.5, "1": 0.25}))
     (path,) = task.plot(state, state, tmp_path)
     assert path.name == "distribution.png" and path.stat().st_size > 5_000
+    # Without run.evaluate_base there is nothing before.
+    task.plot({}, state, tmp_path)
 
 
 def continuation(tmp_path: Path, prompts: str, **settings: object) -> ContinuationTask:

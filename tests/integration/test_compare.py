@@ -31,7 +31,7 @@ def test_a_comparison_goes_on_where_it_was_interrupted(tmp_path: Path, digit_mod
         "methods": {
             "prompting": {"learner": {"objective": "prompting"}},
             "subtb": {},
-            "tb": {"learner": {"objective": "tb"}},
+            "tb": {"learner": {"objective": "tb"}, "run": {"evaluate_base": False}},
             "smc": {"learner": {"objective": "smc"}, "inference": {"particles": 16}},
         },
         "seeds": [0],
@@ -60,6 +60,8 @@ def test_a_comparison_goes_on_where_it_was_interrupted(tmp_path: Path, digit_mod
     done = steps(run)
     # Gone on from the last checkpoint: no step before it was made again.
     assert done[-1] == 60 and done.count(1) == 1 and done.count(10) == 1
+    summaries = [json.loads(path.read_text()) for path in sorted(folder.glob("cells/*tb-*-seed0/summary.json"))]
+    assert [("total_variation_before" in each) for each in summaries] == [True, False], "subtb, tb"
     table = json.loads((folder / "table.json").read_text())
     distance = {e["method"]: e["mean"] for e in table["entries"] if e["figure"] == "total_variation"}
     assert set(distance) == {"prompting", "subtb", "tb"} and distance["subtb"] < distance["prompting"]

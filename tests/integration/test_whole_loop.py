@@ -56,6 +56,8 @@ def test_the_run_leaves_everything_that_it_promises(trained: Path) -> None:
     assert 0 < summary["adapter_hand_over_p50_s"] <= summary["adapter_hand_over_p95_s"] < summary["training_s"]
     # The learner may not run ahead of one actor on these settings, nor it of the learner.
     assert re.match(r"(actors: the learner waits|learner: the actors wait|none: ) ?\S+", summary["bottleneck"])
+    # Neither the engine's start nor the first evaluation is training.
+    assert rows(trained)[0]["elapsed_s"] == pytest.approx(rows(trained)[0]["step_s"], abs=0.1)
     assert 0 <= summary["total_variation"] <= 1 and 0 <= summary["total_variation_before"] <= 1
     assert 0 <= summary["valid_fraction"] <= 1 and summary["samples"] == 64 and summary["wall_s"] > 0
     names = ["config.yaml", "metrics.jsonl", "adapter", "checkpoints", "distribution.png", "report.html"]

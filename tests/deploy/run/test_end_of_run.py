@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from common.config import RunConfig
+from deploy.run import summary
 from deploy.run.diagnosis import Subject
 from deploy.run.launcher import Launcher
 
@@ -47,9 +48,22 @@ def test_a_run_that_is_killed_in_its_diagnosis_has_its_summary(folder: Path) -> 
 
     with pytest.raises(Killed):
         evaluate(folder, diagnose)
-    summary = json.loads((folder / "summary.json").read_text())
-    assert (summary["steps"], summary["mean_log_reward"], summary["fault"]) == (7, -3.5, None)
-    assert "`amortis diagnose` makes one" in summary["diagnosis"]
+    written = json.loads((folder / "summary.json").read_text())
+    assert (written["steps"], written["mean_log_reward"], written["fault"]) == (7, -3.5, None)
+    assert "`amortis diagnose` makes one" in written["diagnosis"]
+
+
+def test_a_plot_that_can_not_be_drawn_loses_no_figure(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def plot(*_: object) -> list[Path]:
+        raise KeyError("probabilities")
+
+    monkeypatch.setattr(summary, "make_task", lambda *_: SimpleNamespace(plot=plot))
+    monkeypatch.setattr(summary, "codec_of", lambda _: None)
+    (folder / "evaluation_after.json").write_text(json.dumps({"metrics": {"total_variation": 0.25}}))
+    config = RunConfig.model_validate({"task": {"name": "rng"}, "run": {"name": "mine"}})
+    written = summary.write_summary(config, folder, {}, 1.0, None, interrupted=False)
+    assert json.loads((folder / "summary.json").read_text()) == written
+    assert written["total_variation"] == 0.25 and written["plots"] == []
 
 
 def test_no_diagnosis_is_spoken_of_where_none_is_made(folder: Path) -> None:
