@@ -17,6 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from common.config import WITHOUT_TRAINING, EMSection, LearnerSection
 from common.tasks.figures import on_hull
 from deploy.comparison.compare import Cell, Comparison
@@ -48,6 +50,8 @@ Figures = Mapping[tuple[str, str, str], Entry]
 
 MATRIX = ("arithmetic", "subjectivity", "continuation", "infilling")
 """The comparisons of methods; the others are sweeps of settings."""
+_GAP = 0.1
+"""Above a test's figure, from which on a training row's says that something was learned that doesn't generalise."""
 _TRAINED = {"steps", "iterations"}
 """Figures of cells that train, of EM the second."""
 _FIVE = "test_5_operands.accuracy"
@@ -73,6 +77,12 @@ _SHAPE_FIGURES = {
 _TARGETS = (
     "Targets, from the paper's order of methods; ± is the standard error of the difference, over seeds, and over "
     "prompts where log p of the best is compared:"
+)
+
+
+_CURVES = (
+    "While it trained, on some of the test's queries, by step; still rising where the last third of the steps brought "
+    "more than a tenth of the whole rise:"
 )
 
 
@@ -115,7 +125,27 @@ class Target:
         asked = f"{self.method}: {self.words}{where}, at least {times}that of {self.than}, {other.mean:.3f}{more}"
         of_other = other.standard_error
         error = _of_difference(value.standard_error, None if of_other is None else self.factor * of_other)
-        return _judged(asked, value.mean, self.factor * other.mean + self.more, error)
+        least = self.factor * other.mean + self.more
+        why = "" if value.mean >= least else _why(figures, self.condition, self.method, self.figure)
+        return _judged(asked, value.mean, least, error) + why
+
+
+def _why(figures: Figures, condition: str, method: str, figure: str) -> str:
+    """What its other figures say of a miss: learning, generalisation or fit to the posterior. Empty without them."""
+    name = figure.rpartition(".")[2]
+    of_test, of_training = (figures.get((condition, method, each)) for each in (figure, f"training.{name}"))
+    said = []
+    if of_test is not None and of_training is not None:
+        gap = of_training.mean - of_test.mean
+        learned = "it has learned them and doesn't generalise" if gap > _GAP else "what it lacks it hasn't learned"
+        said.append(f"on training rows it is {of_training.mean:.3f}, so {learned}")
+    ess = next((found for each in ("corrected_ess", "ess") if (found := figures.get((condition, method, each)))), None)
+    if ess is not None:
+        said.append(f"its draws count as {ess.mean:.3f} of the posterior's")
+    bias = figures.get((condition, method, "length_bias"))
+    if bias is not None:
+        said.append(f"they are {abs(bias.mean):.1f} tokens too {'long' if bias.mean > 0 else 'short'}")
+    return f" Why: {'; '.join(said)}." if said else ""
 
 
 def _all_judged(targets: Sequence[Target], figures: Figures) -> list[str]:
@@ -304,9 +334,43 @@ def _section(section: Section, table: Mapping[str, Any]) -> str:
     targets = section.target({(entry.condition, entry.method, entry.figure): entry for entry in entries})
     if targets:
         lines += [f"{_TARGETS}\n", *(f"- {target}" for target in targets), ""]
+    curves = _curves(section, table["measured"])
+    if curves:
+        lines += [f"{_CURVES}\n", *(f"- {curve}" for curve in curves), ""]
     lines.append(f"Made on {made['cores']} cores, seeds {_seeds(entries)}. {_time(table['measured'])}\n")
     lines.append(f"![{section.title}](../benchmarks/results/{section.name}/comparison.png)\n")
     return "\n".join(lines)
+
+
+def _curves(section: Section, measured: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Held-out figures while each method trained, means over the seeds that looked at the same steps."""
+    found: dict[tuple[str, str, str], list[Sequence[Sequence[float]]]] = {}
+    for item in measured:
+        for figure, curve in item.get("curve", {}).items():
+            if figure in section.figures:
+                found.setdefault((item["condition"], item["method"], figure), []).append(curve)
+    told = []
+    for (condition, method, figure), curves in found.items():
+        looks: dict[int, list[float]] = {}
+        for step, value in (look for curve in curves for look in curve):
+            looks.setdefault(int(step), []).append(value)
+        points = [
+            (step, float(np.mean(values))) for step, values in sorted(looks.items()) if len(values) == len(curves)
+        ]
+        values = ", ".join(f"{value:.3f} at {step}" for step, value in points)
+        where = f" with {condition}" if condition else ""
+        rises = ", **still rising**" if _still_rises(points) else ""
+        told.append(f"{method}{where}, {section.figures[figure]}: {values}{rises}.")
+    return told
+
+
+def _still_rises(points: Sequence[tuple[int, float]]) -> bool:
+    """Whether the last third of the steps brought more than a tenth of the whole rise."""
+    if len(points) < 3:
+        return False
+    steps, values = zip(*points, strict=True)
+    late = values[-1] - float(np.interp(2 / 3 * steps[-1], steps, values))
+    return late > 0.1 * max(values[-1] - values[0], 0.0) and late > 0
 
 
 @dataclass

@@ -66,8 +66,8 @@ class Speed:
         return self.trajectories / self.seconds
 
 
-def write_given(home: Path, name: str, steps: int) -> Path:
-    """A configuration and its data: sentences of stories, which reviews are here as well."""
+def write_data(home: Path) -> None:
+    """Sentences of stories, which reviews are here as well, and how they begin."""
     with STORIES.open(encoding="utf-8") as file:
         stories = list(csv.DictReader(file))
     sentences = [row[f"sentence{i}"] for row in stories for i in (1, 2, 3)][:120]
@@ -76,25 +76,34 @@ def write_given(home: Path, name: str, steps: int) -> Path:
     labels = cycle(["objective", "subjective"])
     rows = [{"text": text, "label_text": next(labels)} for text in sentences]
     (home / "reviews.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+
+
+def write_given(home: Path, name: str, steps: int) -> Path:
+    """A configuration and its data."""
+    write_data(home)
     given = home / f"{name}.yaml"
     given.write_text(CONFIGURATIONS[name].replace("HOME", str(home)).replace("STEPS", str(steps)))
     return given
 
 
 def train(given: Path, home: Path, *more: str) -> list[dict[str, Any]]:
-    """`amortis train` as a user starts it, without the evaluation at the end; the steps of its metrics.jsonl."""
+    """`amortis train` as a user starts it, without the evaluation at the end; its metrics.jsonl."""
     options = ["--run.folder", str(home / "runs"), "--run.name", given.stem, "--run.evaluate_samples", "false", *more]
     command = [sys.executable, "-m", "deploy.cli.main", "train", str(given), "--json", *options]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     lines = (home / "runs" / given.stem / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    return [json.loads(line) for line in lines]
+
+
+def steps_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of all lines those that are a training step's."""
     return [row for row in rows if "step_s" in row]
 
 
 def of_system(given: Path, home: Path) -> Speed:
     """The whole system's."""
     begun = time.monotonic()
-    steps = train(given, home)
+    steps = steps_of(train(given, home))
     whole_s = time.monotonic() - begun
     timed = steps[WARM_STEPS:]
     seconds = timed[-1]["elapsed_s"] - steps[WARM_STEPS - 1]["elapsed_s"]

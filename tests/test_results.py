@@ -131,3 +131,34 @@ def test_what_cells_took_is_told_apart_by_how_many_shared_the_machine(tables: Pa
     text = results.page()
     assert "10.5 min. 2 cells, 2 at a time on the same cores: 0.3 h, the longest that trains 21.0 min.\n" in text
     assert "The 5 cells of arithmetic, subjectivity, continuation, infilling took 0.97 h of the machine in all." in text
+
+
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [(0.9, "it has learned them and doesn't generalise"), (0.72, "what it lacks it hasn't learned")],
+)
+def test_a_miss_is_put_down_to_learning_or_to_generalisation(tables: Path, training: float, said: str) -> None:
+    sampler = {"accuracy_calibrated": 0.7, "training.accuracy_calibrated": training, "ess": 0.25, "length_bias": -1.5}
+    rows = {("10 labels", "few-shot prompting"): {"accuracy_calibrated": 0.65}, ("10 labels", "GFlowNet"): sampler}
+    results.take(save(tables, "subjectivity", 0, rows))
+    why = f"on training rows it is {training:.3f}, so {said}; its draws count as 0.250 of the posterior's"
+    assert f"missed by 0.030. Why: {why}; they are 1.5 tokens too short." in results.page()
+
+
+def test_a_curve_says_whether_it_still_rises_by_the_means_of_seeds_that_looked_at_the_same_steps(tables: Path) -> None:
+    curves = [
+        {"GFlowNet": [(0, 0.0), (40, 0.2), (80, 0.4)], "SFT": [(0, 0.0), (40, 0.4), (60, 0.4), (80, 0.42)]},
+        {"GFlowNet": [(0, 0.2), (40, 0.2), (60, 0.9), (80, 0.8)]},
+    ]
+    for seed, methods in enumerate(curves):
+        measured = [
+            Measurement("", method, seed, {"accuracy": 0.5}, 60.0, curve={"accuracy": curve})
+            for method, curve in methods.items()
+        ]
+        folder = tables / str(seed) / "arithmetic-settings"
+        folder.mkdir(parents=True)
+        Table(measured, ["accuracy"], PlotSection(), 2).save(folder)
+        results.take(folder)
+    text = results.page()
+    assert "\n- GFlowNet, accuracy: 0.100 at 0, 0.200 at 40, 0.600 at 80, **still rising**.\n" in text
+    assert "\n- SFT, accuracy: 0.000 at 0, 0.400 at 40, 0.400 at 60, 0.420 at 80.\n" in text

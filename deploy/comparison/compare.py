@@ -35,6 +35,7 @@ from common.rows import HUB
 from common.tasks import task_class
 from deploy.comparison.table import COST, Measurement, PlotSection, Table
 from deploy.run.checks import prepare
+from deploy.run.curve import points, read_curve
 from deploy.run.summary import can_go_on, read_json
 
 DATA_SETTINGS = ("train_path", "test_path")
@@ -370,6 +371,7 @@ def _is_done(folder: Path, cell: Cell, config: RunConfig) -> bool:
 
 
 def _table(comparison: Comparison, folder: Path, cells: Sequence[Cell], configs: Sequence[RunConfig]) -> Table:
+    main = comparison.file.figures or list(task_class(configs[0].task).main_figures)
     measured: list[Measurement] = []
     for cell, config in zip(cells, configs, strict=True):
         if _is_done(folder, cell, config):
@@ -385,9 +387,9 @@ def _table(comparison: Comparison, folder: Path, cells: Sequence[Cell], configs:
                         found["seconds"],
                         cell.method,
                         parallel=found.get("parallel", 1),
+                        curve=_curve(config.run_folder, main) if method == cell.method else {},
                     )
                 )
-    main = comparison.file.figures or list(task_class(configs[0].task).main_figures)
     if any(config.learner.objective in POSTERIOR_DRAWS for config in configs) and COST not in main:
         main = [*main, COST]
     return Table(measured, main, comparison.file.plot, planned=len(cells))
@@ -402,6 +404,13 @@ def _rows(summary: Mapping[str, Any], method: str, *, untrained: bool) -> Iterat
         elif label != "base":
             yield label, dict(_numbers(figures))
     yield method, own
+
+
+def _curve(run: Path, main: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
+    """The main figures of the looks at held-out queries while it trained; empty where there were none."""
+    looks = read_curve(run)
+    found = {figure: list(zip(*points(looks, figure), strict=True)) for figure in main}
+    return {figure: curve for figure, curve in found.items() if curve}
 
 
 def _numbers(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

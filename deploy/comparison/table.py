@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -45,6 +45,8 @@ class Measurement:
     """The method whose cell it was, which may have evaluated other samplers too."""
     parallel: int = 1
     """Cells that ran at a time."""
+    curve: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
+    """Held-out figures while it trained (evaluation.every): step and value of each look."""
 
 
 @dataclass(frozen=True)
