@@ -3,6 +3,7 @@
 `amortis --help`, and `amortis train --dry-run` with the default model, on the task `rng` and on a task of rows, in
 turns, each a process of its own. The first round fills the file system's cache and isn't counted. Beside them what no
 check of a model can do without, in a process of its own: transformers loads its configuration and its tokenizer.
+Then `amortis train` to its first learner step, where the engine was compiled before.
 """
 
 from __future__ import annotations
@@ -14,10 +15,14 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
+
 from benchmarks.measure import Result, arguments, at_most, report
+from benchmarks.whole_system import steps_of, train
 from common.default_model import ensure_default_model
 
 HELP_S, DRY_RUN_S = 0.5, 5.0
+FIRST_STEP_S, FIRST_STEP_OF_GPU_S = 45.0, 30.0
 BARE_LOAD = """
 import sys
 from transformers import AutoConfig, AutoTokenizer
@@ -38,10 +43,18 @@ def seconds(folder: Path, *words: str) -> float:
     return time.perf_counter() - start
 
 
+def seconds_to_first_step(given: Path, home: Path) -> float:
+    """Of `amortis train`, from the command on."""
+    begun = time.time()
+    first = steps_of(train(given, home, "--learner.steps", "1", "--run.overwrite", "true"))[0]
+    return float(first["time"]) - begun
+
+
 def main() -> None:
     """Measure and report."""
     parser = arguments(__doc__ or "")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each (default: 5)")
+    parser.add_argument("--starts", type=int, default=2, help="rounds of training's start (default: 2)")
     options = parser.parse_args()
     model = ensure_default_model()
     amortis, bare = ["-m", "deploy.cli.main"], "configuration and tokenizer by transformers"
@@ -58,13 +71,21 @@ def main() -> None:
                 taken = seconds(folder, *words)
                 if i:
                     times[name].append(taken)
+        # The first compiles.
+        _, *starts = (seconds_to_first_step(folder / "rng.yaml", folder) for _ in range(options.starts + 1))
     taken_s = {name: statistics.median(measured) for name, measured in times.items()}
     results = [
         at_most("--help", taken_s["--help"], "s", HELP_S),
         *(at_most(name, taken_s[name], "s", DRY_RUN_S) for name in dry_runs),
         Result(bare, taken_s[bare], "s"),
+        at_most(
+            "train, to its first step",
+            statistics.median(starts),
+            "s",
+            FIRST_STEP_OF_GPU_S if torch.cuda.is_available() else FIRST_STEP_S,
+        ),
     ]
-    report(f"Seconds until a command is done, median of {options.rounds}", results, options.json)
+    report(f"Seconds of commands, medians of {options.rounds} and {options.starts} rounds", results, options.json)
 
 
 if __name__ == "__main__":

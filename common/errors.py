@@ -45,6 +45,11 @@ class StallError(Exception):
     """A wait reached its limit; the message names what was waited for and what to do."""
 
 
+def last_line(error: BaseException) -> str:
+    """What an error says in the end, or its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+
+
 def _one_line(text: str) -> str:
     return " ".join(text.split())
 

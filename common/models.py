@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from common.errors import UserError
@@ -9,8 +13,36 @@ from common.errors import UserError
 _REMEDY = "give a local folder with config.json, weights and tokenizer, or a Hugging Face id that can be reached"
 
 
+@contextmanager
+def hidden(*packages: str) -> Iterator[None]:
+    """While these are not there for whoever asks Python for them; what was imported before stays."""
+    names = [name for name in packages if name not in sys.modules]
+    for name in names:
+        # What Python takes for a package that isn't there.
+        sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for name in names:
+            del sys.modules[name]
+
+
+@cache
+def spare_imports() -> None:
+    """Keep transformers from importing what serves assisted generation and losses of object detection alone.
+
+    That is scikit-learn, pandas with it, and SciPy: more than a second of each process' start.
+    """
+    with hidden("sklearn", "scipy"):
+        from transformers.utils import is_scipy_available, is_sklearn_available
+
+        # They remember what they find.
+        is_scipy_available(), is_sklearn_available()
+
+
 def load_config(name: str) -> Any:
     """The configuration of a local folder or Hugging Face id; raises UserError naming `model.name`."""
+    spare_imports()
     from transformers import AutoConfig
 
     try:
@@ -21,6 +53,7 @@ def load_config(name: str) -> Any:
 
 def load_tokenizer(name: str) -> Any:
     """The tokenizer of a local folder or Hugging Face id; raises UserError naming `model.name`."""
+    spare_imports()
     from transformers import AutoTokenizer
 
     try:
@@ -31,6 +64,7 @@ def load_tokenizer(name: str) -> Any:
 
 def load_causal_lm(name: str, dtype: Any) -> Any:
     """A causal language model with its weights, in evaluation mode; raises UserError naming `model.name`."""
+    spare_imports()
     from transformers import AutoModelForCausalLM
 
     config = load_config(name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import importlib
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,6 +17,7 @@ from common.config_options import TASK_MODULE, known_keys
 from common.config_sources import Given
 from common.errors import RunFault, UserError
 from common.json_text import dumps
+from common.models import hidden
 from common.places import places
 
 DEFAULT = "default"
@@ -74,19 +74,14 @@ def dry_run(given: Given, console: Console, *, as_json: bool) -> int:
 def _import_transformers() -> None:
     """As far as checks need it, without what serves assisted generation, losses of object detection and compiled
     kernels alone: scikit-learn, and pandas with it, SciPy and Triton are a fifth of a dry run."""
-    hidden = [name for name in ("sklearn", "scipy", "triton") if name not in sys.modules]
-    for name in hidden:
-        # What Python takes for a package that isn't there.
-        sys.modules[name] = None  # type: ignore[assignment]
     # Thousands of modules come, all of them to stay: looking for garbage among them takes half a second.
     gc.disable()
     try:
-        importlib.import_module("transformers.models.auto.modeling_auto")
-        # What every model's own module begins with.
-        importlib.import_module("transformers.modeling_utils")
+        with hidden("sklearn", "scipy", "triton"):
+            importlib.import_module("transformers.models.auto.modeling_auto")
+            # What every model's own module begins with.
+            importlib.import_module("transformers.modeling_utils")
     finally:
-        for name in hidden:
-            del sys.modules[name]
         gc.enable()
 
 

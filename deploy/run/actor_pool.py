@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -12,12 +11,10 @@ from typing import Any
 
 from buffer.control import STARTING, Control
 from common.config import RunConfig
-from common.devices import available_cores
-from common.errors import EngineDisturbed, EngineFault, RunFault, UserError
+from common.errors import EngineDisturbed, EngineFault, RunFault, UserError, last_line
 from common.log import get_logger
 from common.tasks import SampleRequest, Split
-from deploy.run.cluster import own_gpus, room_for_actors
-from deploy.run.local_ray import start_local_ray
+from deploy.run.cluster import room_for_actors
 
 log = get_logger("actors")
 RETRIES = 3
@@ -70,42 +67,10 @@ class ActorPool:
         self._told = self._capped = 0
 
     def __enter__(self) -> ActorPool:
+        """Start them in the Ray cluster that this process has joined."""
         import ray
-        import torch
 
         self._ray = ray
-        section = self._config.actor
-        # Ray lowers its workers' priority: on few cores the learner would then starve the actors.
-        os.environ.setdefault("RAY_worker_niceness", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        local: dict[str, Any] = {}
-        if self._config.ray.address is None:
-            # Cores are shared with the learner: what Ray counts is not what the machine has.
-            needed = int(section.least_count * section.num_cpus + 0.999)
-            local = {"num_cpus": max(available_cores(), needed), "include_dashboard": False}
-            learners = own_gpus(self._config)
-            if learners:
-                # All but the last.
-                local["num_gpus"] = torch.cuda.device_count() - len(learners)
-        address = self._config.ray.address
-        try:
-            if address is None:
-                start_local_ray(**local)
-            else:
-                ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-        except Exception as error:
-            if address is None:
-                remedy = "look at /tmp/ray/session_latest/logs, run `amortis doctor`, or set ray.address"
-                raise UserError("ray", None, f"could not be started ({_last_line(error)})", remedy) from error
-            raise UserError(
-                "ray.address",
-                address,
-                f"no Ray cluster can be joined there ({_last_line(error)})",
-                "start Ray on this machine first, look at RAY_AUTH_TOKEN, or leave ray.address out",
-            ) from error
-        if address is not None and not room_for_actors(ray.nodes(), section):
-            needs = f"{section.num_cpus:g} cores and {section.num_gpus or 0:g} GPUs"
-            log.warning("no node of the cluster has the %s that an actor needs; waiting for one that joins", needs)
         self.follow(None)
         return self
 
@@ -181,7 +146,7 @@ class ActorPool:
             return None
         except Exception as error:
             cause = getattr(error, "cause", None) or error
-            log.error("%s failed: %s", member.id, _last_line(error))
+            log.error("%s failed: %s", member.id, last_line(error))
             ends_all = isinstance(cause, UserError | RunFault)
             if ends_all and not isinstance(cause, EngineFault | EngineDisturbed):
                 return str(cause)
@@ -189,10 +154,10 @@ class ActorPool:
                 member.disturbed += 1
             else:
                 member.failures += 1
-                member.first_cause = member.first_cause or _last_line(error)
+                member.first_cause = member.first_cause or last_line(error)
             if member.failures >= RETRIES:
                 return (
-                    f"an actor failed {member.failures} times, first: {member.first_cause}; last: {_last_line(error)}; "
+                    f"an actor failed {member.failures} times, first: {member.first_cause}; last: {last_line(error)}; "
                     "see logs/actor-*.log"
                 )
             if not member.retiring:
@@ -238,7 +203,7 @@ class ActorPool:
             self._wait_for_loops(EVALUATION_LIMIT_S, for_one=True, should_stop=should_stop)
             found, last = self._evaluate_by_one(requests, split, should_stop, most)
         if found is None:
-            why = "none is there" if last is None else _last_line(last)
+            why = "none is there" if last is None else last_line(last)
             raise RunFault(f"no actor could sample for the evaluation: {why}")
         return found
 
@@ -257,7 +222,7 @@ class ActorPool:
                         raise EvaluationStopped
                 return self._ray.get(call), None
             except self._ray.exceptions.RayError as error:
-                log.error("%s could not evaluate: %s", member.id, _last_line(error))
+                log.error("%s could not evaluate: %s", member.id, last_line(error))
                 last = error
         return None, last
 
@@ -289,13 +254,8 @@ class ActorPool:
                 with contextlib.suppress(Exception):
                     self._ray.get(member.handle.close.remote(), timeout=2)
             self._release(member)
-        self._ray.shutdown()
 
 
 def _starts(member: _Member, word: Mapping[str, Any]) -> bool:
     """Whether an actor is still on its way: not heard of since its start, or silent while its engine starts."""
     return float(word.get("at", 0.0)) < member.started_at or str(word.get("phase")).startswith(STARTING)
-
-
-def _last_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

@@ -47,7 +47,7 @@ from common.tasks.base import with_samples
 from common.tokens import codec_of
 from common.trajectory import Trajectory
 from deploy.run.actor_pool import ActorPool, EvaluationStopped
-from deploy.run.cluster import own_gpus
+from deploy.run.cluster import joined, own_gpus
 from deploy.run.diagnosis import UNFINISHED, Diagnose, Subject, diagnosed, is_wanted, of_adapter
 from deploy.run.evaluation import Evaluator
 from deploy.run.identity import keep_identity
@@ -166,6 +166,9 @@ class Launcher:
         self._serve_metrics(url)
         evaluator = self._evaluator(stack, task, client, keys)
         stack.callback(self._tell_ended)
+        self._show("starting Ray")
+        stack.enter_context(joined(self.config))
+        # Not beside Ray, whose many processes the actors wait for: the learner has time until they have sampled.
         learner = stack.enter_context(self._learner(folder, url))
         self._show("starting actors")
         actors = stack.enter_context(ActorPool(self.config, url, self.control))

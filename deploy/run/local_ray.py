@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
 MISSED_HEALTH_CHECKS = 200
 """In a row, of up to 13 s each, after which Ray takes this machine for dead; Ray's own 5 are a minute. That is for
@@ -14,20 +15,20 @@ def start_local_ray(**options: Any) -> None:
 
     A terminal, `timeout` or a batch system signals the whole group. Ray keeps Ctrl-C from its processes, but SIGTERM
     would end them at once, before the actors have pushed what they have, and the launcher would wait for them in vain.
+
+    Its agent does without what serves a dashboard: Ray waits for the agent, and more than half of its start is that.
     """
     import ray
     from ray._private import services
 
-    started_by = services.ConsolePopen
-
-    class Apart(started_by):  # type: ignore[valid-type, misc]
+    class Apart(services.ConsolePopen):  # type: ignore[misc]
         def __init__(self, *arguments: Any, **keywords: Any) -> None:
             super().__init__(*arguments, **keywords, start_new_session=True)
 
-    # Ray has no setting for it. They still end with the launcher, however it ends: that goes by parent, not by group.
-    services.ConsolePopen = Apart
     patient = {"health_check_failure_threshold": MISSED_HEALTH_CHECKS}
-    try:
+    # Ray has no setting for either. Its processes still end with the launcher, however it ends: that goes by parent,
+    # not by group.
+    apart = patch.object(services, "ConsolePopen", Apart)
+    without_dashboard = patch.object(ray._private.utils, "get_dashboard_dependency_error", lambda: ImportError())
+    with apart, without_dashboard:
         ray.init(address="local", log_to_driver=False, logging_level="ERROR", _system_config=patient, **options)
-    finally:
-        services.ConsolePopen = started_by
