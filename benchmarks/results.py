@@ -200,7 +200,7 @@ _SUBJECTIVITY = (
         Target("GFlowNet", _CALIBRATED[0], "few-shot prompting", _CALIBRATED[1], f"{n} labels", more=0.08)
         for n in (10, 20, 50)
     ),
-    Target("GFlowNet + SFT", _CALIBRATED[0], "SFT", _CALIBRATED[1], "10 labels"),
+    *(Target("GFlowNet + SFT", _CALIBRATED[0], "SFT", _CALIBRATED[1], f"{n} labels") for n in (10, 20, 50)),
     *(
         Target(method, "accuracy", "few-shot prompting", "accuracy as the model has it", "20 labels", more=0.08)
         for method in ("GFlowNet", "GFlowNet + SFT")
