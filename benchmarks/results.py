@@ -346,21 +346,22 @@ def _curves(section: Section, measured: Sequence[Mapping[str, Any]]) -> list[str
     """Held-out figures while each method trained, means over the seeds that looked at the same steps."""
     found: dict[tuple[str, str, str], list[Sequence[Sequence[float]]]] = {}
     for item in measured:
-        for figure, curve in item.get("curve", {}).items():
-            if figure in section.figures:
-                found.setdefault((item["condition"], item["method"], figure), []).append(curve)
+        curves = item.get("curve", {})
+        # Of several test files together, where the columns are of each.
+        for figure in [figure for figure in curves if figure in section.figures] or curves:
+            found.setdefault((item["condition"], item["method"], figure), []).append(curves[figure])
     told = []
-    for (condition, method, figure), curves in found.items():
+    for (condition, method, figure), of_seeds in found.items():
         looks: dict[int, list[float]] = {}
-        for step, value in (look for curve in curves for look in curve):
+        for step, value in (look for curve in of_seeds for look in curve):
             looks.setdefault(int(step), []).append(value)
         points = [
-            (step, float(np.mean(values))) for step, values in sorted(looks.items()) if len(values) == len(curves)
+            (step, float(np.mean(values))) for step, values in sorted(looks.items()) if len(values) == len(of_seeds)
         ]
         values = ", ".join(f"{value:.3f} at {step}" for step, value in points)
         where = f" with {condition}" if condition else ""
         rises = ", **still rising**" if _still_rises(points) else ""
-        told.append(f"{method}{where}, {section.figures[figure]}: {values}{rises}.")
+        told.append(f"{method}{where}, {section.figures.get(figure, figure)}: {values}{rises}.")
     return told
 
 

@@ -155,7 +155,7 @@ def test_a_curve_says_whether_it_still_rises_by_the_means_of_seeds_that_looked_a
             Measurement("", method, seed, {"accuracy": 0.5}, 60.0, curve={"accuracy": curve})
             for method, curve in methods.items()
         ]
-        folder = tables / str(seed) / "arithmetic-settings"
+        folder = tables / str(seed) / "arithmetic"
         folder.mkdir(parents=True)
         Table(measured, ["accuracy"], PlotSection(), 2).save(folder)
         results.take(folder)
