@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from actors import merging
 from actors.drafting import Draft
 from actors.engine import Engine, LoadedAdapter, Sampled, _one_at_a_time, _start
 from actors.sampler import TrajectorySampler
@@ -103,6 +104,29 @@ def test_samples_follow_the_learners_masked_distribution(engine: Engine, policy:
     likely = q * n >= 5
     statistic = float(((found - q * n)[likely] ** 2 / (q * n)[likely]).sum())
     assert statistic < likely.sum() + 4 * np.sqrt(2 * likely.sum()), "samples don't follow the policy"
+
+
+def test_layers_that_adapters_can_not_be_merged_into_are_served_by_lora_and_the_log_says_so(
+    policy: LoraPolicy,
+    digit_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse(layer: Any, weight: torch.Tensor) -> None:
+        raise RuntimeError("packed in a way that isn't known here")
+
+    monkeypatch.setattr(merging, "_replace", refuse)
+    section = ActorSection(num_gpus=0, enforce_eager=True, max_model_len=64, adapters="merged")
+    with caplog.at_level("WARNING", logger="amortis"):
+        other = Engine(str(digit_model), section, "float32", SPACE, LORA, seed=0)
+    assert "can't be merged" in caplog.text and "packed in a way" in caplog.text
+    perturbed(policy, seed=5)
+    adapter = load(other, policy, tmp_path)
+    assert other.serves_alone(adapter) is None, "several adapters share a batch"
+    for item in sampler_of(other).collect([QUERY], SampleRequest("some", True, 1.0, 8), adapter, 8)[QUERY.id]:
+        found = item.behaviour.sampler_log_prob.sum() + item.behaviour.stop_log_prob
+        assert found == pytest.approx(policy.log_prob(QUERY, [tuple(item.action_ids.tolist())])[0], abs=1e-3)
 
 
 def test_vllm_takes_a_request_that_scores_by_token_id_as_on_a_gpu(
