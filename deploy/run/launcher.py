@@ -168,12 +168,12 @@ class Launcher:
         stack.callback(self._tell_ended)
         self._show("starting Ray")
         stack.enter_context(joined(self.config))
+        # Ray puts a handler of its own in place, which would end this process at once.
+        self._catch_signals()
         # Not beside Ray, whose many processes the actors wait for: the learner has time until they have sampled.
         learner = stack.enter_context(self._learner(folder, url))
         self._show("starting actors")
         actors = stack.enter_context(ActorPool(self.config, url, self.control))
-        # Ray puts a handler of its own in place, which would end this process at once.
-        self._catch_signals()
         try:
             self._watch_training(learner, actors)
             fault = self.control.fault()
