@@ -39,8 +39,8 @@ How long training takes to a sampler of a given quality, by commit and machine. 
 `rng` is `deploy/configs/demo.yaml` to a total variation of {CLOSE:g} from the exact posterior. `continuation` is
 `deploy/configs/continuation.yaml`, on beginnings of the stories that come with amortis, to a mean log R of
 {HELD_OUT_LOG_R:g} nats by 4 samples of each of 20 prompts that it isn't trained on. Both are looked at every
-{LOOK_EVERY} steps. Seconds are from `amortis train` on, the start of Redis, Ray and the engine included, and of
-training alone; in brackets the learner's steps.
+{LOOK_EVERY} steps, the second where `evaluation.share` leaves an actor time for it. Seconds are from `amortis train`
+on, the start of Redis, Ray and the engine included, and of training alone; in brackets the learner's steps.
 
 | date | commit | machine | rng | in training | continuation | in training |
 |---|---|---|---|---|---|---|

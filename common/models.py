@@ -64,10 +64,9 @@ def load_tokenizer(name: str) -> Any:
 
 def load_causal_lm(name: str, dtype: Any) -> Any:
     """A causal language model with its weights, in evaluation mode; raises UserError naming `model.name`."""
-    spare_imports()
+    config = load_config(name)
     from transformers import AutoModelForCausalLM
 
-    config = load_config(name)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             name,
