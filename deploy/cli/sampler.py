@@ -146,8 +146,9 @@ def evaluate(options: argparse.Namespace, overrides: list[str], console: Console
 
     run = FinishedRun(options.run, overrides, best=options.best)
     check_writable("RUN", str(options.run), options.run, "copy it to where it can be", "for evaluation.json ")
-    figures = run.figures(say=teller(options.run))
-    write_whole(options.run / ("evaluation-best.json" if options.best else "evaluation.json"), dumps(figures, indent=2))
+    path = options.run / ("evaluation-best.json" if options.best else "evaluation.json")
+    figures = run.figures(say=teller(options.run), keep=path.with_suffix(".jsonl"))
+    write_whole(path, dumps(figures, indent=2))
     if options.json:
         print(dumps(figures))
     else:

@@ -27,6 +27,7 @@ from common.tasks.base import with_samples
 from common.tokens import codec_of
 from common.trajectory import Query, Trajectory
 from deploy.run.inference_checks import log_bound, replaced_requests
+from deploy.run.kept_samples import SAMPLES, keep_samples
 from deploy.run.summary import write_summary
 
 log = get_logger("inference")
@@ -68,6 +69,7 @@ def run_inference(config: RunConfig) -> dict[str, Any]:
         }
         exact = {key: of_no_policy(group) for key, group in drawn.items()}
         samples = {request.label: {key: group[: request.n] for key, group in exact.items()} for request in requests}
+        keep_samples(folder / SAMPLES, config, task, {"test": samples})
         found = {**task.evaluate_samples(with_samples(samples), config.reward_weights), **figures}
         (folder / "evaluation_samples.json").write_text(dumps(found, indent=2))
     finally:

@@ -43,7 +43,7 @@ from common.metrics import LauncherMetrics, new_registry, serve, targets
 from common.processes import die_with_parent
 from common.seeds import make_seed_jobs
 from common.tasks import SampleRequest, Split, Task, make_task
-from common.tasks.base import with_samples
+from common.tasks.base import SampleSets, with_samples
 from common.tokens import codec_of
 from common.trajectory import Trajectory
 from deploy.run.actor_pool import ActorPool, EvaluationStopped
@@ -51,6 +51,7 @@ from deploy.run.cluster import joined, own_gpus
 from deploy.run.diagnosis import UNFINISHED, Diagnose, Subject, diagnosed, is_wanted, of_adapter
 from deploy.run.evaluation import Evaluator
 from deploy.run.identity import keep_identity
+from deploy.run.kept_samples import SAMPLES, keep_samples
 from deploy.run.put_aside import begun
 from deploy.run.summary import tokens_per_sample, wanted_requests, write_summary
 
@@ -324,11 +325,7 @@ class Launcher:
             if self._draw:
                 self._keep_samples(actors, folder)
             if requests:
-                samples = self._drawn("evaluating samples", requests, actors)
-                found = task.evaluate_samples(with_samples(samples), self.config.reward_weights)
-                found |= tokens_per_sample(samples, task.queries("test"))
-                if self.config.run.evaluate_training:
-                    found["training"] = self._training_figures(task, requests, actors)
+                found = self._sampled(task, requests, actors, folder)
                 write_whole(folder / "evaluation_samples.json", dumps(found, indent=2))
             if self._diagnose is not None and is_wanted(self.config):
                 self._diagnosis = dict(UNFINISHED)
@@ -337,6 +334,23 @@ class Launcher:
         except EvaluationStopped:
             self._diagnosis = {}
             log.info("the evaluation was given up")
+
+    def _sampled(
+        self, task: Task[Any], requests: Sequence[SampleRequest], actors: ActorPool, folder: Path
+    ) -> dict[str, Any]:
+        """The task's figures of what is drawn of the test queries and, of the trained sampler's on training queries,
+        those of `run.evaluate_training`; the samples are kept as they come."""
+        weights, most = self.config.reward_weights, self.config.run.evaluate_training
+        drawn: dict[Split, SampleSets] = {"test": self._drawn("evaluating samples", requests, actors)}
+        keep_samples(folder / SAMPLES, self.config, task, drawn)
+        found = task.evaluate_samples(with_samples(drawn["test"]), weights)
+        found |= tokens_per_sample(drawn["test"], task.queries("test"))
+        if most:
+            trained = [request for request in requests if request.adapter]
+            drawn["train"] = self._drawn("evaluating on training queries", trained, actors, most, "train")
+            keep_samples(folder / SAMPLES, self.config, task, drawn)
+            found["training"] = measures(task.evaluate_samples(with_samples(drawn["train"]), weights))
+        return found
 
     def _drawn(
         self,
@@ -353,15 +367,6 @@ class Launcher:
             self._show(f"{phase}, {number} of {len(requests)} ({request.label})")
             samples |= _decoded(actors.evaluate([request], split, self._is_interrupted, most))
         return samples
-
-    def _training_figures(
-        self, task: Task[Any], requests: Sequence[SampleRequest], actors: ActorPool
-    ) -> dict[str, float]:
-        """The task's figures of the trained sampler's draws on training queries."""
-        trained = [request for request in requests if request.adapter]
-        most = self.config.run.evaluate_training
-        samples = self._drawn("evaluating on training queries", trained, actors, most, "train")
-        return measures(task.evaluate_samples(with_samples(samples), self.config.reward_weights))
 
     def _subject(self, task: Task[Any], actors: ActorPool, folder: Path) -> Subject:
         """What the run ends with, to be diagnosed by an actor's draws."""

@@ -19,6 +19,7 @@ from common.tasks.base import with_samples
 from common.tokens import codec_of
 from common.trajectory import Query
 from deploy.run.diagnosis import UNFINISHED, Diagnose, Subject, diagnosed, is_wanted
+from deploy.run.kept_samples import SAMPLES, keep_samples
 from deploy.run.summary import write_summary
 from learner.policy import LoraPolicy
 
@@ -51,7 +52,9 @@ def run_prompting(config: RunConfig, diagnose: Diagnose | None = None) -> dict[s
         def collect(wanted: Sequence[SampleRequest], queries: Sequence[Query]) -> dict[str, Any]:
             return {request.label: sampler.collect(queries, request, None, limit) for request in wanted}
 
-        figures = task.evaluate_samples(with_samples(collect(requests, task.queries("test"))), config.reward_weights)
+        samples = collect(requests, task.queries("test"))
+        keep_samples(folder / SAMPLES, config, task, {"test": samples})
+        figures = task.evaluate_samples(with_samples(samples), config.reward_weights)
         (folder / "evaluation_samples.json").write_text(dumps(figures, indent=2))
         few = spread(task.queries("test"), config.diagnose.queries)
         subject = Subject(folder, config, task, None, few, partial(collect, queries=few), untrained, None)

@@ -10,13 +10,14 @@ from pathlib import Path
 from common.config import RunConfig
 from common.config_loading import save_resolved
 from deploy.run.best import WHAT, best_folder
+from deploy.run.kept_samples import SAMPLES
 from deploy.run.summary import BEST_CALIBRATION, BEST_DIAGNOSIS, CALIBRATION, DIAGNOSIS, read_json
 from learner.checkpoint import checkpoints, place_of
 
 ASIDE = ".before-resume"
 CONFIG, SUMMARY, LEARNER_SUMMARY = "config.yaml", "summary.json", "learner_summary.json"
 OF_THE_END = (
-    *(LEARNER_SUMMARY, "evaluation_after.json", "evaluation_samples.json"),
+    *(LEARNER_SUMMARY, "evaluation_after.json", "evaluation_samples.json", SAMPLES),
     *(DIAGNOSIS, f"{CALIBRATION}.json", f"{CALIBRATION}.png"),
 )
 """What an earlier part of a resumed run left is not this part's."""

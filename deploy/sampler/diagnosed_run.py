@@ -15,6 +15,7 @@ from common.tasks import SampleRequest
 from common.tasks.base import Split
 from common.trajectory import Query, Trajectory
 from deploy.run.diagnosis import Subject, diagnosed
+from deploy.run.kept_samples import SAMPLES
 from deploy.run.open_buffer import open_buffer
 from deploy.run.summary import wanted_requests
 from deploy.sampler.diagnosis import SHOWN_ID, at_the_end
@@ -87,7 +88,7 @@ def evaluated_and_diagnosed(folder: Path) -> dict[str, Any]:
     policy = run.policy()
     start = cache(lambda: run.sampler(run.config.run.seed))
     try:
-        figures = run.figures(policy, start, corrected=False)
+        figures = run.figures(policy, start, corrected=False, keep=folder / SAMPLES)
         if wanted_requests(run.task, run.config):
             queries = spread(run.task.queries("test"), run.config.diagnose.queries)
             figures |= diagnosed(run.config, at_the_end, lambda: subject_of(run, queries, start, lambda: policy))

@@ -32,6 +32,7 @@ from common.trajectory import Query
 from deploy.run.best import Best, best_folder, load_best
 from deploy.run.find_model import find_model
 from deploy.run.identity import check_models
+from deploy.run.kept_samples import keep_samples
 from deploy.run.summary import wanted_requests
 from learner.policy import LoraPolicy
 
@@ -202,12 +203,13 @@ class FinishedRun:
         say: Callable[[str], None] = lambda text: None,
         *,
         corrected: bool = True,
+        keep: Path | None = None,
     ) -> dict[str, Any]:
         """The evaluation anew: exact figures, then those of samples, as far as the run's configuration wants them.
 
         `policy` and what `start` gives are used where they are there already; `say` is told how far the drawing is.
         `corrected` draws as many samples as figures that are corrected by weights take, which at a run's end are left
-        out.
+        out. `keep` is the file to write the samples to.
         """
         requests = wanted_requests(self.task, self.config)
         if requests and corrected:
@@ -222,6 +224,8 @@ class FinishedRun:
                 request.label: sampler.collect(queries, request, adapter, limit, progress(say, request.label))
                 for request in requests
             }
+            if keep is not None:
+                keep_samples(keep, self.config, self.task, {"test": samples})
             found.update(self.task.evaluate_samples(with_samples(samples), self.config.reward_weights))
         return found
 

@@ -224,6 +224,24 @@ def test_training_ends_with_a_verdict_and_what_the_reward_s_precision_is(with_su
     assert all(len(query["samples"]) == 256 and len(query["base"]["samples"]) == 16 for query in kept["queries"])
 
 
+def test_an_evaluation_keeps_what_it_drew_with_its_enumerated_values(with_subtb: Path, digit_model: Path) -> None:
+    kept = [json.loads(line) for line in (with_subtb / "evaluation_samples.jsonl").read_text().splitlines()]
+    run, base = FinishedRun(with_subtb), load_base_model(str(digit_model), "float32")
+    policy, codec = run.policy(), run.codec
+    queries = {query.id: query for query in run.task.queries("test")}
+    trained = [row for row in kept if row["sampler"] == "trained"]
+    assert Counter(row["query_id"] for row in trained) == dict.fromkeys(queries, 4)
+    for query in queries.values():
+        own = [row for row in trained if row["query_id"] == query.id]
+        drawn = [every_sequence().index(tuple(row["token_ids"])) for row in own]
+        log_r, log_q = log_rewards(base, query, tool=True)[drawn], np.log(q_of(policy, query, tool=True))[drawn]
+        assert [row["log_r"] for row in own] == pytest.approx(log_r, abs=1e-3)
+        assert [row["log_q"] for row in own] == pytest.approx(log_q, abs=1e-3)
+        texts = [codec.decode(context_of(tuple(row["token_ids"]), [0], tool=True)[0]) for row in own]
+        assert [row["text"] for row in own] == texts
+        assert {row["target"] for row in own} == {codec.decode(query.target_ids)}
+
+
 def test_a_diagnosis_holds_the_enumerated_posterior(with_subtb: Path, digit_model: Path, tell: Tell) -> None:
     found = json.loads(amortis("diagnose", str(with_subtb), "--samples", "256", "--seed", "3", "--json"))
     assert found == json.loads((with_subtb / "diagnosis.json").read_text())
