@@ -330,7 +330,7 @@ class TrajectorySampler:
                 for ids in search.search(query, request.beams, request.diversity_penalty)[: request.n]
             ]
         if request.given:
-            rationales = self.task.rationales()
+            rationales = {**self.task.known_rationales(), **self.task.rationales()}
             return [
                 partial(self.submit_given, query, ids, every_state=request.every_state)
                 for query in queries

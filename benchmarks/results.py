@@ -139,6 +139,10 @@ def _why(figures: Figures, condition: str, method: str, figure: str) -> str:
         gap = of_training.mean - of_test.mean
         learned = "it has learned them and doesn't generalise" if gap > _GAP else "what it lacks it hasn't learned"
         said.append(f"on training rows it is {of_training.mean:.3f}, so {learned}")
+    above, below = (figures.get((condition, method, _beside(figure, each))) for each in ("known_above", "known_below"))
+    if above is not None and below is not None:
+        said.append(f"a right rationale has more R than all draws of {above.mean:.3f} of the problems: not found")
+        said.append(f"and less than a draw of {below.mean:.3f}: the reward prefers another")
     ess = next((found for each in ("corrected_ess", "ess") if (found := figures.get((condition, method, each)))), None)
     if ess is not None:
         said.append(f"its draws count as {ess.mean:.3f} of the posterior's")
@@ -146,6 +150,11 @@ def _why(figures: Figures, condition: str, method: str, figure: str) -> str:
     if bias is not None:
         said.append(f"they are {abs(bias.mean):.1f} tokens too {'long' if bias.mean > 0 else 'short'}")
     return f" Why: {'; '.join(said)}." if said else ""
+
+
+def _beside(figure: str, name: str) -> str:
+    """Another figure of the same test file."""
+    return ".".join([*figure.split(".")[:-1], name])
 
 
 def _all_judged(targets: Sequence[Target], figures: Figures) -> list[str]:

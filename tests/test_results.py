@@ -145,6 +145,15 @@ def test_a_miss_is_put_down_to_learning_or_to_generalisation(tables: Path, train
     assert f"missed by 0.030. Why: {why}; they are 1.5 tokens too short." in results.page()
 
 
+def test_a_miss_is_put_down_to_the_sampler_or_to_the_reward(tables: Path) -> None:
+    five = "test_5_operands"
+    sampler = {f"{five}.accuracy": 0.2, f"{five}.known_above": 0.68, f"{five}.known_below": 0.12, "known_above": 0.3}
+    rows = {("", "SFT"): {f"{five}.accuracy": 0.3}, ("", "GFlowNet"): sampler}
+    results.take(save(tables, "arithmetic", 0, rows))
+    why = "a right rationale has more R than all draws of 0.680 of the problems: not found"
+    assert f"Why: {why}; and less than a draw of 0.120: the reward prefers another." in results.page()
+
+
 def test_a_curve_says_whether_it_still_rises_by_the_means_of_seeds_that_looked_at_the_same_steps(tables: Path) -> None:
     curves = [
         {"GFlowNet": [(0, 0.0), (40, 0.2), (80, 0.4)], "SFT": [(0, 0.0), (40, 0.4), (60, 0.4), (80, 0.42)]},

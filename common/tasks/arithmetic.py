@@ -13,12 +13,13 @@ from common.row import Row
 from common.tasks.base import SamplingTemperature
 from common.tasks.figures import majority
 from common.tasks.template import Groups, TemplateConfig, TemplateTask
-from common.tasks.text import fill_row
+from common.tasks.text import Example, fill_row
 from common.templates import check_template
 from common.tools import ToolSection
 from common.trajectory import Trajectory
 
 _RESULT = re.compile(r"=\s*([-−]?\d+)")
+_SUM = re.compile(r"(-?\d+)((?: [+-] \d+)+) =")
 
 
 class ArithmeticConfig(TemplateConfig):
@@ -56,6 +57,11 @@ class ArithmeticTask(TemplateTask[ArithmeticConfig]):
     def info(self, row: Row) -> dict[str, Any]:
         return {"answer": fill_row(self.config.answer, row, "task.answer")}
 
+    def known_rationale(self, example: Example) -> str | None:
+        """The one that it holds, else the sum as it is worked out from left to right."""
+        query = example.query
+        return example.rationale or worked_out(self.codec.decode_prompt(query.prompt_ids), str(query.info["answer"]))
+
     def figures(self, groups: Groups, weights: RewardWeights) -> dict[str, Any]:
         found = super().figures(groups, weights)
         answers = {key: str(self.queries_by_id[key].info["answer"]) for key in groups}
@@ -67,3 +73,18 @@ class ArithmeticTask(TemplateTask[ArithmeticConfig]):
         """The last result in the text, what the calculator wrote included; None without one."""
         found = _RESULT.findall(self.codec.decode(item.input_ids))
         return str(int(found[-1].replace("−", "-"))) if found else None
+
+
+def worked_out(prompt: str, answer: str) -> str | None:
+    """The rationale of a sum as the paper's files write it, the calculator's results left out: of `1 + 2 - 3 = ?` it is
+    ` 1 + 2 =, 3 - 3 =`. None where the prompt's last sum is none of integers, `+` and `-`, or comes to another result.
+    """
+    sums = _SUM.findall(prompt)
+    if not sums:
+        return None
+    so_far, steps = int(sums[-1][0]), []
+    _, *rest = sums[-1][1].split(" ")
+    for sign, number in zip(rest[::2], rest[1::2], strict=True):
+        steps.append(f"{so_far} {sign} {number} =")
+        so_far += int(number) if sign == "+" else -int(number)
+    return f" {', '.join(steps)}" if str(so_far) == answer else None

@@ -231,6 +231,10 @@ class Task(ABC, Generic[ConfigT]):
         """Given rationales of the training queries as action ids, by query id, to seed the buffer with."""
         return {}
 
+    def known_rationales(self) -> dict[str, list[list[int]]]:
+        """Good rationales of test queries as action ids, by query id, to hold draws against; never trained on."""
+        return {}
+
     def evaluate_policy(self, policy: PolicyScorer) -> dict[str, float]:
         """Figures from the policy's exact probabilities; empty where the space can't be enumerated."""
         return {}

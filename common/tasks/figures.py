@@ -26,6 +26,35 @@ def summarise(groups: Sequence[Sequence[Trajectory]], weights: RewardWeights) ->
     }
 
 
+def against_known(
+    groups: Mapping[str, Sequence[Trajectory]], known: Mapping[str, Sequence[Trajectory]], weights: RewardWeights
+) -> dict[str, float]:
+    """How draws stand beside rationales that are known of their queries, by untempered log R: what a sampler misses is
+    either not found by it or not preferred by the reward. Empty where none is known.
+
+    `known_above` is the share of queries whose best known rationale has more R than every draw and isn't among them,
+    which the sampler lacks; `known_below` that where another draw has more R than all known ones, so that the reward
+    prefers it; `known_log_reward` the mean log R of the best known one.
+    """
+    both = [(groups[key], known[key]) for key in groups if known.get(key)]
+    if not both:
+        return {}
+
+    def log_r(item: Trajectory) -> float:
+        return float(item.log_reward(weights)[-1])
+
+    best, above, below = [], 0, 0
+    for group, others in both:
+        reference, most = max(others, key=log_r), max(group, key=log_r)
+        best.append(log_r(reference))
+        if not {item.id for item in others} & {most.id}:
+            drawn = any(item.id == reference.id for item in group)
+            above += not drawn and log_r(most) < best[-1]
+            below += log_r(most) > best[-1]
+    n = len(both)
+    return {"known_log_reward": float(np.mean(best)), "known_above": above / n, "known_below": below / n}
+
+
 LENGTHS_TOGETHER = 5
 """Actions that a bin of lengths spans."""
 

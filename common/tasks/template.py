@@ -19,6 +19,7 @@ from common.rows import read
 from common.tasks.base import PolicyScorer, SampleRequest, SampleSets, SamplingTemperature, TokenCodec, base_and_trained
 from common.tasks.figures import (
     accuracy,
+    against_known,
     batch_calibrated,
     choice_log_probs,
     classification,
@@ -38,6 +39,8 @@ Groups = Mapping[str, Sequence[Trajectory]]
 """Samples of one sampler by query id."""
 WEIGHTED = "weighted"
 """Label of the trained sampler's draws that correct its accuracy, where those of the evaluation are too few."""
+KNOWN = "known"
+"""Label of the rationales that are known of test queries."""
 _CORRECTED = "task.corrected_samples is how many a row"
 Prompt = str | list[Message]
 """A text, or a conversation where the task is a chat."""
@@ -317,7 +320,12 @@ class TemplateTask(TextTask[TemplateConfigT]):
         return Query(task=self.config.name, prompt_ids=self._encoded(prompt))
 
     def sample_requests(self) -> list[SampleRequest]:
-        return base_and_trained(self.config.evaluation_samples, self.config.evaluation_temperature)
+        """Samples of both samplers, and the rationales that are known of test queries, scored."""
+        found = base_and_trained(self.config.evaluation_samples, self.config.evaluation_temperature)
+        if self._are_rationales or not self.known_rationales():
+            return found
+        n = self.config.evaluation_samples
+        return [*found, SampleRequest(KNOWN, adapter=False, temperature=1.0, n=n, given=True)]
 
     def correction_requests(self) -> list[SampleRequest]:
         n = self.config.corrected_samples
@@ -326,26 +334,38 @@ class TemplateTask(TextTask[TemplateConfigT]):
         return [SampleRequest(WEIGHTED, adapter=True, temperature=1.0, n=n)]
 
     @property
+    def _are_rationales(self) -> bool:
+        """Whether the choices are what rationales are to be, and not what they are to explain."""
+        return bool(self.config.choices) and self.config.target is None
+
+    @property
     def _classifies(self) -> bool:
         return bool(self.config.choices) and self.config.target is not None
 
     def evaluate_samples(self, samples: SampleSets, weights: RewardWeights) -> dict[str, Any]:
-        """Mean log R, diversity and, with choices or an answer, accuracy, of the base model and the trained sampler.
+        """Mean log R, diversity and, with choices or an answer, accuracy, of the base model and the trained sampler;
+        where rationales are known, how the draws stand beside them.
 
         With several test files all of it again for each.
         """
+        known = samples.get(KNOWN, {})
         table = {
-            label: self._figures(groups, weights, samples.get(WEIGHTED, {}) if label == "trained" else {})
+            label: self._figures(groups, weights, samples.get(WEIGHTED, {}) if label == "trained" else {}, known)
             for label, groups in samples.items()
-            if label != WEIGHTED
+            if label not in (WEIGHTED, KNOWN)
         }
         first = table.get("trained", table.get("base", {}))
         own = {name: value for name, value in first.items() if not isinstance(value, dict)}
         return {"samplers": table, **own, **self.data_figures()}
 
-    def _figures(self, groups: Groups, weights: RewardWeights, weighted: Groups) -> dict[str, Any]:
+    def _figures(self, groups: Groups, weights: RewardWeights, weighted: Groups, known: Groups) -> dict[str, Any]:
         """Of one sampler; `weighted` are its draws for what is corrected, empty where there are no more of them."""
-        found: dict[str, Any] = {**self.figures(groups, weights), **self._corrected(weighted, weights, _CORRECTED)}
+
+        def made(part: Groups, more: Groups) -> dict[str, Any]:
+            corrected = self._corrected(more, weights, _CORRECTED)
+            return {**self.figures(part, weights), **corrected, **against_known(part, known, weights)}
+
+        found = made(groups, weighted)
         names = self.test_names()
         if len(names) > 1:
             for name, ids in names.items():
@@ -353,8 +373,7 @@ class TemplateTask(TextTask[TemplateConfigT]):
                 part = {key: groups[key] for key in ids if key in groups}
                 if part:
                     more = {key: weighted[key] for key in ids if key in weighted}
-                    figures = {**self.figures(part, weights), **self._corrected(more, weights, _CORRECTED)}
-                    found[f"{name} (file)" if name in (*found, "samplers") else name] = figures
+                    found[f"{name} (file)" if name in (*found, "samplers") else name] = made(part, more)
         return found
 
     def figures(self, groups: Groups, weights: RewardWeights) -> dict[str, Any]:

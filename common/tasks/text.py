@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePath
@@ -331,17 +331,31 @@ class TextTask(Task[TextConfigT]):
     def rationales(self) -> dict[str, list[list[int]]]:
         return self._rationales[0]
 
+    def known_rationales(self) -> dict[str, list[list[int]]]:
+        return self._known[0]
+
+    def known_rationale(self, example: Example) -> str | None:
+        """A good rationale of a test example: the one that it holds."""
+        return example.rationale
+
     @cached_property
     def _rationales(self) -> tuple[dict[str, list[list[int]]], int]:
+        return self._usable((example.query, example.rationale) for example in self.examples[0])
+
+    @cached_property
+    def _known(self) -> tuple[dict[str, list[list[int]]], int]:
+        return self._usable((example.query, self.known_rationale(example)) for example in self.examples[1])
+
+    def _usable(self, rationales: Iterable[tuple[Query, str | None]]) -> tuple[dict[str, list[list[int]]], int]:
         """Usable rationales by query, and how many can't be used."""
         found: dict[str, list[list[int]]] = {}
         unusable = 0
-        for example in self.examples[0]:
-            if example.rationale is None:
+        for query, rationale in rationales:
+            if rationale is None:
                 continue
-            ids = self.codec.encode(example.rationale.removesuffix(self.terminator))
+            ids = self.codec.encode(rationale.removesuffix(self.terminator))
             if self.action_space.why_invalid(np.asarray(ids, np.int32)) is None:
-                found.setdefault(example.query.id, []).append(ids)
+                found.setdefault(query.id, []).append(ids)
             else:
                 unusable += 1
         return found, unusable

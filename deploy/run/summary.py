@@ -52,7 +52,7 @@ BOOKKEEPING = {
 def wanted_requests(task: Task[Any], config: RunConfig) -> list[SampleRequest]:
     """The samples that a run's evaluation takes."""
     requests = task.sample_requests() if config.run.evaluate_samples else []
-    return [request for request in requests if request.adapter or config.run.evaluate_base]
+    return [request for request in requests if request.adapter or request.given or config.run.evaluate_base]
 
 
 def tokens_per_sample(samples: SampleSets, queries: Sequence[Query]) -> dict[str, float]:

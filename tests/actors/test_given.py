@@ -16,11 +16,13 @@ from tests.actors.test_own_reward import ONE, THREE, TWO, QuickEngine
 
 def test_rationales_that_the_rows_hold_are_scored_and_nothing_is_sampled(tmp_path: Path, digit_model: Path) -> None:
     rows = [{"x": "7", "z": "1 2"}, {"x": "6", "z": "3"}, {"x": "8", "z": ""}]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, part in (("rows", rows), ("test", [{"x": "9", "z": "2 2"}])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     config = TASKS["jsonl"].Config.model_validate(
         {
             "name": "jsonl",
             "train_path": str(tmp_path / "rows.jsonl"),
+            "test_path": str(tmp_path / "test.jsonl"),
             "prompt": "{x} :",
             "rationale": "{z}",
             "min_len": 1,
@@ -31,11 +33,11 @@ def test_rationales_that_the_rows_hold_are_scored_and_nothing_is_sampled(tmp_pat
     engine: Any = QuickEngine([])
     task = make_task(config, load_codec(str(digit_model)))
     sampler = TrajectorySampler(task, engine, engine, ActorMetrics(new_registry()))
-    queries = {task.codec.decode(query.prompt_ids)[0]: query for query in task.queries("train")}
+    queries = {task.codec.decode(query.prompt_ids)[0]: query for query in task.queries_by_id.values()}
     request = SampleRequest("given", adapter=False, temperature=1.0, n=2, given=True)
     found = sampler.collect(list(queries.values()), request, None, 8)
     actions = {x: [item.action_ids.tolist() for item in found[query.id]] for x, query in queries.items()}
-    assert actions == {"7": [[ONE, TWO]], "6": [[THREE]], "8": []}
-    for item in (*found[queries["7"].id], *found[queries["6"].id]):
+    assert actions == {"7": [[ONE, TWO]], "6": [[THREE]], "8": [], "9": [[TWO, TWO]]}
+    for item in (found[queries[x].id][0] for x in "769"):
         assert item.source == "seed" and math.isnan(item.behaviour.log_prob)
         assert item.log_prior[-1] == -1.0 - len(item.action_ids)

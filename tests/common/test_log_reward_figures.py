@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from common.reward import RewardWeights
-from common.tasks.figures import by_length, summarise
+from common.tasks.figures import against_known, by_length, summarise
 from common.trajectory import Behaviour, Trajectory
 
 WEIGHTS = RewardWeights(prior=1.0, likelihood=0.0)
@@ -37,3 +37,17 @@ def test_the_best_of_each_query_has_its_error_over_queries() -> None:
     assert found["max_log_reward"] == -7.0
     assert found["max_log_reward_se"] == pytest.approx(np.std([-4.0, -6.0, -11.0], ddof=1) / np.sqrt(3))
     assert "max_log_reward_se" not in summarise(groups[:1], WEIGHTS)
+
+
+def test_draws_stand_below_beside_or_above_what_is_known_of_their_query() -> None:
+    known = {key: [sample(3, -5.0), sample(2, -9.0)] for key in ("lacks", "finds", "prefers", "prefers besides")}
+    groups = {
+        "lacks": [sample(4, -6.0), sample(2, -9.0)],
+        "finds": [sample(4, -6.0), sample(3, -5.0)],
+        "prefers": [sample(4, -4.0)],
+        "prefers besides": [sample(3, -5.0), sample(4, -4.0)],
+        "of which nothing is known": [sample(4, -1.0)],
+    }
+    found = against_known(groups, known, WEIGHTS)
+    assert found == {"known_log_reward": -5.0, "known_above": 0.25, "known_below": 0.5}
+    assert against_known({"unknown": groups["lacks"]}, known, WEIGHTS) == {}

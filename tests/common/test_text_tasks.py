@@ -23,6 +23,7 @@ from common.row import BadRow, Row
 from common.seeds import make_seed_jobs
 from common.tasks import TASKS, Task, make_task
 from common.tasks.base import PolicyScorer
+from common.tasks.template import KNOWN
 from common.tokens import HuggingFaceCodec, load_codec
 from common.trajectory import Behaviour, Query, Trajectory
 
@@ -288,6 +289,53 @@ def test_the_answer_is_read_from_the_text_and_the_majority_decides(codec: Huggin
     groups = {first.id: drawn(first, [" 12", " 12", " 5"]), second.id: drawn(second, [" 6", "", " 7"])}
     found = task.evaluate_samples({"base": groups, "trained": groups}, WEIGHTS)
     assert found["accuracy"] == 0.5 and found["sample_accuracy"] == pytest.approx(3 / 6)
+
+
+def test_a_sum_without_a_rationale_is_worked_out_to_hold_draws_against(codec: HuggingFaceCodec, tmp_path: Path) -> None:
+    rows = [
+        {"str_query": "Question: 3 - 6 + 3 - 9 - 7 = ? Answer:", "num_sol": -16},
+        {"str_query": "Question: 3 + 4 = ? Answer:", "num_sol": 8},
+        {"str_query": "Question: 3 + 4 * 2 = ? Answer:", "num_sol": 11},
+        {"str_query": "Question: 5 - 9 = ? Answer:", "num_sol": -4, "str_rationale": "5 - 5 =, 0 - 4 ="},
+    ]
+    train, test = write(tmp_path / "train.jsonl", SUMS), write(tmp_path / "test.jsonl", rows)
+    task = task_of(codec, "arithmetic", train_path=train, test_path=test, min_len=3)
+    by_prompt = {codec.decode(query.prompt_ids): query.id for query in task.queries("test")}
+    known = {key: [codec.decode(ids) for ids in group] for key, group in task.known_rationales().items()}
+    assert known == {
+        by_prompt[str(rows[0]["str_query"])]: [" 3 - 6 =, -3 + 3 =, 0 - 9 =, -9 - 7 ="],
+        by_prompt[str(rows[3]["str_query"])]: [" 5 - 5 =, 0 - 4 ="],
+    }, "a wrong result and a product are not worked out, and a row's own rationale is the one"
+    assert not task.rationales().keys() & known.keys(), "they would be trained on"
+
+
+def test_draws_are_held_against_what_is_known_in_each_test_file(codec: HuggingFaceCodec, tmp_path: Path) -> None:
+    rows = [{key: row[key] for key in ("str_query", "num_sol")} for row in SUMS]
+    files = [str(write(tmp_path / f"{name}.jsonl", part)) for name, part in (("easy", rows[:1]), ("hard", rows[1:3]))]
+    train = write(tmp_path / "train.jsonl", SUMS[3:])
+    settings: dict[str, Any] = {"evaluation_samples": 1, "reference_shots": 0}
+    task = task_of(codec, "arithmetic", train_path=train, test_path=files, **settings)
+    wanted = task.sample_requests()
+    assert [(request.label, request.given, request.adapter) for request in wanted] == [
+        ("base", False, False),
+        ("trained", False, True),
+        (KNOWN, True, False),
+    ]
+    queries, known = task.queries("test"), task.known_rationales()
+
+    def of(query: Query, text: str, log_prior: float) -> list[Trajectory]:
+        item = sample(codec, query, text)
+        return [item.model_copy(update={"log_prior": np.full_like(item.log_prior, log_prior)})]
+
+    right = {query.id: of(query, codec.decode(known[query.id][0]), -2.0) for query in queries}
+    drawn = {query.id: of(query, " 9 + 9 =", log_p) for query, log_p in zip(queries, (-1.0, -3.0, -1.0), strict=True)}
+    found = task.evaluate_samples({"trained": drawn, KNOWN: right}, WEIGHTS)
+    assert set(found["samplers"]) == {"trained"}, "what is known is no sampler's"
+    trained = found["samplers"]["trained"]
+    assert (trained["known_above"], trained["known_below"]) == (pytest.approx(1 / 3), pytest.approx(2 / 3))
+    assert (trained["easy"]["known_above"], trained["easy"]["known_below"]) == (0.0, 1.0)
+    assert (trained["hard"]["known_above"], trained["hard"]["known_below"]) == (0.5, 0.5)
+    assert found["known_above"] == trained["known_above"]
 
 
 def test_train_test_overlap_is_reported_removed_or_refused(codec: HuggingFaceCodec, tmp_path: Path) -> None:

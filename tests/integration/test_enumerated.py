@@ -11,7 +11,6 @@ import json
 import re
 import threading
 import urllib.request
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -229,14 +228,14 @@ def test_an_evaluation_keeps_what_it_drew_with_its_enumerated_values(with_subtb:
     run, base = FinishedRun(with_subtb), load_base_model(str(digit_model), "float32")
     policy, codec = run.policy(), run.codec
     queries = {query.id: query for query in run.task.queries("test")}
-    trained = [row for row in kept if row["sampler"] == "trained"]
-    assert Counter(row["query_id"] for row in trained) == dict.fromkeys(queries, 4)
-    for query in queries.values():
-        own = [row for row in trained if row["query_id"] == query.id]
+    for sampler, query in itertools.product(("trained", "known"), queries.values()):
+        own = [row for row in kept if (row["sampler"], row["query_id"]) == (sampler, query.id)]
+        assert len(own) == {"trained": 4, "known": 1}[sampler]
         drawn = [every_sequence().index(tuple(row["token_ids"])) for row in own]
         log_r, log_q = log_rewards(base, query, tool=True)[drawn], np.log(q_of(policy, query, tool=True))[drawn]
         assert [row["log_r"] for row in own] == pytest.approx(log_r, abs=1e-3)
-        assert [row["log_q"] for row in own] == pytest.approx(log_q, abs=1e-3)
+        given = sampler == "known"
+        assert [row["log_q"] for row in own] == ([None] if given else pytest.approx(log_q, abs=1e-3))
         texts = [codec.decode(context_of(tuple(row["token_ids"]), [0], tool=True)[0]) for row in own]
         assert [row["text"] for row in own] == texts
         assert {row["target"] for row in own} == {codec.decode(query.target_ids)}

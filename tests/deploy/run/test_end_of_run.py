@@ -11,9 +11,13 @@ from typing import Any
 import pytest
 
 from common.config import RunConfig
+from common.tasks import make_task
+from common.tokens import codec_of
 from deploy.run import summary
 from deploy.run.diagnosis import Subject
 from deploy.run.launcher import Launcher
+from deploy.run.summary import wanted_requests
+from tests.deploy.run.runs import config_of
 
 
 class Killed(BaseException):
@@ -91,3 +95,13 @@ def test_an_interrupt_ends_the_diagnosis_at_its_next_look(folder: Path) -> None:
     launcher._summarise(folder, None, plots=False)
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["interrupted"] is True and "diagnosis" not in summary
+
+
+def test_what_is_known_is_scored_where_the_base_model_is_left_out(tmp_path: Path, digit_model: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"x": "7", "z": "1 2"}\n{"x": "6", "z": "3"}\n')
+    fields = (
+        f"train_path: {tmp_path / 'rows.jsonl'}, prompt: '{{x}} :', rationale: '{{z}}', allowed_characters: '[0-9]'"
+    )
+    config = config_of(tmp_path, digit_model, "--run.evaluate_base", "false", task=f"task: {{name: jsonl, {fields}}}")
+    task = make_task(config.task, codec_of(config.model), 64)
+    assert [request.label for request in wanted_requests(task, config)] == ["trained", "known"]
