@@ -9,10 +9,12 @@ from typing import Any
 from common.config import RunConfig
 from common.files import write_whole
 from common.json_text import dumps
+from common.log import get_logger
 from common.tasks import Split, Task
 from common.tasks.base import SampleSets
 from common.trajectory import Query, Trajectory
 
+log = get_logger("evaluation")
 SAMPLES = "evaluation_samples.jsonl"
 """In a run's folder."""
 
@@ -21,8 +23,12 @@ def keep_samples(path: Path, config: RunConfig, task: Task[Any], drawn: Mapping[
     """Write one JSON object for each sample that an evaluation drew of a split's queries.
 
     Log-quantities are in nats and as in `amortis sample --json`; null where there is none, as beam search has no log q.
+    Where they can't be written, that is logged: their figures are still to be made.
     """
-    write_whole(path, "".join(f"{dumps(row)}\n" for row in _rows(config, task, drawn)))
+    try:
+        write_whole(path, "".join(f"{dumps(row)}\n" for row in _rows(config, task, drawn)))
+    except OSError as error:
+        log.warning("the evaluation's samples can't be kept: %s", error)
 
 
 def _rows(config: RunConfig, task: Task[Any], drawn: Mapping[Split, SampleSets]) -> Iterator[dict[str, Any]]:

@@ -74,3 +74,13 @@ def test_kept_samples_say_what_was_asked_what_came_and_what_it_is_worth(
         "log_targets": {"2": pytest.approx(np.log(0.25), abs=1e-6), "1": pytest.approx(np.log(0.75), abs=1e-6)},
     }
     assert second["sampler"] == "beam search" and second["log_q"] is None and second["text"] == "3"
+
+
+def test_a_file_that_cannot_be_written_costs_no_figure(
+    tmp_path: Path, digit_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = config_of(tmp_path, digit_model)
+    task = make_task(config.task, codec_of(config.model), 64)
+    with caplog.at_level("WARNING", logger="amortis.evaluation"):
+        keep_samples(tmp_path / "no folder" / "samples.jsonl", config, task, {"test": {}})
+    assert "the evaluation's samples can't be kept" in caplog.text
