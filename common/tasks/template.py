@@ -304,7 +304,7 @@ class TemplateTask(TextTask[TemplateConfigT]):
     def evaluate_policy(self, policy: PolicyScorer) -> dict[str, float]:
         """Without a target the choices are rationales: how often a row's own is the likeliest of them, exactly."""
         config = self.config
-        if config.target is not None or not config.choices or config.rationale is None:
+        if not self._are_rationales or config.rationale is None:
             return {}
         choices = [self.codec.encode(choice.removesuffix(self.terminator)) for choice in config.choices]
         queries, number_of = self.queries("test"), {choice: i for i, choice in enumerate(config.choices)}

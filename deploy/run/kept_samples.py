@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from common.json_text import dumps
 from common.log import get_logger
 from common.tasks import Split, Task
 from common.tasks.base import SampleSets
-from common.trajectory import Query, Trajectory
+from common.trajectory import SAMPLED, Query, Trajectory
 
 log = get_logger("evaluation")
 SAMPLES = "evaluation_samples.jsonl"
@@ -56,7 +57,8 @@ def _answered(config: RunConfig, task: Task[Any], query: Query, item: Trajectory
     return {
         "text": decode(item.input_ids),
         "token_ids": item.action_ids.tolist(),
-        "log_q": item.behaviour.log_prob,
+        # What proposed a draw of the posterior says nothing of how often it comes.
+        "log_q": item.behaviour.log_prob if item.source in SAMPLED else math.nan,
         "log_r": float(log_r),
         "log_prior": float(item.log_prior[-1]),
         "log_likelihood": float(item.log_likelihood[-1]),

@@ -323,7 +323,7 @@ class Launcher:
         self.control.request_stop("training is done")
         try:
             if self._draw:
-                self._keep_samples(actors, folder)
+                self._keep_drawn(actors, folder)
             if requests:
                 found = self._sampled(task, requests, actors, folder)
                 write_whole(folder / "evaluation_samples.json", dumps(found, indent=2))
@@ -380,7 +380,7 @@ class Launcher:
         queries = spread(task.queries("test"), most)
         return of_adapter(folder, self.config, task, queries, collect, self.buffer.best_of, self._is_interrupted)
 
-    def _keep_samples(self, actors: ActorPool, folder: Path) -> None:
+    def _keep_drawn(self, actors: ActorPool, folder: Path) -> None:
         """Distinct rationales of the training queries from the trained sampler, as a file of seeds."""
         self._show("drawing samples")
         request = SampleRequest("drawn", adapter=True, temperature=1.0, n=self._draw)

@@ -33,7 +33,8 @@ def test_kept_samples_say_what_was_asked_what_came_and_what_it_is_worth(
     (token,) = codec.encode("3")
 
     def sample(*, drawn: bool) -> Trajectory:
-        log_q = -1.5 if drawn else float("nan")
+        # Metropolis-Hastings' draws too come with what proposed them.
+        log_q = -1.5
         return Trajectory.without_tools(
             query_id=query.id,
             task="jsonl",

@@ -209,6 +209,21 @@ def test_where_the_buffer_is_gone_it_says_so_and_the_base_model_s_draws_stand_in
     assert said in found.known and f"{modes.known}, for 1 of 1 queries; all drawn from the base model" in found.known
 
 
+def test_one_rationale_of_a_test_row_leaves_the_base_model_s_draws_in_their_place(
+    run: FinishedRun, by_hand: ByHand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queries = run.task.queries("test")[:1]
+    subject = by_hand.subject(queries)
+    own = {GIVEN: {queries[0].id: [by_hand.trajectory(queries[0], 0, np.nan, "seed")]}}
+    subject = replace(subject, collect=lambda requests, drawn=subject.collect: {**drawn(requests), **own})
+    trained_on = diagnose(subject, 50).queries[0].figures.modes
+    assert trained_on is not None and trained_on.known == 1, "a training row's is held against alone"
+    monkeypatch.setattr(run.task, "rationales", dict)
+    found = diagnose(subject, 50).queries[0]
+    assert found.figures.modes is not None and found.base is not None
+    assert found.figures.modes.known == found.base.figures.distinct
+
+
 def test_the_run_s_figures_are_means_over_its_queries(run: FinishedRun, by_hand: ByHand) -> None:
     found = diagnose(by_hand.subject(run.task.queries("test")), 100)
     assert len(found.queries) > 1
