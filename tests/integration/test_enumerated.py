@@ -11,6 +11,7 @@ import json
 import re
 import threading
 import urllib.request
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
