@@ -2,7 +2,7 @@
 
 Weights come and go as logarithms, in nats and unnormalised. Source: Owen, *Monte Carlo theory, methods and examples*,
 chapter 9; for resampling Rubin 1987 (sampling-importance-resampling); for Pareto smoothing Vehtari, Simpson, Gelman,
-Yao and Gabry 2024 (arXiv 1507.02646), as arviz-stats has it.
+Yao and Gabry 2024 (arXiv 1507.02646), as arviz-stats has it; for draws that repeat Horvitz and Thompson 1952.
 """
 
 from __future__ import annotations
@@ -57,6 +57,21 @@ def resample(log_weights: Floats, n: int, generator: np.random.Generator) -> NDA
     """Indices of `n` draws with replacement, each ∝ its weight: approximately draws from the distribution ∝ R, the
     better the more candidates there are for each."""
     return generator.choice(len(log_weights), size=n, p=normalized_weights(log_weights))
+
+
+def log_shares_of_distinct(log_q: Floats, draws: int) -> Floats:
+    """What each distinct value among `draws` independent ones of a distribution q over a discrete space stands for in a
+    mean under q: q/(1 − (1−q)ⁿ), its probability over that of being among them, as logarithms; `log_q` and the result
+    of shape (k,), of the k distinct values.
+
+    Horvitz and Thompson 1952 (their sum of w f has the mean's expectation; over their sum, as Hájek 1971 has it, little
+    bias and less variance). Values too rare to come twice weigh alike, as in the plain mean; those that came by chance
+    more often than q says don't weigh more for it.
+    """
+    q = np.exp(np.minimum(log_q, 0.0))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = q / -np.expm1(draws * np.log1p(-q))
+    return np.log(np.where(q > 0, share, 1 / draws))
 
 
 def pareto_smoothed(log_weights: Floats, labels: NDArray[np.int64] | None = None) -> Smoothed:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from common.diagnostics.correction import of_targets
-from common.diagnostics.importance import Floats
+from common.diagnostics.importance import Floats, log_shares_of_distinct
 from common.diagnostics.verdict import REFUSED_SHARE
 from common.reward import RewardWeights
 from common.trajectory import SAMPLED, Trajectory
@@ -90,7 +90,7 @@ def edit_diversity(group: Sequence[Trajectory]) -> float:
 
 def target_wins(group: Sequence[Trajectory]) -> bool:
     """Whether the query's own target is the likeliest under the mean over rationales of p(Y|XZ⊤)."""
-    log_means = np.logaddexp.reduce([_of_choices(item, contextual=False) for item in group], axis=0)
+    log_means = _log_mean_of_choices(group, contextual=False)
     return bool((log_means[0] > log_means[1:]).all())
 
 
@@ -105,13 +105,13 @@ def choice_log_probs(
     """log P(Y|X) of every choice, shape (queries, choices), each row normalised: of the mean over a query's rationales
     of p(Y|XZ⊤). `truths` says which choice each query's target is.
 
-    With `contextual` each p(Y|XZ⊤) is divided by what it is behind the content-free text and normalised over the
-    choices first (Zhao et al. 2021, with W diagonal and b = 0).
+    Of a policy's own draws each distinct rationale counts once, by its probability (`log_shares_of_distinct`): how
+    often it came is chance. With `contextual` each p(Y|XZ⊤) is divided by what it is behind the content-free text and
+    normalised over the choices first (Zhao et al. 2021, with W diagonal and b = 0).
     """
     found = []
     for group, truth in zip(groups, truths, strict=True):
-        rows = np.stack([_of_choices(item, contextual=contextual) for item in group])
-        own, *others = np.logaddexp.reduce(normalized(rows) if contextual else rows, axis=0)
+        own, *others = _log_mean_of_choices(group, contextual=contextual)
         found.append(np.insert(others, truth, own))
     return normalized(np.stack(found))
 
@@ -119,6 +119,18 @@ def choice_log_probs(
 def normalized(log_p: Floats) -> Floats:
     """Each row of log-probabilities, shape (rows, choices), with the sum of its probabilities made 1."""
     return log_p - np.logaddexp.reduce(log_p, axis=1, keepdims=True)
+
+
+def _log_mean_of_choices(group: Sequence[Trajectory], *, contextual: bool) -> Floats:
+    """log of the mean over a query's rationales of p(Y|XZ⊤), up to a constant: of the target and then of each
+    alternative."""
+    items = list(group)
+    log_shares = np.zeros(len(items))
+    if all(item.source in SAMPLED for item in group):
+        items = list({item.id: item for item in group}.values())
+        log_shares = log_shares_of_distinct(np.array([item.behaviour.log_prob for item in items]), len(group))
+    rows = np.stack([_of_choices(item, contextual=contextual) for item in items])
+    return np.logaddexp.reduce((normalized(rows) if contextual else rows) + log_shares[:, None], axis=0)
 
 
 def _of_choices(item: Trajectory, *, contextual: bool) -> Floats:

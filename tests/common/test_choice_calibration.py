@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,16 @@ from common.diagnostics.correction import of_targets
 from common.reward import RewardWeights
 from common.tasks import TASKS, Task, make_task
 from common.tasks.base import PolicyScorer
-from common.tasks.figures import batch_calibrated, choice_log_probs, classification, normalized, prior_matched
+from common.tasks.figures import (
+    batch_calibrated,
+    choice_log_probs,
+    classification,
+    normalized,
+    prior_matched,
+    target_wins,
+)
 from common.tokens import HuggingFaceCodec, load_codec
-from common.trajectory import Behaviour, Query, Trajectory
+from common.trajectory import Behaviour, Query, Source, Trajectory
 
 WEIGHTS = RewardWeights()
 LABELS = ("objective", "subjective")
@@ -38,19 +46,27 @@ def subjectivity(codec: HuggingFaceCodec, folder: Path, **settings: Any) -> Task
     return make_task(TASKS["subjectivity"].Config.model_validate(given), codec, None)
 
 
-def sample(query: Query, raw: Sequence[float], content_free: Sequence[float] = ()) -> Trajectory:
+def sample(
+    query: Query,
+    raw: Sequence[float],
+    content_free: Sequence[float] = (),
+    action: int = 5,
+    log_q: float = -2.0,
+    source: Source = "policy",
+) -> Trajectory:
     """One rationale after which the targets, the query's own first, have these log-probabilities."""
     zeros = np.zeros(2)
     return Trajectory.without_tools(
         query_id=query.id,
         task=query.task,
-        action_ids=[5],
+        action_ids=[action],
         log_prior=zeros,
         log_likelihood=[0.0, raw[0]],
         log_constraint=zeros,
         log_alternatives=raw[1:],
         log_choices=[*raw, *content_free] if content_free else [],
-        behaviour=Behaviour(sampler_log_prob=[-1.0], stop_log_prob=-1.0),
+        behaviour=Behaviour(sampler_log_prob=[log_q], stop_log_prob=0.0),
+        source=source,
     )
 
 
@@ -168,12 +184,33 @@ def test_the_area_under_the_curve_counts_pairs_that_are_in_order_and_ties_half()
 
 def test_each_rationale_is_calibrated_before_the_mean_over_them() -> None:
     query = Query(task="t", prompt_ids=[1], target_ids=[2], alternatives=([3],))
-    group = [sample(query, [-1.0, -3.0], [-0.5, -0.7]), sample(query, [-9.0, -7.0], [-8.0, -9.0])]
+    group = [sample(query, [-1.0, -3.0], [-0.5, -0.7]), sample(query, [-9.0, -7.0], [-8.0, -9.0], action=6)]
     odds = np.array([[-0.5, -2.3], [-1.0, 2.0]])
     each = np.exp(odds) / np.exp(odds).sum(axis=1, keepdims=True)
     expected = each.mean(axis=0) / each.mean(axis=0).sum()
     # The query's own target is the second choice.
     np.testing.assert_allclose(np.exp(choice_log_probs([group], [1], contextual=True)[0]), expected[::-1], rtol=1e-6)
+
+
+def test_a_rationale_counts_by_its_probability_however_often_it_was_drawn() -> None:
+    query = Query(task="t", prompt_ids=[1], target_ids=[2], alternatives=([3],))
+    often = sample(query, np.log([0.9, 0.1]).tolist(), action=5, log_q=math.log(0.5))
+    rare = sample(query, np.log([0.2, 0.8]).tolist(), action=6, log_q=math.log(0.1))
+    for group in ([often, often, rare], [rare, often, rare]):
+        shares = np.array([0.5 / (1 - 0.5**3), 0.1 / (1 - 0.9**3)])
+        expected = shares @ [0.9, 0.2] / shares.sum()
+        assert np.exp(choice_log_probs([group], [0])[0, 0]) == pytest.approx(expected, rel=1e-6)
+        assert target_wins(group) == (expected > 0.5)
+
+
+def test_draws_of_what_has_no_probability_of_being_drawn_count_each() -> None:
+    query = Query(task="t", prompt_ids=[1], target_ids=[2], alternatives=([3],))
+    likely, other = np.log([0.9, 0.1]).tolist(), np.log([0.2, 0.8]).tolist()
+    group = [
+        sample(query, raw, action=action, log_q=math.nan, source="dataset")
+        for raw, action in ((likely, 5), (likely, 5), (other, 6))
+    ]
+    assert np.exp(choice_log_probs([group], [0])[0, 0]) == pytest.approx((0.9 + 0.9 + 0.2) / 3, rel=1e-6)
 
 
 def test_the_probabilities_of_targets_are_the_model_s_where_the_reward_is_calibrated() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import subprocess
 import sys
 
@@ -11,6 +13,7 @@ import pytest
 from common.diagnostics.importance import (
     effective_sample_size,
     log_mean_weight,
+    log_shares_of_distinct,
     normalized_weights,
     pareto_smoothed,
     resample,
@@ -32,6 +35,30 @@ def test_the_mean_weight_estimates_z_and_the_weighted_mean_the_target_s() -> Non
     found, log_weights = draws(200_000, seed=1)
     assert log_mean_weight(log_weights) == pytest.approx(np.log(R.sum()), abs=0.02)
     assert self_normalized_mean(values[found], log_weights) == pytest.approx((R @ values) / R.sum(), abs=0.05)
+
+
+def test_shares_of_distinct_draws_give_the_mean_without_bias_and_with_less_variance_over_all_outcomes() -> None:
+    values, n = np.array([3.0, -1.0, 2.0, 5.0]), 3
+    chances, sums, means, plain = [], [], [], []
+    for outcome in itertools.product(range(4), repeat=n):
+        distinct = sorted(set(outcome))
+        shares = np.exp(log_shares_of_distinct(np.log(Q[distinct]), n))
+        chances.append(Q[list(outcome)].prod())
+        sums.append(shares @ values[distinct])
+        means.append(sums[-1] / shares.sum())
+        plain.append(values[list(outcome)].mean())
+    mean = Q @ values
+    assert np.dot(chances, sums) == pytest.approx(mean)
+    assert np.dot(chances, np.square(np.subtract(means, mean))) < 0.9 * np.dot(
+        chances, np.square(np.subtract(plain, mean))
+    )
+
+
+@pytest.mark.parametrize(("log_q", "share"), [(0.0, 1.0), (1e-9, 1.0), (-800.0, 1 / 8), (math.log(1e-12), 1 / 8)])
+def test_what_is_certain_counts_once_and_what_never_comes_twice_as_in_the_plain_mean(
+    log_q: float, share: float
+) -> None:
+    assert np.exp(log_shares_of_distinct(np.array([log_q]), 8)) == pytest.approx([share])
 
 
 def test_resampled_draws_have_the_target_s_frequencies() -> None:
