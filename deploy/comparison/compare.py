@@ -1,7 +1,8 @@
 """`amortis compare`: every cell of conditions × methods × seeds trained and evaluated, one table and one plot of all.
 
 A cell is a run of its own, in a process of its own. What is finished is never done again: an interrupted comparison
-goes on with the cell it was at, from that cell's last checkpoint.
+goes on with the cell it was at, from its last checkpoint, and where the evaluation's settings alone changed, a cell is
+evaluated anew and not trained.
 """
 
 from __future__ import annotations
@@ -168,16 +169,28 @@ class Part:
         return all(names is None or name in names for name, names in chosen)
 
 
-_Waiting = tuple[int, Cell, RunConfig]
-"""A cell with its number, from 1."""
+@dataclass(frozen=True)
+class _Job:
+    """A cell as it is to be run."""
+
+    number: int
+    """From 1."""
+    cell: Cell
+    config: RunConfig
+    training: str
+    """Digest of everything that decides what it trains, the cell that it starts from included."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of everything that decides its figures."""
+        return _digest(self.training, sorted(_of_evaluation(self.config).items()))
 
 
 @dataclass
 class _Begun:
     """A cell whose process runs."""
 
-    cell: Cell
-    config: RunConfig
+    job: _Job
     process: subprocess.Popen[bytes]
     started: float
     """On the monotonic clock."""
@@ -206,12 +219,8 @@ def run_comparison(
 def _run_cells(
     comparison: Comparison, cells: Sequence[Cell], folder: Path, console: Console, parallel: int, part: Part
 ) -> tuple[Table, list[str]]:
-    configs = _checked(comparison, cells, folder)
-    waiting = [
-        (number, cell, config)
-        for number, (cell, config) in enumerate(zip(cells, configs, strict=True), start=1)
-        if cell in part and not _is_done(folder, cell, config)
-    ]
+    jobs = _checked(comparison, cells, folder)
+    waiting = [job for job in jobs if job.cell in part and not _is_done(folder, job)]
     running: list[_Begun] = []
     problems: list[str] = []
     interrupted = False
@@ -219,12 +228,12 @@ def _run_cells(
         try:
             while len(running) < parallel and not interrupted and (ready := _next(waiting, running)):
                 waiting.remove(ready)
-                number, cell, config = ready
+                cell = ready.cell
                 if cell.after is not None and not read_json(_mark(folder, cell.after)).get("done"):
                     problems.append(f"cell {cell.name}: cell {cell.after}, whose adapter it starts from, is not done")
                     continue
-                console.print(f"cell {number} of {len(cells)}: {cell.name}", markup=False, highlight=False)
-                running.append(_begin(comparison, folder, cell, config, parallel))
+                console.print(f"cell {ready.number} of {len(cells)}: {cell.name}", markup=False, highlight=False)
+                running.append(_begin(comparison, folder, ready, parallel))
             if running:
                 _wait_for_any(running)
         except KeyboardInterrupt:
@@ -237,27 +246,27 @@ def _run_cells(
             running.remove(begun)
             problem = _end(folder, begun, parallel)
             if problem is not None:
-                problems.append(f"cell {begun.cell.name}: {problem}")
+                problems.append(f"cell {begun.job.cell.name}: {problem}")
             interrupted |= begun.process.returncode in (EXIT_INTERRUPTED, -signal.SIGTERM)
-            _table(comparison, folder, cells, configs).save(folder)
+            _table(comparison, folder, jobs).save(folder)
     if interrupted and (waiting or problems):
         problems.append("interrupted; the same command goes on from here")
-    table = _table(comparison, folder, cells, configs)
+    table = _table(comparison, folder, jobs)
     table.save(folder)
     return table, problems
 
 
-def _next(waiting: Sequence[_Waiting], running: Sequence[_Begun]) -> _Waiting | None:
+def _next(waiting: Sequence[_Job], running: Sequence[_Begun]) -> _Job | None:
     """The first cell that starts from none that is still to end."""
-    unfinished = {cell.name for _, cell, _ in waiting} | {begun.cell.name for begun in running}
-    return next((item for item in waiting if item[1].after not in unfinished), None)
+    unfinished = {job.cell.name for job in (*waiting, *(begun.job for begun in running))}
+    return next((job for job in waiting if job.cell.after not in unfinished), None)
 
 
-def _checked(comparison: Comparison, cells: Sequence[Cell], folder: Path) -> list[RunConfig]:
-    """The configuration of every cell, all checked before any is run; raises UserError naming the cell's setting."""
-    configs: list[RunConfig] = []
+def _checked(comparison: Comparison, cells: Sequence[Cell], folder: Path) -> list[_Job]:
+    """Every cell with its configuration, all checked before any is run; raises UserError naming the cell's setting."""
+    jobs: dict[str, _Job] = {}
     examined: set[str] = set()
-    for cell in cells:
+    for number, cell in enumerate(cells, start=1):
         path = _settings_path(folder, cell)
         try:
             write_whole(path, yaml.safe_dump(dict(cell.settings), sort_keys=False, allow_unicode=True))
@@ -265,15 +274,14 @@ def _checked(comparison: Comparison, cells: Sequence[Cell], folder: Path) -> lis
             problem = f"can't be written ({error.strerror})"
             raise UserError(f"methods.{cell.method}", str(path), problem, "shorten names or --folder") from error
         config = load_config(path, [*comparison.overrides, *_run_settings(folder, cell)])
-        configs.append(config)
+        training = _digest(_of_training(config), "" if cell.after is None else jobs[cell.after].training)
+        jobs[cell.name] = job = _Job(number, cell, config, training)
         # The same task with the same seeds need not be read twice.
-        digest = hashlib.sha256(
-            json.dumps(config.model_dump(mode="json", include={"task", "seeds", "actor", "model"})).encode()
-        ).hexdigest()
-        if digest not in examined and cell.after is None and not _is_done(folder, cell, config):
+        digest = _digest(config.model_dump(mode="json", include={"task", "seeds", "actor", "model"}))
+        if digest not in examined and cell.after is None and not _is_done(folder, job):
             examined.add(digest)
             prepare(config)
-    return configs
+    return list(jobs.values())
 
 
 def _run_settings(folder: Path, cell: Cell) -> list[str]:
@@ -293,18 +301,18 @@ def _settings_path(folder: Path, cell: Cell) -> Path:
     return folder / "cells" / f"{cell.name}.yaml"
 
 
-def _begin(comparison: Comparison, folder: Path, cell: Cell, config: RunConfig, parallel: int) -> _Begun:
+def _begin(comparison: Comparison, folder: Path, job: _Job, parallel: int) -> _Begun:
     """Start or resume a cell."""
-    mark, fingerprint, earlier_s = _mark(folder, cell.name), _fingerprint(folder, cell, config), 0.0
+    cell, mark, earlier_s = job.cell, _mark(folder, job.cell.name), 0.0
     earlier = read_json(mark)
     resume = (
-        earlier.get("fingerprint") == fingerprint
+        earlier.get("training") == job.training
         and can_go_on(folder / "cells" / cell.name)
-        and config.learner.objective not in WITHOUT_TRAINING
+        and job.config.learner.objective not in WITHOUT_TRAINING
     )
     if resume:
         earlier_s = earlier.get("seconds", 0.0)
-    write_whole(mark, json.dumps({"fingerprint": fingerprint, "done": False, "seconds": earlier_s}))
+    write_whole(mark, json.dumps({"training": job.training, "done": False, "seconds": earlier_s}))
     with (folder / "cells" / f"{cell.name}.log").open("ab") as log:
         process = subprocess.Popen(
             _command(comparison, folder, cell, resume=resume),
@@ -315,7 +323,7 @@ def _begin(comparison: Comparison, folder: Path, cell: Cell, config: RunConfig, 
             start_new_session=True,
             preexec_fn=die_with_parent,
         )
-    return _Begun(cell, config, process, time.monotonic(), earlier_s)
+    return _Begun(job, process, time.monotonic(), earlier_s)
 
 
 def _command(comparison: Comparison, folder: Path, cell: Cell, *, resume: bool) -> list[str]:
@@ -337,11 +345,12 @@ def _wait_for_any(running: Sequence[_Begun]) -> None:
 
 def _end(folder: Path, begun: _Begun, parallel: int) -> str | None:
     """Mark a cell that ended with what it took and gave; what went wrong, or None."""
-    name, status = begun.cell.name, begun.process.returncode
+    name, status = begun.job.cell.name, begun.process.returncode
     summary = read_json(folder / "cells" / name / "summary.json")
     done = status == 0 and bool(summary) and not summary.get("fault") and not summary.get("interrupted")
     result = {
-        "fingerprint": _fingerprint(folder, begun.cell, begun.config),
+        "fingerprint": begun.job.fingerprint,
+        "training": begun.job.training,
         "done": done,
         "seconds": begun.earlier_s + time.monotonic() - begun.started,
         "parallel": parallel,
@@ -356,27 +365,41 @@ def _mark(folder: Path, name: str) -> Path:
     return folder / "cells" / f"{name}.json"
 
 
-def _fingerprint(folder: Path, cell: Cell, config: RunConfig) -> str:
-    """Of everything that decides a cell's result, the cell that it starts from included."""
+def _of_training(config: RunConfig) -> dict[str, Any]:
+    """Settings that decide what is trained, and not where and how it runs."""
     where_and_how = {"metrics": True, "ray": True, "redis": True, "tracking": True}
     exclude: Any = {"run": {"folder", "name", "overwrite", "redis_name", "resume"}, **where_and_how}
     settings = config.model_dump(mode="json", exclude=exclude)
-    before = "" if cell.after is None else read_json(_mark(folder, cell.after)).get("fingerprint")
-    return hashlib.sha256(json.dumps([settings, before], sort_keys=True).encode()).hexdigest()
+    for section, name in _of_evaluation(config):
+        del settings[section][name]
+    return settings
 
 
-def _is_done(folder: Path, cell: Cell, config: RunConfig) -> bool:
-    found = read_json(_mark(folder, cell.name))
-    return bool(found.get("done")) and found.get("fingerprint") == _fingerprint(folder, cell, config)
+def _of_evaluation(config: RunConfig) -> dict[tuple[str, str], Any]:
+    """Settings of the evaluation at the end alone, by section and name."""
+    found = {("task", name): value for name, value in config.task.model_dump(mode="json").items()}
+    return {
+        **{key: value for key, value in found.items() if key[1].startswith("evaluation_")},
+        ("run", "evaluate_training"): config.run.evaluate_training,
+    }
 
 
-def _table(comparison: Comparison, folder: Path, cells: Sequence[Cell], configs: Sequence[RunConfig]) -> Table:
-    main = comparison.file.figures or list(task_class(configs[0].task).main_figures)
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _is_done(folder: Path, job: _Job) -> bool:
+    found = read_json(_mark(folder, job.cell.name))
+    return bool(found.get("done")) and found.get("fingerprint") == job.fingerprint
+
+
+def _table(comparison: Comparison, folder: Path, jobs: Sequence[_Job]) -> Table:
+    main = comparison.file.figures or list(task_class(jobs[0].config.task).main_figures)
     measured: list[Measurement] = []
-    for cell, config in zip(cells, configs, strict=True):
-        if _is_done(folder, cell, config):
-            found = read_json(_mark(folder, cell.name))
-            untrained = config.learner.objective == "prompting"
+    for job in jobs:
+        if _is_done(folder, job):
+            cell, found = job.cell, read_json(_mark(folder, job.cell.name))
+            untrained = job.config.learner.objective == "prompting"
             for method, figures in _rows(found["summary"], cell.method, untrained=untrained):
                 measured.append(
                     Measurement(
@@ -387,12 +410,12 @@ def _table(comparison: Comparison, folder: Path, cells: Sequence[Cell], configs:
                         found["seconds"],
                         cell.method,
                         parallel=found.get("parallel", 1),
-                        curve=_curve(config.run_folder, main) if method == cell.method else {},
+                        curve=_curve(job.config.run_folder, main) if method == cell.method else {},
                     )
                 )
-    if any(config.learner.objective in POSTERIOR_DRAWS for config in configs) and COST not in main:
+    if any(job.config.learner.objective in POSTERIOR_DRAWS for job in jobs) and COST not in main:
         main = [*main, COST]
-    return Table(measured, main, comparison.file.plot, planned=len(cells))
+    return Table(measured, main, comparison.file.plot, planned=len(jobs))
 
 
 def _rows(summary: Mapping[str, Any], method: str, *, untrained: bool) -> Iterator[tuple[str, dict[str, float]]]:

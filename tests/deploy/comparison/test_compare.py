@@ -15,7 +15,6 @@ import pytest
 import yaml
 from rich.console import Console
 
-from common.config_loading import load_config
 from common.errors import UserError
 from common.folder_lock import LAUNCHER, locked
 from deploy.comparison import compare
@@ -230,6 +229,28 @@ def test_a_cell_that_was_begun_goes_on_from_its_checkpoints_those_of_em_steps_in
     assert not resumes or seconds[1] > seconds[0] > 0
 
 
+@pytest.mark.parametrize(
+    ("changed", "resumes"),
+    [
+        ({"task": {"name": "rng", "evaluation_samples": 8}}, True),
+        ({"run": {"evaluate_training": 3}}, True),
+        ({"learner": {"lr": 1e-5}}, False),
+    ],
+)
+def test_where_the_evaluation_alone_changed_cells_are_evaluated_anew_and_not_trained(
+    tmp_path: Path, begun: Begun, changed: dict[str, Any], resumes: bool
+) -> None:
+    methods: dict[str, Any] = {"first": {}, "second": {"model": {"lora": {"start_from": "{adapter:first}"}}}}
+    run(tmp_path, methods)
+    for folder in (tmp_path / "cells").glob("*-seed0/"):
+        (folder / "checkpoints" / "step-5").mkdir(parents=True)
+    run(tmp_path, methods)
+    assert len(begun) == 2, "nothing changed"
+    # What starts from a cell depends on how it was trained, and not on how it was evaluated.
+    run(tmp_path, {**methods, "first": changed})
+    assert begun[2:] == ([("first", True)] if resumes else [("first", False), ("second", False)])
+
+
 def test_cells_run_as_many_at_a_time_as_asked_each_with_its_share_of_the_cores(
     tmp_path: Path, begun: Begun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,25 +333,24 @@ def test_a_comparison_that_cannot_be_kept_is_one_line(tmp_path: Path, folder: st
 
 
 def test_cells_on_a_user_s_own_task_are_done_anew_when_its_file_was_edited(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, begun: Begun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path])
     own = tmp_path / "mine.py"
     shutil.copy(Path(__file__).parents[3] / "docs" / "examples" / "even_task.py", own)
     file = tmp_path / "own.yaml"
     file.write_text(yaml.safe_dump({"task": {"module": str(own)}}))
-    comparison = Comparison.load([file], seeds=[0], data=None, overrides=["--task.max_len", "2"])
-    (cell,) = comparison.cells(tmp_path)
 
-    def fingerprint() -> str:
-        settings = tmp_path / "cell.yaml"
-        settings.write_text(yaml.safe_dump(dict(cell.settings)))
-        return compare._fingerprint(tmp_path, cell, load_config(settings, comparison.overrides))
+    def run_it() -> None:
+        comparison = Comparison.load([file], seeds=[0], data=None, overrides=["--task.max_len", "2"])
+        compare.run_comparison(comparison, tmp_path, Console(quiet=True))
 
-    before = fingerprint()
-    assert fingerprint() == before
+    run_it()
+    run_it()
+    assert begun == [("own", False)]
     own.write_text(own.read_text().replace("% 2 == 0", "% 2 == 1"))
-    assert fingerprint() != before
+    run_it()
+    assert begun == [("own", False), ("own", False)]
 
 
 def test_a_table_says_from_how_many_samples_training_pays_off() -> None:
