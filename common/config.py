@@ -42,6 +42,8 @@ FORWARD_LOOKING: tuple[Objective, ...] = ("subtb", "db", "raptb")
 POSTERIOR_DRAWS: tuple[Objective, ...] = ("rejection", "mcmc", "smc")
 """What draws from the posterior itself in place of training a sampler of it."""
 WITHOUT_TRAINING: tuple[Objective, ...] = ("prompting", *POSTERIOR_DRAWS)
+WITHIN_QUERIES: tuple[Objective, ...] = ("vargrad", "alpha_dpg", "rloo", "grpo")
+"""Objectives that compare a query's trajectories with each other, and learn nothing of one alone."""
 Share = Annotated[float, Field(ge=0, le=1)]
 LONG_RUN_STEPS = 500
 """Steps from which on a GPU's engine earns its compilation back: 50 s the first time, to sample 2.3 times as fast."""
@@ -462,7 +464,7 @@ class LearnerSection(Section):
 
     @model_validator(mode="after")
     def _enough_to_compare(self) -> Self:
-        if self.objective in ("vargrad", "alpha_dpg", "rloo", "grpo") and self.trajectories_per_query < 2:
+        if self.objective in WITHIN_QUERIES and self.trajectories_per_query < 2:
             raise ValueError(
                 f"objective {self.objective} compares trajectories of one query: trajectories_per_query must be 2 or "
                 "more"

@@ -215,3 +215,12 @@ def effective_sample_size(log_weights: Float[Tensor, " batch"], rows: Int[Tensor
         log_size = 2 * own.logsumexp(0) - (2 * own).logsumexp(0)
         shares.append(float(log_size.exp()) / len(own))
     return sum(shares) / len(shares)
+
+
+def queries_alone(batch: Sequence[Trajectory]) -> float:
+    """Share of a batch's queries whose trajectories are all one and the same: they have no other to be compared with
+    (for rewards TRL calls it `frac_reward_zero_std`)."""
+    different: dict[str, set[str]] = {}
+    for item in batch:
+        different.setdefault(item.query_id, set()).add(item.id)
+    return sum(len(ids) == 1 for ids in different.values()) / len(different)

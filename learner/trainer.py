@@ -40,6 +40,7 @@ from learner.objective import (
     evaluate,
     evaluate_comparison,
     evaluate_likelihood,
+    queries_alone,
     stack_rewards,
 )
 from learner.policy import Actions, LoraPolicy
@@ -315,6 +316,7 @@ class Trainer:
             "reward_temperature": tau,
             "trajectories": len(batch),
             "mean_actions": float(np.mean([len(item.action_ids) for item in batch])),
+            "queries_alone": queries_alone(batch),
             "adapter_version": self.progress.version,
             "staleness": float(np.mean(lags)) if lags else 0.0,
         }

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.config import RunConfig
+from common.config import WITHIN_QUERIES, RunConfig
 from common.errors import UserError
 from common.evaluation import TRAINED
 from common.files import write_whole
@@ -27,6 +27,8 @@ DIAGNOSIS, BEST_DIAGNOSIS = "diagnosis.json", "diagnosis-best.json"
 """In a run's folder: how far its sampler is from the posterior, and that of the adapter which was best."""
 CALIBRATION, BEST_CALIBRATION = "calibration", "calibration-best"
 """Of the same two by simulation, each a .json and a .png."""
+MOST_ALONE = 0.2
+"""Share of steps from which on it is told that they had nothing to compare."""
 BOOKKEEPING = {
     "wall_s",
     "elapsed_s",
@@ -105,6 +107,7 @@ def write_summary(
         **samples,
         **in_summary(folder),
         **_looks(config, folder),
+        **_nothing_compared(config, folder),
         "interrupted": interrupted,
         "fault": fault,
     }
@@ -133,6 +136,23 @@ def _looks(config: RunConfig, folder: Path) -> dict[str, str]:
             share = config.evaluation.share
             parts[-1] += f" (evaluation.share of {share:g} left an actor no time for it: raise it, or train for longer)"
     return {"while_it_trained": ", ".join(parts)} if parts else {}
+
+
+def _nothing_compared(config: RunConfig, folder: Path) -> dict[str, str]:
+    """Steps that had nothing to learn from, in words; empty where there were few. Their loss is 0, as a perfect
+    sampler's."""
+    if config.learner.objective not in WITHIN_QUERIES:
+        return {}
+    shares = [row["queries_alone"] for row in read_metrics(folder) if "queries_alone" in row]
+    alone = sum(share == 1 for share in shares)
+    if alone <= MOST_ALONE * len(shares):
+        return {}
+    told = (
+        f"{alone} of {len(shares)} steps: each query had one trajectory, or the same one again, and "
+        f"{config.learner.objective} compares a query's trajectories; heat the actors (actor.tempered_share, "
+        "actor.temperature_high), or take learner.objective subtb, which learns of every state of one"
+    )
+    return {"nothing_compared": told}
 
 
 def draw_plots(config: RunConfig, folder: Path) -> list[Path]:

@@ -178,6 +178,29 @@ def test_a_summary_is_valid_json_whatever_the_figures_are(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
+    ("objective", "alone", "told"),
+    [
+        (
+            "vargrad",
+            [1.0, 0.5, 1.0, 1.0],
+            "3 of 4 steps: each query had one trajectory, or the same one again, and vargrad",
+        ),
+        ("vargrad", [1.0, 0.5, 0.5, 0.5, 0.0], None),
+        ("subtb", [1.0, 1.0, 1.0, 1.0], None),
+    ],
+)
+def test_a_summary_says_that_steps_had_nothing_to_compare(
+    tmp_path: Path, objective: str, alone: list[float], told: str | None
+) -> None:
+    config = config_in(tmp_path, "over")
+    config = config.model_copy(update={"learner": config.learner.model_copy(update={"objective": objective})})
+    lines = [json.dumps({"step": step, "queries_alone": share}) for step, share in enumerate(alone, start=1)]
+    (config.run_folder / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 4, "eval/x": 1.0}']))
+    found = write_summary(config, config.run_folder, {}, 1.5, None, interrupted=False)
+    assert found.get("nothing_compared", "").startswith(told or "") and ("nothing_compared" in found) == bool(told)
+
+
+@pytest.mark.parametrize(
     ("rows", "told"),
     [
         ([{"step": 1, "loss": 2.0}], "0 evaluations (evaluation.share of 0.1 left an actor no time for it: raise it"),
