@@ -83,6 +83,11 @@ _TARGETS = (
 _COSTS = "Tokens that training reads (trained ones thrice) against those of draws of the posterior without it:"
 
 
+_SAID = (
+    "What rationales say: those drawn most of the test's queries, by the row's own choice, with their share of draws:"
+)
+
+
 _CURVES = (
     "While it trained, on some of the test's queries, by step; still rising where the last third of the steps brought "
     "more than a tenth of the whole rise:"
@@ -352,12 +357,34 @@ def _section(section: Section, table: Mapping[str, Any]) -> str:
     costs = [PayOff(**item).shown() for item in table.get("pay_offs", ())]
     if costs:
         lines += [f"{_COSTS}\n", *(f"- {cost}." for cost in costs), ""]
+    said = _said(table["measured"])
+    if said:
+        lines += [f"{_SAID}\n", *(f"- {each}" for each in said), ""]
     curves = _curves(section, table["measured"])
     if curves:
         lines += [f"{_CURVES}\n", *(f"- {curve}" for curve in curves), ""]
     lines.append(f"Made on {made['cores']} cores, seeds {_seeds(entries)}. {_time(table['measured'])}\n")
     lines.append(f"![{section.title}](../benchmarks/results/{section.name}/comparison.png)\n")
     return "\n".join(lines)
+
+
+def _said(measured: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The rationales that each method drew most, of its first seed."""
+    first: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for item in sorted(measured, key=lambda item: int(item["seed"])):
+        if item.get("drawn"):
+            first.setdefault((item["condition"], item["method"]), item)
+    told = []
+    for condition, method in dict.fromkeys((item["condition"], item["method"]) for item in measured):
+        item = first.get((condition, method))
+        if item is not None:
+            where = f" with {condition}" if condition else ""
+            parts = [
+                f"of “{choice.strip()}” {', '.join(f'“{text.strip()}” {share:.2f}' for text, share in texts)}"
+                for choice, texts in item["drawn"].items()
+            ]
+            told.append(f"{method}{where}, seed {item['seed']}: {'; '.join(parts)}.")
+    return told
 
 
 def _curves(section: Section, measured: Sequence[Mapping[str, Any]]) -> list[str]:

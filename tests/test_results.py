@@ -171,3 +171,20 @@ def test_a_curve_says_whether_it_still_rises_by_the_means_of_seeds_that_looked_a
     text = results.page()
     assert "\n- GFlowNet, accuracy: 0.100 at 0, 0.200 at 40, 0.600 at 80, **still rising**.\n" in text
     assert "\n- SFT, accuracy: 0.000 at 0, 0.400 at 40, 0.400 at 60, 0.420 at 80.\n" in text
+
+
+def test_the_page_says_what_the_rationales_of_each_choice_say(tables: Path) -> None:
+    for seed, text in ((1, " other"), (0, " facts")):
+        drawn = {" it is so.": [(text, 0.5), (" of it", 0.25)], " it isn't.": [(" none", 1.0)]}
+        measured = [
+            Measurement("10 labels", "GFlowNet", seed, {"accuracy": 0.5}, 60.0, drawn=drawn),
+            Measurement("10 labels", "SFT", seed, {"accuracy": 0.5}, 60.0),
+        ]
+        folder = tables / str(seed) / "subjectivity"
+        folder.mkdir(parents=True)
+        Table(measured, ["accuracy"], PlotSection(), 2).save(folder)
+        results.take(folder)
+    found = [line for line in results.page().splitlines() if "“" in line]
+    assert found == [
+        "- GFlowNet with 10 labels, seed 0: of “it is so.” “facts” 0.50, “of it” 0.25; of “it isn't.” “none” 1.00."
+    ]

@@ -37,6 +37,7 @@ from common.tasks import task_class
 from deploy.comparison.table import COST, Measurement, PlotSection, Table
 from deploy.run.checks import prepare
 from deploy.run.curve import points, read_curve
+from deploy.run.kept_samples import SAMPLES, most_drawn
 from deploy.run.summary import can_go_on, read_json
 
 DATA_SETTINGS = ("train_path", "test_path")
@@ -45,6 +46,8 @@ SEED = "{seed}"
 """Stands for the cell's seed where a setting of a comparison should follow it."""
 _ADAPTER = re.compile(r"\{adapter:(.+)\}")
 """Stands for the adapter that another method gives under the same condition and seed."""
+_MOST = 3
+"""Texts that a table keeps of each choice."""
 _POLL_S = 0.2
 
 
@@ -411,6 +414,7 @@ def _table(comparison: Comparison, folder: Path, jobs: Sequence[_Job]) -> Table:
                         cell.method,
                         parallel=found.get("parallel", 1),
                         curve=_curve(job.config.run_folder, main) if method == cell.method else {},
+                        drawn=most_drawn(job.config.run_folder / SAMPLES, _MOST) if method == cell.method else {},
                     )
                 )
     if any(job.config.learner.objective in POSTERIOR_DRAWS for job in jobs) and COST not in main:

@@ -47,6 +47,8 @@ class Measurement:
     """Cells that ran at a time."""
     curve: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
     """Held-out figures while it trained (evaluation.every): step and value of each look."""
+    drawn: Mapping[str, Sequence[Sequence[str | float]]] = field(default_factory=dict)
+    """By choice, the texts that were drawn most of its test queries, each with its share of the draws."""
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from common.config import RunConfig
+from common.evaluation import TRAINED
 from common.files import write_whole
 from common.json_text import dumps
 from common.log import get_logger
@@ -30,6 +33,21 @@ def keep_samples(path: Path, config: RunConfig, task: Task[Any], drawn: Mapping[
         write_whole(path, "".join(f"{dumps(row)}\n" for row in _rows(config, task, drawn)))
     except OSError as error:
         log.warning("the evaluation's samples can't be kept: %s", error)
+
+
+def most_drawn(path: Path, n: int) -> dict[str, list[tuple[str, float]]]:
+    """The `n` texts that the trained sampler drew most of the test queries of each choice, with their shares of those
+    draws: whether what it says depends on the query at all. Empty for a task without choices, and where nothing was
+    kept."""
+    found: dict[str, Counter[str]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        row = json.loads(line)
+        if row["queries"] == "test" and row["sampler"] == TRAINED and "log_targets" in row:
+            found.setdefault(row["target"], Counter())[row["text"]] += 1
+    return {
+        target: [(text, count / texts.total()) for text, count in texts.most_common(n)]
+        for target, texts in sorted(found.items())
+    }
 
 
 def _rows(config: RunConfig, task: Task[Any], drawn: Mapping[Split, SampleSets]) -> Iterator[dict[str, Any]]:

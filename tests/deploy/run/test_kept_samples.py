@@ -11,7 +11,7 @@ import pytest
 from common.tasks import make_task
 from common.tokens import codec_of
 from common.trajectory import NO_SHA256, Behaviour, Trajectory
-from deploy.run.kept_samples import keep_samples
+from deploy.run.kept_samples import keep_samples, most_drawn
 from tests.deploy.run.runs import config_of
 
 TASK = (
@@ -75,6 +75,20 @@ def test_kept_samples_say_what_was_asked_what_came_and_what_it_is_worth(
         "log_targets": {"2": pytest.approx(np.log(0.25), abs=1e-6), "1": pytest.approx(np.log(0.75), abs=1e-6)},
     }
     assert second["sampler"] == "beam search" and second["log_q"] is None and second["text"] == "3"
+
+
+def test_what_was_drawn_most_is_told_for_each_choice_of_the_test_s_queries(tmp_path: Path) -> None:
+    def line(text: str, target: str, sampler: str = "trained", split: str = "test", choices: bool = True) -> str:
+        own = {"log_targets": {"a": -1.0, "b": -2.0}} if choices else {}
+        return json.dumps({"queries": split, "sampler": sampler, "target": target, "text": text, **own})
+
+    path = tmp_path / "samples.jsonl"
+    path.write_text("\n".join([line("x", "b"), line("y", "b"), line("y", "b"), line("z", "b"), line("z", "a")]))
+    with path.open("a") as file:
+        others = (line("u", "a", sampler="known"), line("u", "a", split="train"), line("u", "c", choices=False))
+        file.write("\n" + "\n".join(others) + "\n")
+    assert most_drawn(path, 2) == {"a": [("z", 1.0)], "b": [("y", 0.5), ("x", 0.25)]}
+    assert most_drawn(tmp_path / "none.jsonl", 2) == {}
 
 
 def test_a_file_that_cannot_be_written_costs_no_figure(
