@@ -33,7 +33,7 @@ from common.folder_lock import LAUNCHER, locked
 from common.json_text import dumps
 from common.processes import die_with_parent
 from common.rows import HUB
-from common.tasks import task_class
+from common.tasks import UNREAD, task_class
 from deploy.comparison.table import COST, Measurement, PlotSection, Table
 from deploy.run.checks import prepare
 from deploy.run.curve import points, read_curve
@@ -46,6 +46,11 @@ SEED = "{seed}"
 """Stands for the cell's seed where a setting of a comparison should follow it."""
 _ADAPTER = re.compile(r"\{adapter:(.+)\}")
 """Stands for the adapter that another method gives under the same condition and seed."""
+_WHERE_AND_HOW: Any = {
+    "run": {"folder", "name", "overwrite", "redis_name", "resume"},
+    **{section: True for section in ("metrics", "ray", "redis", "tracking")},
+}
+"""Settings that a cell's figures don't depend on."""
 _MOST = 3
 """Texts that a table keeps of each choice."""
 _POLL_S = 0.2
@@ -180,13 +185,28 @@ class _Job:
     """From 1."""
     cell: Cell
     config: RunConfig
-    training: str
-    """Digest of everything that decides what it trains, the cell that it starts from included."""
+    before: _Job | None
+    """That of the cell whose adapter it starts from."""
 
-    @property
-    def fingerprint(self) -> str:
-        """Digest of everything that decides its figures."""
-        return _digest(self.training, sorted(_of_evaluation(self.config).items()))
+    def asked(self) -> dict[str, Any]:
+        """What its mark keeps of how it was to be: the settings, and those of what it starts from."""
+        settings = self.config.model_dump(mode="json", exclude=_WHERE_AND_HOW)
+        return {"settings": settings, "before": None if self.before is None else self.before.asked()}
+
+    def trains_as(self, asked: Mapping[str, Any] | None) -> bool:
+        """Whether a mark's cell, and what it started from, was trained as this one is to be. Settings that came with a
+        later version have their defaults."""
+        found, own = _read(asked), _read(self.asked())
+        if asked is None or found is None or own is None or _of_training(found) != _of_training(own):
+            return False
+        return asked["before"] is None if self.before is None else self.before.trains_as(asked["before"])
+
+    def is_as(self, asked: Mapping[str, Any] | None) -> bool:
+        """Whether it was evaluated so too."""
+        found, own = _read(asked), _read(self.asked())
+        if found is None or own is None or _of_evaluation(found) != _of_evaluation(own):
+            return False
+        return self.trains_as(asked)
 
 
 @dataclass
@@ -277,10 +297,11 @@ def _checked(comparison: Comparison, cells: Sequence[Cell], folder: Path) -> lis
             problem = f"can't be written ({error.strerror})"
             raise UserError(f"methods.{cell.method}", str(path), problem, "shorten names or --folder") from error
         config = load_config(path, [*comparison.overrides, *_run_settings(folder, cell)])
-        training = _digest(_of_training(config), "" if cell.after is None else jobs[cell.after].training)
-        jobs[cell.name] = job = _Job(number, cell, config, training)
+        jobs[cell.name] = job = _Job(number, cell, config, None if cell.after is None else jobs[cell.after])
         # The same task with the same seeds need not be read twice.
-        digest = _digest(config.model_dump(mode="json", include={"task", "seeds", "actor", "model"}))
+        digest = hashlib.sha256(
+            json.dumps(config.model_dump(mode="json", include={"task", "seeds", "actor", "model"})).encode()
+        ).hexdigest()
         if digest not in examined and cell.after is None and not _is_done(folder, job):
             examined.add(digest)
             prepare(config)
@@ -309,13 +330,13 @@ def _begin(comparison: Comparison, folder: Path, job: _Job, parallel: int) -> _B
     cell, mark, earlier_s = job.cell, _mark(folder, job.cell.name), 0.0
     earlier = read_json(mark)
     resume = (
-        earlier.get("training") == job.training
+        job.trains_as(earlier.get("asked"))
         and can_go_on(folder / "cells" / cell.name)
         and job.config.learner.objective not in WITHOUT_TRAINING
     )
     if resume:
         earlier_s = earlier.get("seconds", 0.0)
-    write_whole(mark, json.dumps({"training": job.training, "done": False, "seconds": earlier_s}))
+    write_whole(mark, dumps({"asked": job.asked(), "done": False, "seconds": earlier_s}))
     with (folder / "cells" / f"{cell.name}.log").open("ab") as log:
         process = subprocess.Popen(
             _command(comparison, folder, cell, resume=resume),
@@ -352,8 +373,7 @@ def _end(folder: Path, begun: _Begun, parallel: int) -> str | None:
     summary = read_json(folder / "cells" / name / "summary.json")
     done = status == 0 and bool(summary) and not summary.get("fault") and not summary.get("interrupted")
     result = {
-        "fingerprint": begun.job.fingerprint,
-        "training": begun.job.training,
+        "asked": begun.job.asked(),
         "done": done,
         "seconds": begun.earlier_s + time.monotonic() - begun.started,
         "parallel": parallel,
@@ -368,13 +388,19 @@ def _mark(folder: Path, name: str) -> Path:
     return folder / "cells" / f"{name}.json"
 
 
+def _read(asked: Mapping[str, Any] | None) -> RunConfig | None:
+    """A mark's settings as this version has them; None where it has none, or knows them no longer."""
+    try:
+        return None if asked is None else RunConfig.model_validate(asked["settings"], context=UNREAD)
+    except ValidationError:
+        return None
+
+
 def _of_training(config: RunConfig) -> dict[str, Any]:
     """Settings that decide what is trained, and not where and how it runs."""
-    where_and_how = {"metrics": True, "ray": True, "redis": True, "tracking": True}
-    exclude: Any = {"run": {"folder", "name", "overwrite", "redis_name", "resume"}, **where_and_how}
-    settings = config.model_dump(mode="json", exclude=exclude)
+    settings = config.model_dump(mode="json", exclude=_WHERE_AND_HOW)
     for section, name in _of_evaluation(config):
-        del settings[section][name]
+        settings[section].pop(name, None)
     return settings
 
 
@@ -387,13 +413,9 @@ def _of_evaluation(config: RunConfig) -> dict[tuple[str, str], Any]:
     }
 
 
-def _digest(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
 def _is_done(folder: Path, job: _Job) -> bool:
     found = read_json(_mark(folder, job.cell.name))
-    return bool(found.get("done")) and found.get("fingerprint") == job.fingerprint
+    return bool(found.get("done")) and job.is_as(found.get("asked"))
 
 
 def _table(comparison: Comparison, folder: Path, jobs: Sequence[_Job]) -> Table:

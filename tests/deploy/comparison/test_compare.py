@@ -251,6 +251,22 @@ def test_where_the_evaluation_alone_changed_cells_are_evaluated_anew_and_not_tra
     assert begun[2:] == ([("first", True)] if resumes else [("first", False), ("second", False)])
 
 
+def test_cells_of_a_version_that_lacked_a_setting_are_not_done_anew(tmp_path: Path, begun: Begun) -> None:
+    methods: dict[str, Any] = {"first": {}, "second": {"model": {"lora": {"start_from": "{adapter:first}"}}}}
+    run(tmp_path, methods)
+    for path in (tmp_path / "cells").glob("*-seed0.json"):
+        mark = json.loads(path.read_text())
+        del mark["asked"]["settings"]["learner"]["residual"], mark["asked"]["settings"]["task"]["evaluation_samples"]
+        path.write_text(json.dumps(mark))
+    run(tmp_path, methods)
+    assert len(begun) == 2
+    # One that this version no longer has may have meant anything.
+    mark["asked"]["settings"]["learner"]["gone"] = 1
+    path.write_text(json.dumps(mark))
+    run(tmp_path, methods)
+    assert len(begun) == 3
+
+
 def test_cells_run_as_many_at_a_time_as_asked_each_with_its_share_of_the_cores(
     tmp_path: Path, begun: Begun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
