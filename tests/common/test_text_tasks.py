@@ -113,9 +113,14 @@ def test_the_label_is_predicted_by_the_mean_likelihood_over_rationales(codec: Hu
     task = task_of(codec, "subjectivity", train_path=write(tmp_path / "r.jsonl", REVIEWS), test_size=2)
     first, second = task.queries("test")
     # One confident rationale outweighs two that lean the other way: means, not votes.
-    wins = [sample(codec, first, " fun", log_likelihood=a, others=[b]) for a, b in ((-0.1, -9), (-5, -4), (-5, -4))]
-    loses = [sample(codec, second, " fun", log_likelihood=a, others=[b]) for a, b in ((-3, -1), (-2, -3), (-3, -2))]
-    groups = {first.id: wins, second.id: loses}
+    likelihoods = [(first, ((-0.1, -9), (-5, -4), (-5, -4))), (second, ((-3, -1), (-2, -3), (-3, -2)))]
+    groups = {
+        query.id: [
+            sample(codec, query, text, log_likelihood=own, others=[other])
+            for text, (own, other) in zip((" fun", " dull", " odd"), pairs, strict=True)
+        ]
+        for query, pairs in likelihoods
+    }
     found = task.evaluate_samples({"base": groups, "trained": groups}, WEIGHTS)
     assert found["accuracy"] == 0.5 and found["samplers"]["base"]["accuracy"] == 0.5
 
