@@ -185,28 +185,8 @@ class _Job:
     """From 1."""
     cell: Cell
     config: RunConfig
-    before: _Job | None
-    """That of the cell whose adapter it starts from."""
-
-    def asked(self) -> dict[str, Any]:
-        """What its mark keeps of how it was to be: the settings, and those of what it starts from."""
-        settings = self.config.model_dump(mode="json", exclude=_WHERE_AND_HOW)
-        return {"settings": settings, "before": None if self.before is None else self.before.asked()}
-
-    def trains_as(self, asked: Mapping[str, Any] | None) -> bool:
-        """Whether a mark's cell, and what it started from, was trained as this one is to be. Settings that came with a
-        later version have their defaults."""
-        found, own = _read(asked), _read(self.asked())
-        if asked is None or found is None or own is None or _of_training(found) != _of_training(own):
-            return False
-        return asked["before"] is None if self.before is None else self.before.trains_as(asked["before"])
-
-    def is_as(self, asked: Mapping[str, Any] | None) -> bool:
-        """Whether it was evaluated so too."""
-        found, own = _read(asked), _read(self.asked())
-        if found is None or own is None or _of_evaluation(found) != _of_evaluation(own):
-            return False
-        return self.trains_as(asked)
+    asked: Mapping[str, Any]
+    """What its mark keeps of how it was to be: its settings, and `before`, the same of the cell that it starts from."""
 
 
 @dataclass
@@ -297,7 +277,8 @@ def _checked(comparison: Comparison, cells: Sequence[Cell], folder: Path) -> lis
             problem = f"can't be written ({error.strerror})"
             raise UserError(f"methods.{cell.method}", str(path), problem, "shorten names or --folder") from error
         config = load_config(path, [*comparison.overrides, *_run_settings(folder, cell)])
-        jobs[cell.name] = job = _Job(number, cell, config, None if cell.after is None else jobs[cell.after])
+        asked = _as_now(_asked(config, None if cell.after is None else jobs[cell.after].asked))
+        jobs[cell.name] = job = _Job(number, cell, config, asked)
         # The same task with the same seeds need not be read twice.
         digest = hashlib.sha256(
             json.dumps(config.model_dump(mode="json", include={"task", "seeds", "actor", "model"})).encode()
@@ -330,13 +311,13 @@ def _begin(comparison: Comparison, folder: Path, job: _Job, parallel: int) -> _B
     cell, mark, earlier_s = job.cell, _mark(folder, job.cell.name), 0.0
     earlier = read_json(mark)
     resume = (
-        job.trains_as(earlier.get("asked"))
+        _of_training(_kept(earlier)) == _of_training(job.asked)
         and can_go_on(folder / "cells" / cell.name)
         and job.config.learner.objective not in WITHOUT_TRAINING
     )
     if resume:
         earlier_s = earlier.get("seconds", 0.0)
-    write_whole(mark, dumps({"asked": job.asked(), "done": False, "seconds": earlier_s}))
+    write_whole(mark, dumps({"asked": job.asked, "done": False, "seconds": earlier_s}))
     with (folder / "cells" / f"{cell.name}.log").open("ab") as log:
         process = subprocess.Popen(
             _command(comparison, folder, cell, resume=resume),
@@ -373,11 +354,11 @@ def _end(folder: Path, begun: _Begun, parallel: int) -> str | None:
     summary = read_json(folder / "cells" / name / "summary.json")
     done = status == 0 and bool(summary) and not summary.get("fault") and not summary.get("interrupted")
     result = {
-        "asked": begun.job.asked(),
+        "asked": begun.job.asked,
         "done": done,
         "seconds": begun.earlier_s + time.monotonic() - begun.started,
         "parallel": parallel,
-        **({"summary": summary} if done else {}),
+        **({"summary": summary, "drawn": most_drawn(folder / "cells" / name / SAMPLES, _MOST)} if done else {}),
     }
     write_whole(_mark(folder, name), dumps(result))
     return None if done else f"status {status}; see {folder}/cells/{name}.log"
@@ -388,34 +369,46 @@ def _mark(folder: Path, name: str) -> Path:
     return folder / "cells" / f"{name}.json"
 
 
-def _read(asked: Mapping[str, Any] | None) -> RunConfig | None:
-    """A mark's settings as this version has them; None where it has none, or knows them no longer."""
+def _asked(config: RunConfig, before: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {"settings": config.model_dump(mode="json", exclude=_WHERE_AND_HOW), "before": before}
+
+
+def _as_now(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The same as this version reads it: settings that came later have their defaults. Raises ValidationError for one
+    that is no more."""
+    config = RunConfig.model_validate(asked["settings"], context=UNREAD)
+    return _asked(config, None if asked["before"] is None else _as_now(asked["before"]))
+
+
+def _kept(mark: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How a mark's cell was to be; None where that can't be told any more."""
     try:
-        return None if asked is None else RunConfig.model_validate(asked["settings"], context=UNREAD)
+        return _as_now(mark["asked"]) if "asked" in mark else None
     except ValidationError:
         return None
 
 
-def _of_training(config: RunConfig) -> dict[str, Any]:
-    """Settings that decide what is trained, and not where and how it runs."""
-    settings = config.model_dump(mode="json", exclude=_WHERE_AND_HOW)
-    for section, name in _of_evaluation(config):
-        settings[section].pop(name, None)
-    return settings
-
-
-def _of_evaluation(config: RunConfig) -> dict[tuple[str, str], Any]:
-    """Settings of the evaluation at the end alone, by section and name."""
-    found = {("task", name): value for name, value in config.task.model_dump(mode="json").items()}
-    return {
-        **{key: value for key, value in found.items() if key[1].startswith("evaluation_")},
-        ("run", "evaluate_training"): config.run.evaluate_training,
+def _of_training(asked: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What decides the training, and not how it is evaluated at its end."""
+    if asked is None:
+        return None
+    settings = {
+        section: {name: value for name, value in found.items() if not _is_of_evaluation(section, name)}
+        for section, found in asked["settings"].items()
     }
+    return {"settings": settings, "before": _of_training(asked["before"])}
+
+
+def _is_of_evaluation(section: str, name: str) -> bool:
+    return (section, name) == ("run", "evaluate_training") or (section == "task" and name.startswith("evaluation_"))
 
 
 def _is_done(folder: Path, job: _Job) -> bool:
-    found = read_json(_mark(folder, job.cell.name))
-    return bool(found.get("done")) and job.is_as(found.get("asked"))
+    mark = read_json(_mark(folder, job.cell.name))
+    kept = _kept(mark) if mark.get("done") else None
+    return (
+        kept is not None and kept["settings"] == job.asked["settings"] and _of_training(kept) == _of_training(job.asked)
+    )
 
 
 def _table(comparison: Comparison, folder: Path, jobs: Sequence[_Job]) -> Table:
@@ -436,7 +429,7 @@ def _table(comparison: Comparison, folder: Path, jobs: Sequence[_Job]) -> Table:
                         cell.method,
                         parallel=found.get("parallel", 1),
                         curve=_curve(job.config.run_folder, main) if method == cell.method else {},
-                        drawn=most_drawn(job.config.run_folder / SAMPLES, _MOST) if method == cell.method else {},
+                        drawn=found.get("drawn", {}) if method == cell.method else {},
                     )
                 )
     if any(job.config.learner.objective in POSTERIOR_DRAWS for job in jobs) and COST not in main:

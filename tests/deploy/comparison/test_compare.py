@@ -174,6 +174,8 @@ if status == 130:
 (folder / "cells" / name).mkdir(exist_ok=True)
 summary = {"figure": float(os.environ.get("OMP_NUM_THREADS", 0)), "interrupted": status == 130}
 (folder / "cells" / name / "summary.json").write_text(json.dumps(summary))
+drawn = {"queries": "test", "sampler": "trained", "target": " a", "text": " because", "log_targets": {}}
+(folder / "cells" / name / "evaluation_samples.jsonl").write_text(json.dumps(drawn))
 sys.exit(status)
 """
 """Stands for a run; `deploy.cli.main` is not what these tests are about."""
@@ -275,6 +277,12 @@ def test_cells_run_as_many_at_a_time_as_asked_each_with_its_share_of_the_cores(
     found, problems = run(tmp_path, {"first ends with -1": {}, "second ends with -1": {}, "third": {}}, parallel=2)
     assert problems == [] and {method for method, _ in begun} == {"first ends with -1", "second ends with -1", "third"}
     assert {(item.parallel, item.figures["figure"]) for item in found.measured} == {(2, 4.0)}
+
+
+def test_a_table_keeps_what_was_drawn_most(tmp_path: Path, begun: Begun) -> None:
+    run(tmp_path, {"first": {}})
+    (item,) = Table.from_json((tmp_path / "table.json").read_text()).measured
+    assert item.drawn == {" a": [[" because", 1.0]]}
 
 
 def test_a_cell_waits_for_the_one_whose_adapter_it_starts_from_while_others_go_ahead(
