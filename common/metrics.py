@@ -99,6 +99,10 @@ class LearnerMetrics:
         self.effective_sample_size = gauge(
             "effective_sample_size_ratio", "Effective sample size of the last batch's weights R/q over its number"
         )
+        self.nothing_compared = gauge(
+            "nothing_compared_ratio",
+            "Share of the batch's queries whose trajectories are all the same, where the objective compares them",
+        )
         self.max_sampler_gap = gauge("max_sampler_gap_nats", "learner.max_sampler_gap, at which the run stops")
         self.max_staleness = gauge("max_staleness_versions", "buffer.max_staleness, +Inf for none")
         self.max_staleness.set(math.inf)
@@ -106,6 +110,21 @@ class LearnerMetrics:
         self.waited = Counter("amortis_learner_wait_seconds", "Time spent waiting for trajectories", registry=registry)
         self.step_time = seconds("step", "Time of one step, waiting left out")
         self.publish_time = seconds("publish", "Time to publish one adapter")
+
+    def record(self, row: Mapping[str, float], *, within_queries: bool) -> None:
+        """A step's line of metrics.jsonl; `within_queries`: the objective compares a query's trajectories."""
+        self.step.set(row["step"])
+        self.loss.set(row["loss"])
+        self.log_reward.set(row["log_reward"])
+        self.log_z.set(row["log_z"])
+        self.gradient_norm.set(row["gradient_norm"])
+        self.reward_temperature.set(row["reward_temperature"])
+        self.adapter_version.set(row["adapter_version"])
+        self.staleness.set(row["staleness"])
+        self.effective_sample_size.set(row["effective_sample_size"])
+        self.nothing_compared.set(row["queries_alone"] if within_queries else 0.0)
+        self.trained.inc(row["trajectories"])
+        self.step_time.observe(row["step_s"])
 
 
 class LauncherMetrics:

@@ -21,7 +21,7 @@ from buffer.replay import ReplayBuffer
 from buffer.seed_queue import SeedQueue
 from buffer.stats import BufferStats
 from common.balance import WAIT_SHARE
-from common.config import RunConfig
+from common.config import WITHIN_QUERIES, RunConfig
 from common.errors import RunFault, SamplerGapFault, StallError
 from common.files import write_whole
 from common.held_out import Part
@@ -406,18 +406,7 @@ class Trainer:
         self.texts.write(self.progress.step)
         if self.curve is not None:
             self.curve.write_down(self.progress.step)
-        metrics = self.metrics
-        metrics.step.set(row["step"])
-        metrics.loss.set(row["loss"])
-        metrics.log_reward.set(row["log_reward"])
-        metrics.log_z.set(row["log_z"])
-        metrics.gradient_norm.set(row["gradient_norm"])
-        metrics.reward_temperature.set(row["reward_temperature"])
-        metrics.adapter_version.set(row["adapter_version"])
-        metrics.staleness.set(row["staleness"])
-        metrics.effective_sample_size.set(row["effective_sample_size"])
-        metrics.trained.inc(row["trajectories"])
-        metrics.step_time.observe(row["step_s"])
+        self.metrics.record(row, within_queries=self.section.objective in WITHIN_QUERIES)
         told = {} if self.curve is None or self.curve.stop_state is None else {"stop_when": self.curve.stop_state}
         told |= self._waits(row["wait_s"])
         self.control.report_learner({"phase": "training", "steps": self.section.steps, **told, **row})

@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 
 from common.balance import bottleneck
+from common.config import WITHIN_QUERIES
 from common.terminal import cells, title, visible
 from deploy.run.launcher import RunState
 
@@ -63,7 +64,7 @@ def _figures(state: RunState) -> dict[str, str]:
     eta = f"{(steps - step) * trained_s / step:.0f} s" if step and trained_s else "-"
     figures = {
         "step": f"{step}/{steps}",
-        "loss": _number(learner.get("loss")),
+        "loss": _number(learner.get("loss")) + _nothing_compared(state),
         "mean log R": _number(learner.get("log_reward"), " nats"),
         "log Z estimate": _number(learner.get("log_z"), " nats"),
         "buffer": f"{state.buffer_size} ({state.pushed} pushed)",
@@ -84,6 +85,12 @@ def _figures(state: RunState) -> dict[str, str]:
     if "total_variation" in learner:
         figures["total variation"] = _number(learner["total_variation"])
     return figures
+
+
+def _nothing_compared(state: RunState) -> str:
+    """Why a loss of 0 is no perfect sampler's."""
+    alone = state.config.learner.objective in WITHIN_QUERIES and state.learner.get("queries_alone") == 1
+    return ": nothing to compare, each query's trajectories are the same" if alone else ""
 
 
 def set_aside(quarantined: int, actors: Iterable[Mapping[str, Any]]) -> str:

@@ -139,6 +139,20 @@ def test_every_metric_follows_prometheus_conventions_and_exists_from_the_start()
         assert not family.name.endswith(("_ms", "_minutes", "_percent", "_mb")), "base units"
 
 
+STEP = {
+    **{"step": 7, "loss": 0.0, "log_reward": -2.0, "log_z": 1.0, "gradient_norm": 0.0, "reward_temperature": 1.0},
+    **{"adapter_version": 3, "staleness": 0.5, "effective_sample_size": 1.0, "trajectories": 16, "step_s": 0.1},
+}
+
+
+@pytest.mark.parametrize(("within_queries", "share"), [(True, 0.75), (False, 0.0)])
+def test_a_step_with_nothing_to_compare_counts_for_objectives_that_compare(within_queries: bool, share: float) -> None:
+    registry = new_registry()
+    LearnerMetrics(registry).record({**STEP, "queries_alone": 0.75}, within_queries=within_queries)
+    assert registry.get_sample_value("amortis_learner_nothing_compared_ratio") == share
+    assert registry.get_sample_value("amortis_learner_trained_trajectories_total") == 16
+
+
 def test_metrics_are_served_on_the_configured_port_and_a_taken_one_is_named() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

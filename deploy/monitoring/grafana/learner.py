@@ -52,6 +52,15 @@ DASHBOARD = Dashboard(
                     high=1,
                 ),
                 lines(
+                    "Nothing compared",
+                    "Share of the batch's queries whose trajectories are all the same, with an objective that compares "
+                    "them. At 1 the loss is 0 and teaches nothing.",
+                    SHARE,
+                    ('amortis_learner_nothing_compared_ratio{run="$run"}', "last batch"),
+                    low=0,
+                    high=1,
+                ),
+                lines(
                     "Gradient norm",
                     "Gradient norm before clipping at learner.max_grad_norm.",
                     PLAIN,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from rich.console import Console
 
 from common.config import RunConfig
@@ -48,6 +49,16 @@ def test_the_table_shows_progress_loss_reward_buffer_versions_rate_and_eta() -> 
         assert part in shown, part
     for part in ("staleness", "samples/s", "ETA"):
         assert part in shown, part
+
+
+@pytest.mark.parametrize(
+    ("objective", "alone", "told"), [("vargrad", 1.0, True), ("vargrad", 0.75, False), ("subtb", 1.0, False)]
+)
+def test_a_loss_of_0_that_teaches_nothing_is_told_from_a_perfect_one(objective: str, alone: float, told: bool) -> None:
+    state = make_state()
+    state.config = RunConfig.model_validate({"task": {"name": "rng"}, "learner": {"objective": objective}})
+    state.learner |= {"loss": 0.0, "queries_alone": alone}
+    assert ("loss 0.000: nothing to compare" in state_line(state)) == told
 
 
 def test_what_was_set_aside_is_shown_with_what_a_reward_function_says() -> None:
