@@ -156,7 +156,12 @@ class Actor:
             self._held_out.housekeep()
         self._follow_back_pressure()
         self._count_tokens()
-        self._beat("waiting for the learner" if self._blocked_since is not None else "sampling")
+        self._beat(self._phase())
+
+    def _phase(self) -> str:
+        if self._held_out is not None and self._held_out.training_is_over:
+            return "evaluating the last adapter"
+        return "waiting for the learner" if self._blocked_since is not None else "sampling"
 
     def _count_tokens(self) -> None:
         told, self._tokens_told = self._tokens_told, self.sampler.tokens
@@ -229,6 +234,8 @@ class Actor:
     def _may_sample(self) -> bool:
         # sft trains on the seeds alone.
         wanted = self.config.learner.objective != "sft"
+        if self._held_out is not None and self._held_out.training_is_over:
+            return False
         return wanted and self.adapters.current is not None and self._blocked_since is None
 
     def _follow_back_pressure(self) -> None:

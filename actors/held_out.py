@@ -55,6 +55,12 @@ class HeldOutSampler:
         self._done: list[tuple[Part, Trajectory]] = []
         self._last_failure: str | None = None
         self._is_lost = False
+        self._training_is_over = False
+
+    @property
+    def training_is_over(self) -> bool:
+        """Whether the last adapter is looked at: nothing else is wanted of any actor."""
+        return self._training_is_over
 
     @property
     def version(self) -> int | None:
@@ -68,11 +74,14 @@ class HeldOutSampler:
             return
         if self._time is None:
             self._time = TimeShare(self._section.share, self._max_in_flight, time.monotonic())
+        newest = self._evaluations.wanted()
+        if newest is not None:
+            # Also while the last one's figures are made, when nothing is wanted any more.
+            self._training_is_over = newest.last
         if self._wanted is None:
             self._begin()
             return
-        newest = self._evaluations.wanted()
-        if newest is not None and newest.last:
+        if self._training_is_over:
             self._time.lift(self._max_in_flight)
         self.renew()
         if not self._waiting and not self._open:

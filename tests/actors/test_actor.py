@@ -14,6 +14,7 @@ import actors.actor
 from actors.actor import Actor
 from actors.scoring import Scored, TokenScores
 from buffer.replay import BufferFull
+from common.config import RunConfig
 from common.errors import EngineFault, RunFault
 from common.metrics import ActorMetrics, new_registry
 
@@ -121,3 +122,13 @@ def test_an_evaluation_is_kept_while_redis_has_no_memory_left(monkeypatch: pytes
     held_up.actor.buffer = held_up  # type: ignore[assignment]
     assert held_up.actor._push_or_wait([])
     assert held_up.renewed == 3
+
+
+@pytest.mark.parametrize("is_over", [False, True])
+def test_nothing_is_sampled_for_training_while_the_last_adapter_is_evaluated(is_over: bool) -> None:
+    actor = Actor.__new__(Actor)
+    actor.config = RunConfig.model_validate({"task": {"name": "rng"}})
+    actor.adapters, actor._blocked_since = SimpleNamespace(current=object()), None  # type: ignore[assignment]
+    actor._held_out = SimpleNamespace(training_is_over=is_over)  # type: ignore[assignment]
+    assert actor._may_sample() == (not is_over)
+    assert actor._phase() == ("evaluating the last adapter" if is_over else "sampling")

@@ -204,6 +204,26 @@ def test_the_last_evaluation_is_not_bounded_as_nothing_else_is_wanted(evaluation
     assert len(sampler.open) == 12
 
 
+def test_training_is_over_from_the_last_evaluation_on_for_every_actor_until_another_is_wanted(
+    evaluations: Evaluations,
+) -> None:
+    (at_it, sampler), (beside, _) = make(evaluations, Follower(), samples=2), make(evaluations, Follower(), samples=2)
+    evaluations.want(Wanted(1, 10))
+    for held_out in (at_it, beside):
+        held_out.housekeep()
+        assert not held_out.training_is_over
+    evaluations.want(Wanted(2, 20, last=True))
+    for held_out in (at_it, beside):
+        held_out.housekeep()
+        assert held_out.training_is_over
+    work(at_it, sampler)
+    assert evaluations.wanted() is None and at_it.training_is_over
+    # A learner that was resumed with more steps.
+    evaluations.want(Wanted(3, 30))
+    at_it.housekeep()
+    assert not at_it.training_is_over
+
+
 def test_nothing_is_taken_before_the_actor_has_an_adapter_for_training(evaluations: Evaluations) -> None:
     held_out, _ = make(evaluations, Follower(current=None))
     evaluations.want(Wanted(1, 10))
