@@ -179,7 +179,7 @@ def _no_garbage() -> Iterator[None]:
 
 def compare(options: argparse.Namespace, overrides: list[str], console: Console) -> int:
     """`amortis compare CONFIG…`."""
-    from deploy.comparison.compare import Comparison, Part, run_comparison
+    from deploy.comparison.compare import INTERRUPTED, Comparison, Part, run_comparison
 
     if options.parallel < 1:
         raise UserError("--parallel", options.parallel, "runs nothing", "give 1 or more")
@@ -192,7 +192,9 @@ def compare(options: argparse.Namespace, overrides: list[str], console: Console)
     table.show(console)
     for problem in unfinished:
         print(f"amortis: {problem}", file=sys.stderr)
-    return EXIT_FAULT if unfinished else 0
+    if not unfinished:
+        return 0
+    return EXIT_INTERRUPTED if unfinished[-1] == INTERRUPTED else EXIT_FAULT
 
 
 def doctor(options: argparse.Namespace, _: list[str], console: Console) -> int:

@@ -54,6 +54,8 @@ _WHERE_AND_HOW: Any = {
 _MOST = 3
 """Texts that a table keeps of each choice."""
 _POLL_S = 0.2
+INTERRUPTED = "interrupted; the same command goes on from here"
+"""The last of what went wrong, where that is why not all is done."""
 
 
 class ComparisonFile(BaseModel):
@@ -253,7 +255,7 @@ def _run_cells(
             interrupted |= begun.process.returncode in (EXIT_INTERRUPTED, -signal.SIGTERM)
             _table(comparison, folder, jobs).save(folder)
     if interrupted and (waiting or problems):
-        problems.append("interrupted; the same command goes on from here")
+        problems.append(INTERRUPTED)
     table = _table(comparison, folder, jobs)
     table.save(folder)
     return table, problems

@@ -47,7 +47,7 @@ def test_a_comparison_goes_on_where_it_was_interrupted(tmp_path: Path, digit_mod
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=TIMEOUT_S)
-    assert process.returncode == 1 and "goes on from here" in errors.decode()
+    assert process.returncode == 130 and "goes on from here" in errors.decode()
     table = json.loads((folder / "table.json").read_text())
     assert {entry["method"] for entry in table["entries"]} == {"prompting"}
     (untrained,) = folder.glob("cells/prompting-*-seed0/summary.json")
