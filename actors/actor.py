@@ -5,11 +5,14 @@ Nothing here knows of Ray; `actors/ray_actor.py` makes a Ray actor of it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import random
 import time
 from collections.abc import Sequence
+
+from redis.exceptions import RedisError
 
 from actors.adapters import AdapterFollower
 from actors.held_out import HeldOutSampler
@@ -92,6 +95,8 @@ class Actor:
         self._ready: list[Trajectory] = []
         self._pushed = self._tokens_told = 0
         self._next_housekeeping = self._last_push = self._next_word = 0.0
+        self._drawn: tuple[int, int] | None = None
+        """Of an evaluation's samples, how many are done, and how many there are."""
         self._blocked_since: float | None = None
         self._order: list[Query] = []
         # On a cluster the learner's cores are elsewhere, and those beside an actor are others'.
@@ -331,6 +336,7 @@ class Actor:
                 "probe_without_adapter": probe.without if probe else None,
                 "adapter_error": adapters.last_error if adapters else None,
                 "evaluating": held_out.version if held_out else None,
+                "drawn": getattr(self, "_drawn", None),
                 WAIT_SHARE: self._wait_share(),
                 HAND_OVERS: adapters.hand_overs_s if adapters else [],
             },
@@ -371,9 +377,21 @@ class Actor:
             queries = spread(queries, most)
         found = {}
         for request in requests:
-            groups = self.sampler.collect(queries, request, self.adapters.current, self.section.max_in_flight)
+            groups = self.sampler.collect(
+                queries, request, self.adapters.current, self.section.max_in_flight, self._say_how_far
+            )
             found[request.label] = {key: [item.to_bytes() for item in group] for key, group in groups.items()}
+        self._say_how_far(0, 0)
         return found
+
+    def _say_how_far(self, done: int, n: int) -> None:
+        """Of an evaluation's samples, to whoever looks at the run; of none once there is nothing to draw."""
+        if n and time.monotonic() < self._next_word:
+            return
+        self._next_word, self._drawn = time.monotonic() + HOUSEKEEPING_S, (done, n) if n else None
+        # The evaluation needs no Redis.
+        with contextlib.suppress(RedisError):
+            self._beat("evaluating" if n else STOPPED)
 
     def close(self) -> None:
         """Delete temporary files, end processes."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import cycle
+from itertools import count, cycle
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,6 +101,8 @@ class Inference:
     """What proposes; None: the base model, under the prompt that the reference reads."""
     token_error: float = TOKEN_ERROR["float32"]
     """What rounding does to a token's log-probability, its standard deviation in nats."""
+    told: Callable[[int, int], None] = lambda done, n: None
+    """Hears how far a method is: how many steps of all chains, or how many queries, and of how many."""
     without_reward: int = field(default=0, init=False)
     """Rationales that made no valid trajectory, as where a reward of the user's own gives nothing: taken as R = 0."""
 
@@ -144,7 +146,11 @@ class Inference:
     def reject(self, queries: Sequence[Query], n: int, log_bound: float) -> dict[str, Rejection]:
         """Up to `n` exact draws of each query, by its id, of `inference.max_proposals` at most; `log_bound` is what
         log R − log g is nowhere above. Raises RunFault where it is by more than rounding."""
-        return {query.id: self._reject(query, n, log_bound) for query in queries}
+        found = {}
+        for query in queries:
+            found[query.id] = self._reject(query, n, log_bound)
+            self.told(len(found), len(queries))
+        return found
 
     def _reject(self, query: Query, n: int, log_bound: float) -> Rejection:
         kept: list[Draft] = []
@@ -183,7 +189,14 @@ class Inference:
             for place, draft in zip(range(i * each + 1, (i + 1) * each, 2), cycle(begun), strict=False):
                 start[place] = draft
         log_r = [self.log_r(draft.trajectory) for draft in start]
-        found = metropolis_hastings(start, log_r, self._propose_suffixes, steps, self.generator).after(steps // 2)
+        made = count(1)
+
+        def propose(states: Sequence[Draft]) -> list[Proposal[Draft]]:
+            proposed = self._propose_suffixes(states)
+            self.told(next(made), steps)
+            return proposed
+
+        found = metropolis_hastings(start, log_r, propose, steps, self.generator).after(steps // 2)
         out = {}
         for i, query in enumerate(queries):
             part = slice(i * each, (i + 1) * each)

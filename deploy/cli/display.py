@@ -79,6 +79,8 @@ def _figures(state: RunState) -> dict[str, str]:
     slow = bottleneck(learner, state.actors.values(), state.config)
     if slow is not None:
         figures["bottleneck"] = slow
+    if state.drawn is not None:
+        figures["drawn"] = state.drawn
     figures |= evaluation_lines(state.evaluation)
     if "stop_when" in learner:
         figures["stop when"] = visible(str(learner["stop_when"]))

@@ -171,7 +171,8 @@ def sample(options: argparse.Namespace, overrides: list[str], console: Console) 
         problem = f"is not above 0 and up to {HIGHEST_TEMPERATURE:g}"
         raise UserError("--temperature", options.temperature, problem, "give e.g. 1.0")
     from deploy.cli.display import teller
-    from deploy.sampler.finished_run import FinishedRun, progress
+    from deploy.run.progress import of_samples
+    from deploy.sampler.finished_run import FinishedRun
     from deploy.sampler.posterior import PosteriorMaker, draws_for
 
     run = FinishedRun(options.run, overrides, best=options.best)
@@ -180,7 +181,7 @@ def sample(options: argparse.Namespace, overrides: list[str], console: Console) 
     sampler, adapter = run.sampler(seed)
     n = options.candidates or draws_for(options.n, len(options.targets), resampled=options.resample)
     request = SampleRequest("samples", not options.base, options.temperature, n)
-    told = progress(teller(options.run), "base" if options.base else "trained")
+    told = of_samples(teller(options.run), "base" if options.base else "trained")
     drawn = sampler.collect([query], request, adapter, run.config.actor.max_in_flight, told)[query.id]
     if not drawn:
         raise RunFault(f"none of the samples could be scored, the last: {sampler.last_rejection}")

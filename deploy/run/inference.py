@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from common.tokens import codec_of
 from common.trajectory import Query, Trajectory
 from deploy.run.inference_checks import log_bound, replaced_requests
 from deploy.run.kept_samples import SAMPLES, keep_samples
+from deploy.run.progress import progress
 from deploy.run.summary import write_summary
 
 log = get_logger("inference")
@@ -38,8 +39,11 @@ Drawn = tuple[dict[str, list[Draft]], dict[str, float], float]
 them."""
 
 
-def run_inference(config: RunConfig) -> dict[str, Any]:
-    """Samples of the posterior for each test query, and their figures; the run's summary."""
+def run_inference(config: RunConfig, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+    """Samples of the posterior for each test query, and their figures; the run's summary.
+
+    `say` hears now and then how far it is.
+    """
     started, folder = time.monotonic(), config.run_folder
     save_resolved(config, folder / "config.yaml")
     task = make_task(config.task, codec_of(config.model), config.actor.max_model_len)
@@ -54,6 +58,7 @@ def run_inference(config: RunConfig) -> dict[str, Any]:
             config.inference,
             config.actor.max_in_flight,
             np.random.default_rng(config.run.seed),
+            told=progress(say, _UNITS[config.learner.objective]),
             token_error=max(TOKEN_ERROR[config.actor.dtype], TOKEN_ERROR[config.reference.dtype]),
         )
         drafts, figures, worth = _METHODS[config.learner.objective](inference, queries, n, config)
@@ -127,7 +132,10 @@ def _mcmc(inference: Inference, queries: Sequence[Query], n: int, config: RunCon
 
 
 def _smc(inference: Inference, queries: Sequence[Query], n: int, config: RunConfig) -> Drawn:
-    found = {query.id: inference.particles(query) for query in queries}
+    found = {}
+    for query in queries:
+        found[query.id] = inference.particles(query)
+        inference.told(len(found), len(queries))
     living = {key: each for key, each in found.items() if np.isfinite(each.log_z)}
     if len(living) < len(found):
         log.warning("%d of %d queries have no particle with a reward", len(found) - len(living), len(found))
@@ -140,4 +148,5 @@ def _smc(inference: Inference, queries: Sequence[Query], n: int, config: RunConf
     return drafts, figures, float(sum(sizes))
 
 
+_UNITS = {"rejection": "queries", "mcmc": "steps of all chains", "smc": "queries"}
 _METHODS = {"rejection": _rejection, "mcmc": _mcmc, "smc": _smc}

@@ -84,6 +84,12 @@ class RunState:
     tokens: int = 0
     """That actors sampled, or read to score."""
 
+    @property
+    def drawn(self) -> str | None:
+        """How far the samples are that an actor draws once training is done."""
+        pairs = (actor.get("drawn") for actor in self.actors.values())
+        return next((f"{pair[0]} of {pair[1]}" for pair in pairs if pair), None)
+
 
 Watcher = Callable[[RunState], None]
 
@@ -365,7 +371,7 @@ class Launcher:
         samples: dict[str, dict[str, list[Trajectory]]] = {}
         for number, request in enumerate(requests, start=1):
             self._show(f"{phase}, {number} of {len(requests)} ({request.label})")
-            samples |= _decoded(actors.evaluate([request], split, self._is_interrupted, most))
+            samples |= _decoded(actors.evaluate([request], split, self._is_given_up, most))
         return samples
 
     def _subject(self, task: Task[Any], actors: ActorPool, folder: Path) -> Subject:
@@ -384,11 +390,19 @@ class Launcher:
         """Distinct rationales of the training queries from the trained sampler, as a file of seeds."""
         self._show("drawing samples")
         request = SampleRequest("drawn", adapter=True, temperature=1.0, n=self._draw)
-        groups = _decoded(actors.evaluate([request], "train", self._is_interrupted))[request.label]
+        groups = _decoded(actors.evaluate([request], "train", self._is_given_up))[request.label]
         drawn = [item for group in groups.values() for item in group]
         distinct = dict.fromkeys((item.query_id, tuple(item.action_ids.tolist())) for item in drawn)
         lines = [json.dumps({"query_id": key, "rationale_ids": list(ids)}) for key, ids in distinct]
         write_whole(folder / DRAWN, "".join(f"{line}\n" for line in lines))
+
+    def _is_given_up(self) -> bool:
+        """Asked now and then while actors draw; shows how far they are."""
+        # Redis may restart; what is drawn needs none.
+        with contextlib.suppress(RedisError):
+            self.state.actors = self.control.actors()
+        self._show(self.state.phase)
+        return self._is_interrupted()
 
     def _is_interrupted(self) -> bool:
         return self._interrupts > 0

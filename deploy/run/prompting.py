@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,12 +20,18 @@ from common.tokens import codec_of
 from common.trajectory import Query
 from deploy.run.diagnosis import UNFINISHED, Diagnose, Subject, diagnosed, is_wanted
 from deploy.run.kept_samples import SAMPLES, keep_samples
+from deploy.run.progress import of_samples
 from deploy.run.summary import write_summary
 from learner.policy import LoraPolicy
 
 
-def run_prompting(config: RunConfig, diagnose: Diagnose | None = None) -> dict[str, Any]:
-    """A run without training: exact figures, then those of samples from the base model; its summary."""
+def run_prompting(
+    config: RunConfig, diagnose: Diagnose | None = None, say: Callable[[str], None] = lambda text: None
+) -> dict[str, Any]:
+    """A run without training: exact figures, then those of samples from the base model; its summary.
+
+    `say` hears now and then how far it is.
+    """
     started, folder = time.monotonic(), config.run_folder
     assert config.model.name is not None
     save_resolved(config, folder / "config.yaml")
@@ -50,7 +56,10 @@ def run_prompting(config: RunConfig, diagnose: Diagnose | None = None) -> dict[s
         sampler, limit = make_sampler(config, task, config.run.seed), config.actor.max_in_flight
 
         def collect(wanted: Sequence[SampleRequest], queries: Sequence[Query]) -> dict[str, Any]:
-            return {request.label: sampler.collect(queries, request, None, limit) for request in wanted}
+            return {
+                request.label: sampler.collect(queries, request, None, limit, of_samples(say, request.label))
+                for request in wanted
+            }
 
         samples = collect(requests, task.queries("test"))
         keep_samples(folder / SAMPLES, config, task, {"test": samples})

@@ -14,10 +14,8 @@ from common.errors import RunFault, UserError
 from deploy.run.checks import prepare
 from deploy.run.diagnosis import Diagnose
 from deploy.run.launcher import RunState, Watcher
+from deploy.run.progress import SAY_EVERY_S
 from deploy.run.run_folder import PRODUCED, claimed
-
-SAY_EVERY_S = 10.0
-"""Between lines that say how far a run is."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,8 @@ def train(
 
     `evaluate` gives the figures of the finished run in a folder, its diagnosis included, which an expectation
     maximisation ends with; `diagnose` diagnoses the sampler that any other run ends with. `watch` sees the state of a
-    run's training, `say` gets a line at each step of an expectation maximisation. `report` makes the report of a run's
+    run's training, `say` gets a line at each step of an expectation maximisation, and now and then of how far a run
+    without training is. `report` makes the report of a run's
     folder at its end, or when it stops itself. Raises UserError and RunFault.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -72,11 +71,11 @@ def _run(
     if config.learner.objective == "prompting":
         from deploy.run.prompting import run_prompting
 
-        return run_prompting(config, diagnose)
+        return run_prompting(config, diagnose, say)
     if config.learner.objective in WITHOUT_TRAINING:
         from deploy.run.inference import run_inference
 
-        return run_inference(config)
+        return run_inference(config, say)
     from deploy.run.launcher import Launcher
 
     return Launcher(config, watch, diagnose=diagnose).run()
@@ -97,6 +96,8 @@ def in_lines(say: Callable[[str], None]) -> Watcher:
             line += f": step {learner['step']} of {learner.get('steps', state.config.learner.steps)}"
             if learner.get("log_reward") is not None:
                 line += f", mean log R {learner['log_reward']:.3f} nats"
+        if state.drawn is not None:
+            line += f", drawn {state.drawn}"
         say(line)
 
     return watch

@@ -17,9 +17,10 @@ from common.trajectory import Query, Trajectory
 from deploy.run.diagnosis import Subject, diagnosed
 from deploy.run.kept_samples import SAMPLES
 from deploy.run.open_buffer import open_buffer
+from deploy.run.progress import of_samples
 from deploy.run.summary import wanted_requests
 from deploy.sampler.diagnosis import SHOWN_ID, at_the_end
-from deploy.sampler.finished_run import FinishedRun, progress
+from deploy.sampler.finished_run import FinishedRun
 
 if TYPE_CHECKING:
     from actors.engine import LoadedAdapter
@@ -70,7 +71,7 @@ def subject_of(
         sampler, adapter = start()
         limit = run.config.actor.max_in_flight
         return {
-            request.label: sampler.collect(queries, request, adapter, limit, progress(say, request.label))
+            request.label: sampler.collect(queries, request, adapter, limit, of_samples(say, request.label))
             for request in requests
         }
 

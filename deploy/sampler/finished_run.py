@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,10 +32,9 @@ from deploy.run.best import Best, best_folder, load_best
 from deploy.run.find_model import find_model
 from deploy.run.identity import check_models
 from deploy.run.kept_samples import keep_samples
+from deploy.run.progress import of_samples
 from deploy.run.summary import wanted_requests
 from learner.policy import LoraPolicy
-
-TOLD_EVERY_S = 10.0
 
 
 class FinishedRun:
@@ -221,7 +219,7 @@ class FinishedRun:
             sampler, adapter = start() if start is not None else self.sampler(self.config.run.seed)
             queries, limit = self.task.queries("test"), self.config.actor.max_in_flight
             samples = {
-                request.label: sampler.collect(queries, request, adapter, limit, progress(say, request.label))
+                request.label: sampler.collect(queries, request, adapter, limit, of_samples(say, request.label))
                 for request in requests
             }
             if keep is not None:
@@ -241,19 +239,6 @@ class FinishedRun:
         sampler = make_sampler(self.config, self.task, seed, metrics=metrics)
         files = {path.name: path.read_bytes() for path in self.adapter_folder.iterdir()}
         return sampler, sampler.policy.load_adapter(1, files_sha256(files), self.adapter_folder.resolve())
-
-
-def progress(say: Callable[[str], None], label: str) -> Callable[[int, int], None]:
-    """Says now and then how many samples of a label are done."""
-    last = time.monotonic()
-
-    def told(done: int, n: int) -> None:
-        nonlocal last
-        if time.monotonic() - last >= TOLD_EVERY_S:
-            last = time.monotonic()
-            say(f"samples ({label}): {done} of {n}")
-
-    return told
 
 
 def _chosen_anew(config: RunConfig, overrides: Sequence[str]) -> RunConfig:

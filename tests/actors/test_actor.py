@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 import actors.actor
 from actors.actor import Actor
@@ -17,6 +18,7 @@ from buffer.replay import BufferFull
 from common.config import RunConfig
 from common.errors import EngineFault, RunFault
 from common.metrics import ActorMetrics, new_registry
+from common.tasks import SampleRequest
 
 
 class Words:
@@ -132,3 +134,30 @@ def test_nothing_is_sampled_for_training_while_the_last_adapter_is_evaluated(is_
     actor._held_out = SimpleNamespace(training_is_over=is_over)  # type: ignore[assignment]
     assert actor._may_sample() == (not is_over)
     assert actor._phase() == ("evaluating the last adapter" if is_over else "sampling")
+
+
+@pytest.mark.parametrize("has_redis", [True, False])
+def test_an_evaluation_says_how_far_it_is_and_needs_no_redis(has_redis: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[tuple[str, object]] = []
+
+    def beat(actor: Actor, phase: str) -> None:
+        if not has_redis:
+            raise RedisConnectionError("it is gone")
+        said.append((phase, actor._drawn))
+
+    def collect(queries: Any, request: Any, adapter: Any, limit: int, told: Any) -> dict[str, list[Any]]:
+        told(1, 2)
+        told(2, 2)
+        return {"q": []}
+
+    monkeypatch.setattr(actors.actor, "HOUSEKEEPING_S", 0.0)
+    monkeypatch.setattr(Actor, "_beat", beat)
+    actor = Actor.__new__(Actor)
+    actor._evaluation_threads, actor._next_word, actor._drawn = 0, 0.0, None
+    actor.section = RunConfig.model_validate({"task": {"name": "rng"}}).actor
+    actor.sampler = SimpleNamespace(in_flight=0, collect=collect)  # type: ignore[assignment]
+    actor.adapters = SimpleNamespace(is_behind=lambda: None, current=None)  # type: ignore[assignment]
+    actor.task = SimpleNamespace(queries=lambda split: [])  # type: ignore[assignment]
+    assert actor.evaluate([SampleRequest("trained", adapter=True, temperature=1.0, n=2)]) == {"trained": {"q": []}}
+    expected = [("evaluating", (1, 2)), ("evaluating", (2, 2)), ("stopped", None)]
+    assert said == (expected if has_redis else [])

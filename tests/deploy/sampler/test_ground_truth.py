@@ -164,7 +164,10 @@ def test_a_reward_of_ones_own_is_part_of_it_and_what_it_says_nothing_of_has_none
         assert exact.without_reward == len(SPACE) - len(trajectories) > 0
         assert exact.log_z == pytest.approx(float(np.logaddexp.reduce(log_r)), abs=1e-3)
         inference.section = InferenceSection(chains=4, mcmc_steps=40, particles=600, smc_block=1)
+        far: list[tuple[int, int]] = []
+        inference.told = lambda done, n: far.append((done, n))
         own = inference.chains([query])[query.id]
+        assert far == [(step, 40) for step in range(1, 41)]
         assert not any(two in draft.actions for chain in own.chains.states for draft in chain)
         # A particle that isn't finished goes on, though the function says nothing of it.
         assert inference.particles(query).log_z == pytest.approx(float(np.logaddexp.reduce(log_r)), abs=0.5)

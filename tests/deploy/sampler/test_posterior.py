@@ -18,7 +18,7 @@ from common.errors import EXIT_USER, UserError
 from common.tasks import SampleRequest, make_task
 from common.trajectory import NO_SHA256, Behaviour, Query, Trajectory
 from deploy.cli.main import main
-from deploy.sampler import finished_run
+from deploy.run import progress
 from deploy.sampler.finished_run import FinishedRun
 from deploy.sampler.opened import Sampler
 from deploy.sampler.posterior import PosteriorMaker, candidates_for, refuse
@@ -333,7 +333,7 @@ def test_targets_are_answered_on_the_command_line_by_as_many_draws_as_that_takes
 def test_how_far_a_drawing_is_is_told_on_stderr_alone(
     run: FinishedRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(finished_run, "TOLD_EVERY_S", 0.0)
+    monkeypatch.setattr(progress, "SAY_EVERY_S", 0.0)
     assert sampled(run, [drawn(run, 1)], monkeypatch, "-n", "3", "--json") == (0, 3)
     said = capsys.readouterr()
     assert len(json.loads(said.out)) == 3 and said.err == f"{run.folder}: samples (trained): 3 of 3\n"

@@ -1,0 +1,27 @@
+"""Lines that say how far something is that takes long."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+SAY_EVERY_S = 10.0
+"""Between such lines."""
+
+
+def progress(say: Callable[[str], None], what: str) -> Callable[[int, int], None]:
+    """Says now and then how many of what are done."""
+    last = time.monotonic()
+
+    def told(done: int, n: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= SAY_EVERY_S:
+            last = time.monotonic()
+            say(f"{what}: {done} of {n}")
+
+    return told
+
+
+def of_samples(say: Callable[[str], None], label: str) -> Callable[[int, int], None]:
+    """Of a request's samples."""
+    return progress(say, f"samples ({label})")
