@@ -134,6 +134,8 @@ class Target:
         of_other = other.standard_error
         error = _of_difference(value.standard_error, None if of_other is None else self.factor * of_other)
         least = self.factor * other.mean + self.more
+        if least > 1 and "accuracy" in self.figure:
+            asked += " (above 1, which nothing reaches)"
         why = "" if value.mean >= least else _why(figures, self.condition, self.method, self.figure)
         return _judged(asked, value.mean, least, error) + why
 

@@ -45,6 +45,12 @@ def test_targets_are_judged_by_the_means_over_the_seeds_of_all_tables(tables: Pa
     assert f"- GFlowNet + SFT: {asked}: 0.700, met by 0.100 ± 0.200." in text
 
 
+def test_a_target_that_no_accuracy_can_be_is_told(tables: Path) -> None:
+    rows = {("", method): {"test_5_operands.accuracy": 0.66} for method in ("SFT", "GFlowNet")}
+    results.take(save(tables, "arithmetic", 0, rows))
+    assert "at least 2 × that of SFT, 0.660 (above 1, which nothing reaches): 0.660, missed by" in results.page()
+
+
 def test_a_continuation_is_held_against_the_decoding_methods_at_its_own_diversity(tables: Path) -> None:
     points = {"temperature 0.5": (0.2, -10.0), "temperature 1": (0.6, -30.0), "nucleus 0.9": (0.4, -25.0)}
     points |= {"GFlowNet, reward temperature 0.9": (0.4, -19.0), "GFlowNet, reward temperature 0.7": (0.3, -18.0)}
