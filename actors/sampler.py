@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
@@ -295,18 +295,21 @@ class TrajectorySampler:
 
         Those that make no valid trajectory are missing. Where it is interrupted or fails, nothing is left in flight.
         """
-        waiting = self._submissions(queries, request, adapter)
+        n, waiting = self._submissions(queries, request, adapter)
         found: dict[str, list[Trajectory]] = {query.id: [] for query in queries}
-        n, self._collecting = len(waiting), True
-        missing = n
+        self._collecting = True
+        submitted = done = 0
         try:
-            while waiting or self.in_flight:
-                while waiting and self.in_flight < max_in_flight:
-                    waiting.pop()()
+            submit = next(waiting, None)
+            while submit is not None or self.in_flight:
+                while submit is not None and self.in_flight < max_in_flight:
+                    submit()
+                    submitted += 1
+                    submit = next(waiting, None)
                 for trajectory in self.step():
                     found[trajectory.query_id].append(trajectory)
-                    missing -= 1
-                    told(n - missing, n)
+                    done += 1
+                    told(done, n)
                 self.check_own_reward()
         except BaseException:
             # The next call would take what is left for its own.
@@ -314,30 +317,31 @@ class TrajectorySampler:
             raise
         finally:
             self._collecting = False
-        if missing:
+        if done < submitted:
+            missing = submitted - done
             log.warning("%d samples of %s are missing, the last: %s", missing, request.label, self.last_rejection)
         return found
 
     def _submissions(
         self, queries: Sequence[Query], request: SampleRequest, adapter: LoadedAdapter | None
-    ) -> list[Callable[[], object]]:
-        """One call for each sample of a request."""
+    ) -> tuple[int, Iterator[Callable[[], object]]]:
+        """How many samples of a request there are, and one call for each. Beams are searched for as they are asked for,
+        and may be fewer where the mask allows no more."""
         if request.beams:
             search = self._beam_search
-            return [
-                partial(self.submit_given, query, ids, every_state=request.every_state)
-                for query in queries
-                for ids in search.search(query, request.beams, request.diversity_penalty)[: request.n]
-            ]
+
+            def beams(query: Query) -> list[list[int]]:
+                return search.search(query, request.beams, request.diversity_penalty)[: request.n]
+
+            most = min(request.n, request.beams)
+            return most * len(queries), self._of_given(queries, beams, request)
         if request.given:
-            rationales = {**self.task.known_rationales(), **self.task.rationales()}
-            return [
-                partial(self.submit_given, query, ids, every_state=request.every_state)
-                for query in queries
-                for ids in rationales.get(query.id, [])[: request.n]
-            ]
+            known = {**self.task.known_rationales(), **self.task.rationales()}
+            given = {query.id: known.get(query.id, [])[: request.n] for query in queries}
+            n = sum(map(len, given.values()))
+            return n, self._of_given(queries, lambda query: given[query.id], request)
         source: Source = "policy" if request.temperature == 1.0 else "tempered"
-        return [
+        sampled = (
             partial(
                 self.submit,
                 query,
@@ -351,7 +355,15 @@ class TrajectorySampler:
             )
             for query in queries
             for _ in range(request.n)
-        ]
+        )
+        return request.n * len(queries), sampled
+
+    def _of_given(
+        self, queries: Sequence[Query], rationales: Callable[[Query], Sequence[Sequence[int]]], request: SampleRequest
+    ) -> Iterator[Callable[[], object]]:
+        for query in queries:
+            for ids in rationales(query):
+                yield partial(self.submit_given, query, ids, every_state=request.every_state)
 
     @cached_property
     def _beam_search(self) -> BeamSearch:

@@ -229,7 +229,7 @@ def test_a_call_that_is_interrupted_leaves_nothing_that_the_next_one_takes_for_i
         sampler.collect([query], SampleRequest("hot", False, 2.0, 6), None, 8)
     engine.fault = None
     assert sampler.in_flight == 0 and not engine.busy
-    found = sampler.collect([other, query], SampleRequest("drawn", False, 1.0, 1), None, 8)
+    found = sampler.collect([query, other], SampleRequest("drawn", False, 1.0, 1), None, 8)
     for each, actions in ((query, [TWO]), (other, [TWO, ONE])):
         (item,) = found[each.id]
         assert item.behaviour.temperature == 1.0 and item.action_ids.tolist() == actions
