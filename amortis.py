@@ -97,14 +97,13 @@ def train(
 
         say(report_at_the_end(folder))
 
-    trained = run_to_the_end(found, _evaluate, watch or in_lines(say), say, _diagnose, report)
+    def evaluate(folder: Path) -> dict[str, Any]:
+        from deploy.sampler.diagnosed_run import evaluated_and_diagnosed
+
+        return evaluated_and_diagnosed(folder, say)
+
+    trained = run_to_the_end(found, evaluate, watch or in_lines(say), say, _diagnose, report)
     return TrainResult(trained.config.run_folder, trained.summary)
-
-
-def _evaluate(folder: Path) -> dict[str, Any]:
-    from deploy.sampler.diagnosed_run import evaluated_and_diagnosed
-
-    return evaluated_and_diagnosed(folder)
 
 
 def _diagnose(subject: Subject) -> dict[str, Any]:

@@ -131,7 +131,7 @@ def train(options: argparse.Namespace, overrides: list[str], console: Console) -
     def evaluate(folder: Path) -> dict[str, Any]:
         from deploy.sampler.diagnosed_run import evaluated_and_diagnosed
 
-        return evaluated_and_diagnosed(folder)
+        return evaluated_and_diagnosed(folder, say)
 
     def diagnose(subject: Subject) -> dict[str, Any]:
         from deploy.sampler.diagnosis import at_the_end

@@ -23,18 +23,21 @@ from common.tokens import codec_of
 from deploy.run.best import FOLDER as BEST
 from deploy.run.best import best_folder, in_summary
 from deploy.run.identity import keep_identity
-from deploy.run.launcher import DRAWN, Launcher
+from deploy.run.launcher import DRAWN, Launcher, Watcher
 from deploy.run.run_folder import empty
 from deploy.run.summary import read_json
 from learner.checkpoint import checkpoints
 
 
 def run_em(
-    config: RunConfig, evaluate: Callable[[Path], dict[str, Any]], say: Callable[[str], None] = lambda text: None
+    config: RunConfig,
+    evaluate: Callable[[Path], dict[str, Any]],
+    say: Callable[[str], None] = lambda text: None,
+    watch: Watcher = lambda state: None,
 ) -> dict[str, Any]:
     """All iterations, then the evaluation of the last sampler against the last M step's model; the summary.
 
-    `evaluate` gives the figures of the finished run in a folder.
+    `evaluate` gives the figures of the finished run in a folder; `watch` sees the state of each step's run.
     """
     started, folder = time.monotonic(), config.run_folder
     _begin(config)
@@ -43,13 +46,13 @@ def run_em(
     for iteration in range(1, config.em.iterations + 1):
         say(f"E step {iteration} of {config.em.iterations}")
         e_config = _e_step(config, iteration, sampler, model)
-        interrupted, stopped_because = _run(e_config, draw=config.em.samples_per_query)
+        interrupted, stopped_because = _run(e_config, watch, draw=config.em.samples_per_query)
         if interrupted:
             break
         sampler = e_config.run_folder / "adapter"
         say(f"M step {iteration} of {config.em.iterations}")
         m_config = _m_step(config, iteration, model, e_config.run_folder / DRAWN)
-        interrupted, stopped_because = _run(m_config)
+        interrupted, stopped_because = _run(m_config, watch)
         if interrupted:
             break
         model = m_config.run_folder / "adapter"
@@ -148,14 +151,14 @@ def _step(
     )
 
 
-def _run(config: RunConfig, draw: int = 0) -> tuple[bool, str | None]:
+def _run(config: RunConfig, watch: Watcher, draw: int = 0) -> tuple[bool, str | None]:
     """Run a step unless it is done; whether it was interrupted, and why."""
     if _is_done(config):
         return False, None
     if config.run_folder.exists() and not config.run.resume:
         # This run's own step, which an interruption left without a checkpoint to go on from.
         empty(config.run_folder)
-    summary = Launcher(config, draw=draw).run()
+    summary = Launcher(config, watch, draw=draw).run()
     return bool(summary["interrupted"]), summary.get("stopped_because")
 
 

@@ -39,9 +39,9 @@ def train(
 
     `evaluate` gives the figures of the finished run in a folder, its diagnosis included, which an expectation
     maximisation ends with; `diagnose` diagnoses the sampler that any other run ends with. `watch` sees the state of a
-    run's training, `say` gets a line at each step of an expectation maximisation, and now and then of how far a run
-    without training is. `report` makes the report of a run's
-    folder at its end, or when it stops itself. Raises UserError and RunFault.
+    run's training, and of each step of an expectation maximisation; `say` gets a line at each of these steps, and now
+    and then one of how far a run without training is. `report` makes the report of a run's folder at its end, or when
+    it stops itself. Raises UserError and RunFault.
     """
     if threading.current_thread() is not threading.main_thread():
         # Signals, by which a run is stopped in good order, come to that thread alone.
@@ -67,7 +67,7 @@ def _run(
     if config.em.iterations:
         from deploy.run.em import run_em
 
-        return run_em(config, evaluate, say)
+        return run_em(config, evaluate, say, watch)
     if config.learner.objective == "prompting":
         from deploy.run.prompting import run_prompting
 

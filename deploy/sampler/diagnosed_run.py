@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,16 +83,18 @@ def subject_of(
     return Subject(run.folder, run.config, run.task, digest, queries, collect, policy or run.policy, best_known)
 
 
-def evaluated_and_diagnosed(folder: Path) -> dict[str, Any]:
-    """The figures of a finished run, and what its summary says of its diagnosis: one engine for both."""
+def evaluated_and_diagnosed(folder: Path, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+    """The figures of a finished run, and what its summary says of its diagnosis: one engine for both. `say` is told how
+    far the drawing is."""
     run = FinishedRun(folder)
     policy = run.policy()
     start = cache(lambda: run.sampler(run.config.run.seed))
     try:
-        figures = run.figures(policy, start, corrected=False, keep=folder / SAMPLES)
+        figures = run.figures(policy, start, say, corrected=False, keep=folder / SAMPLES)
         if wanted_requests(run.task, run.config):
             queries = spread(run.task.queries("test"), run.config.diagnose.queries)
-            figures |= diagnosed(run.config, at_the_end, lambda: subject_of(run, queries, start, lambda: policy))
+            subject = partial(subject_of, run, queries, start, lambda: policy, say)
+            figures |= diagnosed(run.config, at_the_end, subject)
     finally:
         if start.cache_info().currsize:
             sampler, _ = start()

@@ -14,7 +14,8 @@ from common.config_loading import as_data, load_run
 from common.errors import UserError
 from deploy.run.best import Best, keep_best, load_best
 from deploy.run.checks import prepare
-from deploy.run.em import _e_step, _finish, _m_step
+from deploy.run.em import _e_step, _finish, _m_step, run_em
+from deploy.run.launcher import DRAWN, RunState, Watcher
 from deploy.sampler.finished_run import FinishedRun
 from learner.policy import LoraPolicy
 from tests.deploy.run.runs import config_of, make_run
@@ -81,3 +82,25 @@ def test_a_run_that_was_given_a_reference_is_evaluated_by_its_last_m_step_and_go
     with pytest.raises(UserError, match=r"reference\.adapter = '.*other': is not what the run was trained with"):
         FinishedRun(folder, ["--reference.adapter", str(tmp_path / "other")])
     assert load_run(folder).reference.adapter == made
+
+
+def test_each_step_s_run_is_watched(tmp_path: Path, digit_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Run:
+        """Draws in its E step, and is interrupted in its M step."""
+
+        def __init__(self, config: RunConfig, watch: Watcher, draw: int) -> None:
+            self._config, self._watch, self._draw = config, watch, draw
+
+        def run(self) -> dict[str, bool]:
+            self._watch(RunState(self._config))
+            if self._draw:
+                (self._config.run_folder / DRAWN).write_text("{}\n")
+            return {"interrupted": not self._draw}
+
+    monkeypatch.setattr(deploy.run.em, "Launcher", Run)
+    config = prepare(config_of(tmp_path, digit_model, "--run.name", "em", "--em.iterations", "1"))
+    for name in ("e1", "m1"):
+        (config.run_folder / name).mkdir(parents=True)
+    watched: list[str | None] = []
+    summary = run_em(config, lambda folder: {}, watch=lambda state: watched.append(state.config.run.name))
+    assert watched == ["e1", "m1"] and summary["interrupted"]
