@@ -73,6 +73,8 @@ class Actor:
         log.info("metrics on %s", self.metrics_address)
         self._blocked_s = 0.0
         self._first_adapter_at: float | None = None
+        self._over_at: float | None = None
+        """When its loop ended."""
         self._beat(STARTING)
         self.sampler = make_sampler(
             config,
@@ -115,6 +117,7 @@ class Actor:
             if self._held_out is not None:
                 self._held_out.give_back()
             self._count_tokens()
+            self._over_at = time.monotonic()
             self._beat(STOPPED)
         except EngineFault:
             log.exception("the engine failed")
@@ -343,10 +346,11 @@ class Actor:
         )
 
     def _wait_share(self) -> float | None:
-        """Of the time since it could sample first."""
+        """Of the time since it could sample first, as long as it was to."""
         if self._first_adapter_at is None:
             return None
-        return self._blocked_s / max(1e-9, time.monotonic() - self._first_adapter_at)
+        until = time.monotonic() if self._over_at is None else self._over_at
+        return self._blocked_s / max(1e-9, until - self._first_adapter_at)
 
     def _own_reward_status(self) -> dict[str, object]:
         """Texts that a reward of the user's own gave no value for, and why the last of them has none."""

@@ -83,12 +83,8 @@ class RunState:
     quarantined: int = 0
     tokens: int = 0
     """That actors sampled, or read to score."""
-
-    @property
-    def drawn(self) -> str | None:
-        """How far the samples are that an actor draws once training is done."""
-        pairs = (actor.get("drawn") for actor in self.actors.values())
-        return next((f"{pair[0]} of {pair[1]}" for pair in pairs if pair), None)
+    drawn: str | None = None
+    """How far the samples are that an actor draws once training is done."""
 
 
 Watcher = Callable[[RunState], None]
@@ -320,6 +316,7 @@ class Launcher:
     def _show(self, phase: str) -> None:
         if phase != self.state.phase:
             log.info("%s", phase)
+            self.state.drawn = None
         self.state.phase = phase
         self._watch(self.state)
 
@@ -400,7 +397,9 @@ class Launcher:
         """Asked now and then while actors draw; shows how far they are."""
         # Redis may restart; what is drawn needs none.
         with contextlib.suppress(RedisError):
-            self.state.actors = self.control.actors()
+            words = self.control.actors().values()
+            # What else they say is of training no more.
+            self.state.drawn = next(("{} of {}".format(*word["drawn"]) for word in words if word.get("drawn")), None)
         self._show(self.state.phase)
         return self._is_interrupted()
 

@@ -161,3 +161,14 @@ def test_an_evaluation_says_how_far_it_is_and_needs_no_redis(has_redis: bool, mo
     assert actor.evaluate([SampleRequest("trained", adapter=True, temperature=1.0, n=2)]) == {"trained": {"q": []}}
     expected = [("evaluating", (1, 2)), ("evaluating", (2, 2)), ("stopped", None)]
     assert said == (expected if has_redis else [])
+
+
+def test_the_share_that_an_actor_waited_is_of_its_loop_and_not_of_the_evaluation_behind_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    actor = Actor.__new__(Actor)
+    actor._blocked_s, actor._first_adapter_at, actor._over_at = 5.0, 100.0, None
+    monkeypatch.setattr(actors.actor.time, "monotonic", lambda: 120.0)
+    assert actor._wait_share() == 0.25
+    actor._over_at = 110.0
+    assert actor._wait_share() == 0.5

@@ -71,8 +71,13 @@ def test_while_actors_draw_for_the_end_of_a_run_it_is_shown_how_far_they_are() -
         return word
 
     launcher.control = SimpleNamespace(actors=actors)  # type: ignore[assignment]
+    launcher.state.actors = {"actor-1": {"wait_share": 0.25}}
     assert not any(launcher._is_given_up() for _ in range(3))
     assert shown == ["7 of 600", "7 of 600", None]
+    assert launcher.state.actors == {"actor-1": {"wait_share": 0.25}}, "the summary's bottleneck is training's"
+    launcher.state.drawn = "600 of 600"
+    launcher._show("stopping")
+    assert shown[-1] is None, "of the phase before"
     launcher._interrupts = 1
     words.append({})
     assert launcher._is_given_up()
@@ -81,6 +86,6 @@ def test_while_actors_draw_for_the_end_of_a_run_it_is_shown_how_far_they_are() -
 def test_python_says_it_in_its_lines_too() -> None:
     said: list[str] = []
     state = RunState(RunConfig.model_validate({"task": {"name": "rng"}, "run": {"name": "mine"}}))
-    state.phase, state.actors = "evaluating samples, 1 of 2 (trained)", {"actor-0": {"drawn": [7, 600]}}
+    state.phase, state.drawn = "evaluating samples, 1 of 2 (trained)", "7 of 600"
     in_lines(said.append)(state)
     assert said[0].endswith("evaluating samples, 1 of 2 (trained), drawn 7 of 600")
