@@ -24,6 +24,9 @@ END_LIMIT_S = 15.0
 """Longest time that actors get at the end of a run to push what they have."""
 EVALUATION_LIMIT_S = 300.0
 """Longest wait for actors to start or to finish what they were at before the evaluation's samples are drawn."""
+SILENT_LIMIT_S = 60.0
+"""Longest wait for actors that are not heard of, as where memory runs short, before a fresh one takes the place of one:
+its node may be lost."""
 LOOK_S = 0.5
 """Between looks whether the evaluation is to stop."""
 
@@ -190,16 +193,19 @@ class ActorPool:
         should_stop: Callable[[], bool] = lambda: False,
         most: int | None = None,
     ) -> dict[str, dict[str, list[bytes]]]:
-        """Samples for the task's evaluation, drawn by the first actor that can; a fresh one is tried where none can.
+        """Samples for the task's evaluation, drawn by the first actor that can; a fresh one is tried where none can, or
+        none is heard of.
 
         They are of all queries, or of `most` that are spread evenly over them.
         Raises RunFault if that can't either, EvaluationStopped soon after `should_stop` says so.
         """
         self._wait_for_loops(EVALUATION_LIMIT_S, for_one=True, should_stop=should_stop)
         found, last = self._evaluate_by_one(requests, split, should_stop, most)
-        if found is None and last is not None:
-            log.info("a fresh actor takes the evaluation over")
-            self._replace(next(member for member in self._members if member.done))
+        if found is None and self._members:
+            gone = next((member for member in self._members if member.done), self._members[0])
+            why = "is not heard of" if last is None else "could not evaluate"
+            log.warning("%s %s: a fresh actor takes the evaluation over", gone.id, why)
+            self._replace(gone)
             self._wait_for_loops(EVALUATION_LIMIT_S, for_one=True, should_stop=should_stop)
             found, last = self._evaluate_by_one(requests, split, should_stop, most)
         if found is None:
@@ -229,8 +235,9 @@ class ActorPool:
     def _wait_for_loops(
         self, limit_s: float, *, for_one: bool = False, should_stop: Callable[[], bool] = lambda: False
     ) -> None:
-        """Until all loops of actors that live have returned; with `for_one`, an actor that still starts will do."""
-        deadline = time.monotonic() + limit_s
+        """Until all loops of actors that live have returned. With `for_one`, until there is one: an actor that still
+        starts will do, and one that is silent for a while."""
+        deadline, patience = time.monotonic() + limit_s, time.monotonic() + SILENT_LIMIT_S
         while time.monotonic() < deadline:
             if should_stop():
                 raise EvaluationStopped
@@ -241,7 +248,8 @@ class ActorPool:
             alive = any(heard.get(member.id, {}).get("alive") for member in open_)
             # A resumed run's last steps may need no new samples, and be over before an actor is there.
             starting = any(_starts(member, heard.get(member.id, {})) for member in open_)
-            enough = not for_one or not starting or any(member.done for member in self._members)
+            lost = not open_ or (not starting and time.monotonic() > patience)
+            enough = not for_one or lost or any(member.done for member in self._members)
             if not alive and enough:
                 return
             time.sleep(0.1)

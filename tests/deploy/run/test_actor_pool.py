@@ -14,7 +14,7 @@ from buffer.connection import Keys
 from buffer.control import ALIVE_S, STARTING, Control
 from common.config import RunConfig
 from common.errors import EngineDisturbed, EngineFault, RunFault, UserError
-from deploy.run.actor_pool import DISTURBANCES, RETRIES, ActorPool, EvaluationStopped, _Member
+from deploy.run.actor_pool import DISTURBANCES, RETRIES, SILENT_LIMIT_S, ActorPool, EvaluationStopped, _Member
 
 CONFIG = RunConfig.model_validate(
     {"task": {"name": "rng"}, "run": {"name": "test"}, "actor": {"count": 3}, "ray": {"address": "auto"}}
@@ -199,7 +199,7 @@ class _Evaluating:
         RayError = RuntimeError
 
     def wait(self, calls: list[Any], **_: Any) -> tuple[list[Any], list[Any]]:
-        return list(calls), []
+        return [call for call in calls if call.outcome != "silent"], []
 
     def get(self, call: _Call) -> Any:
         if isinstance(call.outcome, Exception):
@@ -230,3 +230,26 @@ def test_an_evaluation_that_failed_is_taken_over_by_one_fresh_actor(
         with pytest.raises(RunFault, match="vLLM failed again"):
             pool.evaluate([])
     assert outcomes == [{"never": {}}]
+
+
+def test_an_actor_that_is_silent_is_waited_for_and_then_a_fresh_one_evaluates(
+    redis_client: Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control, found = Control(redis_client, keys), {"trained": {}}
+    loops = [_Call("silent"), _Call(None)]
+
+    def start(index: int) -> _Member:
+        handle = SimpleNamespace(evaluate=_Call(found))
+        return _Member(index, handle=handle, group=None, loop=loops.pop(0), started_at=time.time() - 2 * ALIVE_S)
+
+    pool = ActorPool(CONFIG, "redis://unused", control)
+    pool._start, pool._ray = start, _Evaluating()  # type: ignore[method-assign]
+    pool._members = [start(0)]
+    now, slept = time.time(), list[float]()
+    monkeypatch.setattr(time, "time", lambda: now - 1.5 * ALIVE_S)
+    control.heartbeat("actor-0", {"phase": "sampling"})
+    monkeypatch.setattr(time, "time", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: sum(slept))
+    monkeypatch.setattr(time, "sleep", slept.append)
+    assert pool.evaluate([]) == found and not loops
+    assert sum(slept) == pytest.approx(SILENT_LIMIT_S, abs=0.2), "it had time to be heard of again"
