@@ -209,7 +209,7 @@ class ActorPool:
             self._wait_for_loops(EVALUATION_LIMIT_S, for_one=True, should_stop=should_stop)
             found, last = self._evaluate_by_one(requests, split, should_stop, most)
         if found is None:
-            why = "none is there" if last is None else last_line(last)
+            why = "none is heard of" if last is None else last_line(last)
             raise RunFault(f"no actor could sample for the evaluation: {why}")
         return found
 
