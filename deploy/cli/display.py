@@ -156,7 +156,9 @@ def state_table(state: RunState) -> Table:
 def state_line(state: RunState) -> str:
     """The run's state as one line."""
     if not state.learner.get("step"):
-        return f"[{time.monotonic() - state.started:4.0f} s] {visible(state.phase)}"
+        # Also of a run that was resumed when only its evaluation was left.
+        drawn = "" if state.drawn is None else f", drawn {state.drawn}"
+        return f"[{time.monotonic() - state.started:4.0f} s] {visible(state.phase)}{drawn}"
     parts = [f"{name} {value}" for name, value in _figures(state).items() if name not in _IN_THE_TABLE]
     return f"[{time.monotonic() - state.started:4.0f} s] {state.phase}: " + ", ".join(parts)
 

@@ -61,6 +61,15 @@ def test_a_loss_of_0_that_teaches_nothing_is_told_from_a_perfect_one(objective: 
     assert ("loss 0.000: nothing to compare" in state_line(state)) == told
 
 
+@pytest.mark.parametrize("step", [0, 20])
+def test_how_far_an_evaluation_is_is_shown_where_no_step_was_made_too(step: int) -> None:
+    state = make_state()
+    state.learner |= {"step": step}
+    assert "drawn" not in state_line(state)
+    state.drawn = "7 of 600"
+    assert "drawn 7 of 600" in state_line(state)
+
+
 def test_what_was_set_aside_is_shown_with_what_a_reward_function_says() -> None:
     state = make_state()
     assert "set aside 7, " in state_line(state)
