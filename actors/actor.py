@@ -75,6 +75,8 @@ class Actor:
         self._first_adapter_at: float | None = None
         self._over_at: float | None = None
         """When its loop ended."""
+        self._drawn: tuple[int, int] | None = None
+        """Of an evaluation's samples, how many are done, and how many there are."""
         self._beat(STARTING)
         self.sampler = make_sampler(
             config,
@@ -97,8 +99,6 @@ class Actor:
         self._ready: list[Trajectory] = []
         self._pushed = self._tokens_told = 0
         self._next_housekeeping = self._last_push = self._next_word = 0.0
-        self._drawn: tuple[int, int] | None = None
-        """Of an evaluation's samples, how many are done, and how many there are."""
         self._blocked_since: float | None = None
         self._order: list[Query] = []
         # On a cluster the learner's cores are elsewhere, and those beside an actor are others'.
@@ -339,7 +339,7 @@ class Actor:
                 "probe_without_adapter": probe.without if probe else None,
                 "adapter_error": adapters.last_error if adapters else None,
                 "evaluating": held_out.version if held_out else None,
-                "drawn": getattr(self, "_drawn", None),
+                "drawn": self._drawn,
                 WAIT_SHARE: self._wait_share(),
                 HAND_OVERS: adapters.hand_overs_s if adapters else [],
             },
