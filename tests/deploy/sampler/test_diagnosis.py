@@ -26,6 +26,7 @@ from common.tasks import SampleRequest
 from common.trajectory import Behaviour, Query, Trajectory
 from deploy.cli.diagnose import show
 from deploy.cli.main import main
+from deploy.run import progress
 from deploy.run.actor_pool import EvaluationStopped
 from deploy.run.diagnosis import Subject, diagnosed
 from deploy.sampler import finished_run, reward_precision
@@ -433,31 +434,28 @@ def test_the_buffer_of_a_run_that_has_none_is_told_of(run: FinishedRun) -> None:
     assert subject.best_known([subject.queries[0].id], 5) == {}
 
 
-def test_how_far_the_drawing_is_is_told_now_and_then(monkeypatch: pytest.MonkeyPatch, run: FinishedRun) -> None:
-    def begin() -> None:
-        clock = iter([0.0, 9.0, 11.0, 11.0, 12.0, 30.0, 30.0])
-        monkeypatch.setattr(finished_run.time, "monotonic", lambda: next(clock))
+def test_both_a_diagnosis_and_an_evaluation_say_how_far_their_drawing_is(
+    monkeypatch: pytest.MonkeyPatch, run: FinishedRun
+) -> None:
+    monkeypatch.setattr(progress, "SAY_EVERY_S", 0.0)
 
     def collect(queries: Any, request: SampleRequest, adapter: Any, limit: int, told: Any) -> dict[str, Any]:
-        for done in (1, 2, 3, 4):
-            told(done, 4)
+        told(3, 4)
         return {}
 
     said: list[str] = []
     sampler: Any = SimpleNamespace(collect=collect)
     subject = subject_of(run, run.task.queries("test")[:1], lambda: (sampler, None), say=said.append)  # type: ignore[arg-type]
     request = SampleRequest("trained", adapter=True, temperature=1.0, n=4)
-    begin()
     subject.collect([request])
-    assert said == ["samples (trained): 2 of 4", "samples (trained): 4 of 4"]
+    assert said == ["samples (trained): 3 of 4"]
     # An evaluation's draws are as many.
     monkeypatch.setattr(finished_run, "wanted_requests", lambda task, config: [request])
     monkeypatch.setattr(type(run.task), "evaluate_policy", lambda self, policy: {})
     monkeypatch.setattr(type(run.task), "evaluate_samples", lambda self, samples, weights: {})
-    begin()
     policy: Any = object()
     run.figures(policy, lambda: (sampler, None), said.append)  # type: ignore[arg-type, return-value]
-    assert said == ["samples (trained): 2 of 4", "samples (trained): 4 of 4"] * 2
+    assert said == ["samples (trained): 3 of 4"] * 2
 
 
 def test_a_reward_in_float32_is_exact_without_loading_anything(
