@@ -18,6 +18,7 @@ from common.config import RunConfig
 from common.shown import shortened
 from common.terminal import cells, title
 from deploy.cli.display import evaluation_lines, set_aside
+from deploy.run.progress import of_actors
 
 PROMPT_LETTERS = 100
 
@@ -68,6 +69,8 @@ class Status:
     """Why the run ends or has ended."""
     bottleneck: str | None
     """Whether learner or actors are too slow for the other; None before there is anything to tell."""
+    drawn: str | None
+    """How many samples there are of those that are drawn for the run's end, while they are."""
     stop_when: str | None
     """How far `learner.stop_when` is, where it is set."""
     evaluation: dict[str, Any]
@@ -129,6 +132,7 @@ class Status:
             actors=tuple(actors),
             stop=control.stop_reason(),
             bottleneck=bottleneck(learner, words.values(), config),
+            drawn=of_actors(word for word in words.values() if word["alive"]),
             stop_when=learner.get("stop_when"),
             evaluation=evaluations.state(),
         )
@@ -170,6 +174,7 @@ def status_table(status: Status) -> Group:
         "set aside": set_aside(status.quarantined, [asdict(actor) for actor in status.actors]),
         "adapter": f"v{status.adapter_version}",
         **({"bottleneck": status.bottleneck} if status.bottleneck else {}),
+        **({"drawn": status.drawn} if status.drawn else {}),
         **evaluation_lines(status.evaluation),
         **({"stop when": status.stop_when} if status.stop_when else {}),
         "actors alive": f"{alive}/{status.actors_wanted}",

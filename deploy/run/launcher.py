@@ -52,6 +52,7 @@ from deploy.run.diagnosis import UNFINISHED, Diagnose, Subject, diagnosed, is_wa
 from deploy.run.evaluation import Evaluator
 from deploy.run.identity import keep_identity
 from deploy.run.kept_samples import SAMPLES, keep_samples
+from deploy.run.progress import of_actors
 from deploy.run.put_aside import begun
 from deploy.run.summary import tokens_per_sample, wanted_requests, write_summary
 
@@ -397,9 +398,8 @@ class Launcher:
         """Asked now and then while actors draw; shows how far they are."""
         # Redis may restart; what is drawn needs none.
         with contextlib.suppress(RedisError):
-            words = self.control.actors().values()
             # What else they say is of training no more.
-            self.state.drawn = next(("{} of {}".format(*word["drawn"]) for word in words if word.get("drawn")), None)
+            self.state.drawn = of_actors(self.control.actors().values())
         self._show(self.state.phase)
         return self._is_interrupted()
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 SAY_EVERY_S = 10.0
 """Between such lines."""
@@ -25,3 +26,8 @@ def progress(say: Callable[[str], None], what: str) -> Callable[[int, int], None
 def of_samples(say: Callable[[str], None], label: str) -> Callable[[int, int], None]:
     """Of a request's samples."""
     return progress(say, f"samples ({label})")
+
+
+def of_actors(words: Iterable[Mapping[str, Any]]) -> str | None:
+    """Of the samples that an actor draws for a run's end, by its heartbeat; None where none does."""
+    return next(("{} of {}".format(*word["drawn"]) for word in words if word.get("drawn")), None)

@@ -22,7 +22,7 @@ from common.reward import RewardWeights
 from common.trajectory import Query
 from deploy.cli.display import state_line, state_table
 from deploy.cli.main import main
-from deploy.cli.status import samples_table
+from deploy.cli.status import Status, samples_table, status_table
 from deploy.run.launcher import RunState
 from tests.conftest import make_query, make_trajectory
 
@@ -53,6 +53,23 @@ def test_the_live_display_shows_the_last_evaluation_and_the_best_adapter() -> No
         assert "accuracy 0.750 (step 80, v17)" in text
     state.evaluation = {}
     assert "best adapter" not in shown(state_table(state)) and "evaluation" not in shown(state_table(state))
+
+
+def test_status_shows_how_many_of_the_last_samples_a_living_actor_has_drawn(redis_client: Redis) -> None:
+    config = RunConfig.model_validate({"task": {"name": "rng"}, "run": {"name": "mine"}})
+    control, keys = Control(redis_client, Keys("mine")), Keys("mine")
+    control.put_config(config)
+    buffer = ReplayBuffer.of(config, redis_client, keys)
+    buffer.open()
+    control.heartbeat("actor-0", {"phase": "sampling", "host": "a", "drawn": None})
+    control.heartbeat("actor-1", {"phase": "sampling", "host": "a", "drawn": [120, 1800]})
+
+    def looked() -> Status:
+        return Status.read("mine", config, control, buffer, Evaluations(redis_client, keys))
+
+    assert looked().drawn == "120 of 1800" and "120 of 1800" in shown(status_table(looked()))
+    control.heartbeat("actor-1", {"phase": "sampling", "host": "a", "drawn": None})
+    assert looked().drawn is None and "drawn" not in shown(status_table(looked()))
 
 
 DIAGNOSIS = {
