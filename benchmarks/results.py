@@ -48,7 +48,7 @@ Figures = Mapping[tuple[str, str, str], Entry]
 """Of a comparison, by condition, method and figure."""
 
 
-MATRIX = ("arithmetic", "subjectivity", "continuation", "infilling")
+MATRIX = ("arithmetic", "subjectivity", "continuation", "infilling", "infilling-passages")
 """The comparisons of methods; the others are sweeps of settings."""
 _TRAINED = {"steps", "iterations"}
 """Figures of cells that train, of EM the second."""
@@ -172,13 +172,8 @@ def _all_judged(targets: Sequence[Target], figures: Figures) -> list[str]:
 
 
 def _continuation_target(table: Figures) -> list[str]:
-    points = {
-        method: (value.mean, table["", method, "max_log_reward"].mean)
-        for (_, method, figure), value in table.items()
-        if figure == "diversity" and ("", method, "max_log_reward") in table
-    }
-    # MCMC draws from what the GFlowNet learns, at its own price.
-    decoding = {method: point for method, point in points.items() if not method.startswith(("GFlowNet", "MCMC"))}
+    points = _against_diversity(table, "max_log_reward")
+    decoding = _of_decoding(points)
     # Over prompts, of which seeds share most of what is by chance; of the frontier the decoding method's that has most.
     of_prompts = {method: table.get(("", method, "max_log_reward_se")) for method in points}
     errors = {method: entry.mean for method, entry in of_prompts.items() if entry is not None}
@@ -194,8 +189,37 @@ def _continuation_target(table: Figures) -> list[str]:
         if frontier is not None:
             above = f"above the decoding methods' frontier{where}, {frontier:.2f} nats"
             error = _of_difference(errors.get(method), of_frontier)
-            found.append(_judged(f"{method} at diversity {diversity:.3f}, {above}", likelihood, frontier, error))
+            judged = _judged(f"{method} at diversity {diversity:.3f}, {above}", likelihood, frontier, error)
+            found.append(judged + _by_length(table, method))
     return found
+
+
+def _by_length(table: Figures, method: str) -> str:
+    """log p of its samples of so many tokens, held against decoding methods' of as many, at its diversity."""
+    told = []
+    for figure, title in _LENGTHS.items():
+        points = _against_diversity(table, figure)
+        decoding = _of_decoding(points)
+        if method in points and decoding:
+            diversity, likelihood = points[method]
+            frontier = on_hull(list(decoding.values()), min(diversity, max(x for x, _ in decoding.values())))
+            if frontier is not None:
+                told.append(f"{title.removeprefix('log p, ')} {likelihood:.2f} against {frontier:.2f}")
+    return f" Of samples of the same length, on the mean: {'; '.join(told)}." if told else ""
+
+
+def _against_diversity(table: Figures, figure: str) -> dict[str, tuple[float, float]]:
+    """Each method's diversity, and a figure."""
+    return {
+        method: (value.mean, table["", method, figure].mean)
+        for (_, method, name), value in table.items()
+        if name == "diversity" and ("", method, figure) in table
+    }
+
+
+def _of_decoding(points: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+    # MCMC draws from what the GFlowNet learns, at its own price.
+    return {method: point for method, point in points.items() if not method.startswith(("GFlowNet", "MCMC"))}
 
 
 def _of_difference(error: float | None, other: float | None) -> float | None:
@@ -208,6 +232,8 @@ def _judged(asked: str, value: float, least: float, error: float | None = None) 
     return f"{asked}: {value:.3f}, {'met' if value >= least else 'missed'} by {by}."
 
 
+_LENGTHS = {f"log_reward_of_{i}_to_{i + 4}": f"log p, {i} to {i + 4} tokens" for i in (1, 6, 11, 16)}
+"""Figures of continuation by length, with their titles."""
 _AT_FIVE = "accuracy at 5 operands"
 _ARITHMETIC = (
     Target("GFlowNet", _FIVE, "SFT", _AT_FIVE, factor=2),
@@ -226,6 +252,13 @@ _SUBJECTIVITY = (
         for method in ("GFlowNet", "GFlowNet + SFT")
     ),
 )
+_INFILLING_FIGURES = {
+    "mean_log_reward": "mean log R",
+    "max_log_reward": "best log R",
+    "bleu": "BLEU-4",
+    "similarity": "similarity",
+    "diversity": "diversity",
+}
 _INFILLING = tuple(
     Target(method, figure, than, words)
     for figure, words in (("mean_log_reward", "mean log R"), ("similarity", "similarity"))
@@ -288,15 +321,15 @@ SECTIONS = (
     Section(
         "continuation",
         "Continuation: likelihood against diversity",
-        "log p of the best of 10 samples, in nats, mean over 24 prompts that were not trained on, against 1 − the mean "
-        "cosine similarity of their sentence embeddings. Up and to the right is better. Likelihood favours short "
+        "log p of the best of 10 samples, in nats, mean over 100 prompts that were not trained on, against 1 − the "
+        "mean cosine similarity of their sentence embeddings. Up and to the right is better. Likelihood favours short "
         "texts: the last columns are means over all samples of so many tokens, where there are any.",
         {
             "max_log_reward": "log p of the best",
             "diversity": "diversity",
             "mean_actions": "mean length in tokens",
             "tokens_per_sample": "tokens read a sample",
-            **{f"log_reward_of_{i}_to_{i + 4}": f"log p, {i} to {i + 4} tokens" for i in (1, 6, 11, 16)},
+            **_LENGTHS,
         },
         target=_continuation_target,
     ),
@@ -304,13 +337,16 @@ SECTIONS = (
         "infilling",
         "Infilling",
         "The missing fourth sentence of 12 short stories, trained on 24. log R is log p(Z, Y|X) in nats.",
-        {
-            "mean_log_reward": "mean log R",
-            "max_log_reward": "best log R",
-            "bleu": "BLEU-4",
-            "similarity": "similarity",
-            "diversity": "diversity",
-        },
+        _INFILLING_FIGURES,
+        target=partial(_all_judged, _INFILLING),
+    ),
+    Section(
+        "infilling-passages",
+        "Infilling: passages of fiction",
+        "The missing fourth sentence of 100 passages, five sentences of one paragraph each, trained on 128 of other "
+        "texts; all are of the Brown corpus (Francis and Kučera 1964), whose sentences are further apart than a short "
+        "story's. Steps were chosen on 17 passages that are not among these. log R is log p(Z, Y|X) in nats.",
+        _INFILLING_FIGURES,
         target=partial(_all_judged, _INFILLING),
     ),
     Section(

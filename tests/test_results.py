@@ -76,6 +76,27 @@ def test_a_continuation_differs_by_more_than_its_prompts_make_by_chance_or_it_is
     assert "frontier, -20.00 nats: -19.000, met by 1.000 ± 0.500." in results.page()
 
 
+def test_a_continuation_is_held_against_decoded_ones_of_its_length_too(tables: Path) -> None:
+    # Of the first two bins there are such ones; of the third the sampler has none, of the last nothing else has.
+    bins = [f"log_reward_of_{i}_to_{i + 4}" for i in (1, 6, 11, 16)]
+    of_methods = {
+        "temperature 0.5": (0.2, [-4.0, -10.0, -20.0]),
+        "temperature 1": (0.6, [-8.0, -30.0, -40.0]),
+        "GFlowNet, reward temperature 0.9": (0.4, [-5.5, -21.0, None, -50.0]),
+        "MCMC, reward temperature 0.9": (0.4, [-1.0, -1.0, -1.0, -1.0]),
+    }
+    rows = {
+        ("", method): {
+            **{"diversity": diversity, "max_log_reward": -20.0},
+            **{name: value for name, value in zip(bins, values, strict=False) if value is not None},
+        }
+        for method, (diversity, values) in of_methods.items()
+    }
+    results.take(save(tables, "continuation", 0, rows))
+    said = "on the mean: 1 to 5 tokens -5.50 against -6.00; 6 to 10 tokens -21.00 against -20.00.\n"
+    assert f"met by 0.000. Of samples of the same length, {said}" in results.page()
+
+
 def test_a_row_of_fewer_seeds_than_the_others_says_so(tables: Path) -> None:
     for seed, methods in enumerate([("prompting", "SFT", "GFlowNet"), ("prompting", "SFT"), ("prompting",)]):
         rows = {("", method): {"similarity": 0.5} for method in methods}
@@ -136,7 +157,7 @@ def test_what_cells_took_is_told_apart_by_how_many_shared_the_machine(tables: Pa
     results.take(save(tables, "infilling", 1, shared, parallel=2))
     text = results.page()
     assert "10.5 min. 2 cells, 2 at a time on the same cores: 0.3 h, the longest that trains 21.0 min.\n" in text
-    assert "The 5 cells of arithmetic, subjectivity, continuation, infilling took 0.97 h of the machine in all." in text
+    assert f"The 5 cells of {', '.join(results.MATRIX)} took 0.97 h of the machine in all." in text
 
 
 @pytest.mark.parametrize(
