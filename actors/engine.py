@@ -163,9 +163,14 @@ class Engine:
     def _merge_in(self, adapter: LoadedAdapter | None) -> None:
         self._engine.collective_rpc("merge", args=({} if adapter is None else adapter.handle,))
 
-    def serves_alone(self, adapter: LoadedAdapter | None) -> bool | None:
-        """Whether what is in the engine is this adapter's; None where several share a batch."""
-        return None if self._turns is None else self._turns.present == adapter
+    @property
+    def takes_turns(self) -> bool:
+        """Whether requests of one adapter wait until those of another are done, as they are merged."""
+        return self._turns is not None
+
+    def serves_alone(self, adapter: LoadedAdapter | None) -> bool:
+        """Whether it is this adapter's turn."""
+        return self._turns is not None and self._turns.present == adapter
 
     def _load_reference(self, folder: Path) -> LoadedAdapter:
         """Its slot is never given to a version of the policy."""

@@ -73,7 +73,7 @@ class HeldOutSampler:
             # Training's own adapter comes first.
             return
         if self._time is None:
-            self._time = TimeShare(self._section.share, self._max_in_flight, time.monotonic())
+            self._time = TimeShare(self._section.share, self._at_once(), time.monotonic())
         newest = self._evaluations.wanted()
         if newest is not None:
             # Also while the last one's figures are made, when nothing is wanted any more.
@@ -86,6 +86,12 @@ class HeldOutSampler:
         self.renew()
         if not self._waiting and not self._open:
             self._end()
+
+    def _at_once(self) -> int:
+        """How many requests; sampling always goes on beside them, unless they have the engine in turns with it: then
+        few at a time would but change turns the more often."""
+        share = 1.0 if self._sampler.policy.takes_turns else self._section.share
+        return max(1, int(share * self._max_in_flight))
 
     def renew(self) -> None:
         """Show that one is still at it; also wherever the actor's loop may be held up for longer than a lease."""
@@ -136,11 +142,11 @@ class HeldOutSampler:
 
     def _part_of(self, whole: int) -> int:
         """Of so many requests in flight, how many this step's time goes to held-out queries for, as a share of all."""
-        aside, alone = self._sampler.aside_in_flight, self._sampler.policy.serves_alone(self._adapter)
-        if alone is None or self._adapter == self._adapters.current:
+        aside, policy = self._sampler.aside_in_flight, self._sampler.policy
+        if not policy.takes_turns or self._adapter == self._adapters.current:
             return aside
-        # Adapters take turns: it is theirs alone, or training's.
-        return whole if alone and aside else 0
+        # It is theirs alone, or training's.
+        return whole if aside and policy.serves_alone(self._adapter) else 0
 
     def give_back(self) -> None:
         """The actor leaves: another may begin anew with what this one was at."""

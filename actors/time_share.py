@@ -4,16 +4,16 @@ from __future__ import annotations
 
 
 class TimeShare:
-    """Spent time stays within `share` of the time that has passed, and requests within `share` of those at once.
+    """Spent time stays within `share` of the time that has passed, and requests within a number of them at once.
 
     What is in flight already goes on, so the bound is passed by that at most; it is made up for before more begins.
-    Time that was left unused stays to be used, but never by more requests at once: sampling always goes on beside.
+    Time that was left unused stays to be used, but never by more requests at once.
     """
 
-    def __init__(self, share: float, max_in_flight: int, now: float) -> None:
+    def __init__(self, share: float, at_once: int, now: float) -> None:
         """`now` and all later times are in seconds of one clock."""
         self._share, self._since, self.spent_s = share, now, 0.0
-        self._at_once = max(1, int(share * max_in_flight))
+        self._at_once = at_once
         self._is_bounded = True
 
     def spend(self, took_s: float, part: int, whole: int) -> None:

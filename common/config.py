@@ -505,8 +505,8 @@ class EvaluationSection(Section):
         0.1,
         gt=0,
         le=1,
-        description="bound of an actor's time, and of its requests at once, that evaluation may take, and diagnosis "
-        "with diagnose.every: both together",
+        description="bound of an actor's time, and where adapters share a batch of its requests at once, that "
+        "evaluation may take, and diagnosis with diagnose.every: both together",
     )
     queries: int = Field(
         32, ge=1, description="held-out queries at most, spread evenly over the task's; a small set that stays the same"

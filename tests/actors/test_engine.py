@@ -123,7 +123,7 @@ def test_layers_that_adapters_can_not_be_merged_into_are_served_by_lora_and_the_
     assert "can't be merged" in caplog.text and "packed in a way" in caplog.text
     perturbed(policy, seed=5)
     adapter = load(other, policy, tmp_path)
-    assert other.serves_alone(adapter) is None, "several adapters share a batch"
+    assert not other.takes_turns, "several adapters share a batch"
     for item in sampler_of(other).collect([QUERY], SampleRequest("some", True, 1.0, 8), adapter, 8)[QUERY.id]:
         found = item.behaviour.sampler_log_prob.sum() + item.behaviour.stop_log_prob
         assert found == pytest.approx(policy.log_prob(QUERY, [tuple(item.action_ids.tolist())])[0], abs=1e-3)

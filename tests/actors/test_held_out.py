@@ -53,8 +53,7 @@ class Sampler:
         self.actor_id, self.metrics = "actor-0", ActorMetrics(new_registry())
         self.submitted, self.open = list[Query](), list[tuple[Query, int, Any]]()
         self.in_flight = 0
-        self.alone: bool | None = None
-        self.policy = SimpleNamespace(serves_alone=lambda adapter: self.alone)
+        self.policy = SimpleNamespace(takes_turns=False, serves_alone=lambda adapter: False)
 
     @property
     def aside_in_flight(self) -> int:
@@ -183,15 +182,23 @@ def test_a_version_none_of_whose_samples_has_a_value_is_handed_over_with_the_rea
     assert drawn.reason == "task.reward raised: \\x1b" and evaluations.skipped() == 1
 
 
-def test_no_more_requests_are_in_flight_than_the_share_of_them(evaluations: Evaluations) -> None:
-    held_out, sampler = make(evaluations, Follower(), share=0.05, samples=4)
+@pytest.mark.parametrize(
+    ("takes_turns", "share", "most"),
+    [(False, 0.05, 3), (False, 0.01, 1), (True, 0.05, 64)],
+    ids=["the share of them", "one at least", "all where it takes turns with sampling"],
+)
+def test_no_more_requests_are_in_flight_than_leave_sampling_its_part(
+    evaluations: Evaluations, takes_turns: bool, share: float, most: int
+) -> None:
+    held_out, sampler = make(evaluations, Follower(), share=share, samples=40)
+    sampler.policy.takes_turns = takes_turns
     evaluations.want(Wanted(1, 10))
     held_out.housekeep()
     held_out.feed()
     # Of 64 at once.
-    assert len(sampler.open) == 3
+    assert len(sampler.open) == most
     held_out.feed()
-    assert len(sampler.open) == 3
+    assert len(sampler.open) == most
 
 
 def test_the_last_evaluation_is_not_bounded_as_nothing_else_is_wanted(evaluations: Evaluations) -> None:
@@ -320,12 +327,12 @@ def test_an_actor_that_is_retired_leaves_its_evaluation_to_another_at_once(evalu
 
 
 @pytest.mark.parametrize(
-    ("alone", "seconds"),
-    [(None, 0.5), (True, 2.0), (False, 0.0)],
+    ("takes_turns", "alone", "seconds"),
+    [(False, False, 0.5), (True, True, 2.0), (True, False, 0.0)],
     ids=["adapters share a batch", "its adapter's turn", "another's turn"],
 )
 def test_a_step_s_time_is_the_evaluation_s_by_its_part_of_the_requests_in_the_engine(
-    evaluations: Evaluations, monkeypatch: pytest.MonkeyPatch, alone: bool | None, seconds: float
+    evaluations: Evaluations, monkeypatch: pytest.MonkeyPatch, takes_turns: bool, alone: bool, seconds: float
 ) -> None:
     now = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
@@ -333,7 +340,8 @@ def test_a_step_s_time_is_the_evaluation_s_by_its_part_of_the_requests_in_the_en
     evaluations.want(Wanted(1, 10))
     held_out.housekeep()
     held_out.feed()
-    sampler.in_flight, sampler.alone = 4 * sampler.aside_in_flight, alone
+    sampler.in_flight = 4 * sampler.aside_in_flight
+    sampler.policy.takes_turns, sampler.policy.serves_alone = takes_turns, lambda adapter: alone
     with held_out.timed():
         now[0] += 2.0
     sampler.finish()

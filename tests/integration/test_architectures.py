@@ -86,7 +86,7 @@ def sampled(name: str, adapters: str, folder: Path) -> Sampled:
     # Made before the engine and used after it, as a finished run's is.
     section = SECTION.model_copy(update={"adapters": adapters})
     engine = Engine(model, section, "float32", task.action_space, lora, seed=0)
-    assert (engine.serves_alone(None) is None) == (adapters == "lora")
+    assert engine.takes_turns == (adapters != "lora")
     adapter = engine.load_adapter(1, "1" * 64, folder / "adapter")
     sampler = TrajectorySampler(task, engine, engine, ActorMetrics(new_registry()))
     queries = task.queries("train")
