@@ -114,11 +114,12 @@ class Trainer:
 
     def run(self) -> None:
         """Train to the last step or until asked to stop; always leaves a checkpoint and the adapter folder."""
-        if self.config.run.resume:
-            self._resume()
         if self.config.run.evaluate_base:
+            # It is so before what was learned is restored.
             self._report_phase("evaluating the untrained policy")
             self._record_evaluation("before")
+        if self.config.run.resume:
+            self._resume()
         self.publish()
         if self.curve is not None and self.curve.due(self.progress.step):
             self._evaluate_if_due()

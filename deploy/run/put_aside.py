@@ -6,6 +6,9 @@ import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from common.config import RunConfig
 from common.config_loading import save_resolved
@@ -23,6 +26,8 @@ OF_THE_END = (
 """What an earlier part of a resumed run left is not this part's."""
 OF_THE_BEST = (BEST_DIAGNOSIS, f"{BEST_CALIBRATION}.json", f"{BEST_CALIBRATION}.png")
 """Nor is what it left of the best adapter, unless no other has become the best."""
+OF_THE_BEGINNING = "evaluation_before.json"
+"""Nor is the untrained policy's evaluation under other settings of the task."""
 _NEWEST, _BEST = "newest", "best"
 
 
@@ -37,6 +42,8 @@ def begun(config: RunConfig) -> Iterator[None]:
         return
     _put_aside(folder)
     save_resolved(config, folder / CONFIG)
+    if (folder / OF_THE_BEGINNING).exists() and _task_of(folder / CONFIG) != _task_of(folder / ASIDE / CONFIG):
+        (folder / OF_THE_BEGINNING).rename(folder / ASIDE / OF_THE_BEGINNING)
     try:
         yield
     finally:
@@ -64,7 +71,7 @@ def _end(folder: Path) -> None:
     aside = folder / ASIDE
     before = (aside / _NEWEST).read_text(encoding="utf-8") if (aside / _NEWEST).exists() else ""
     if _newest(folder) == before and not _learner_is_done(folder):
-        for name in (CONFIG, SUMMARY, *OF_THE_END):
+        for name in (CONFIG, SUMMARY, OF_THE_BEGINNING, *OF_THE_END):
             if (aside / name).exists():
                 (aside / name).replace(folder / name)
     if (aside / _BEST).exists() and (aside / _BEST).read_bytes() == _best(folder):
@@ -73,6 +80,11 @@ def _end(folder: Path) -> None:
             if (aside / name).exists() and not (folder / name).exists():
                 (aside / name).rename(folder / name)
     shutil.rmtree(aside)
+
+
+def _task_of(path: Path) -> Any:
+    """The task's settings, of a configuration that may be of an earlier version."""
+    return yaml.safe_load(path.read_text(encoding="utf-8"))["task"] if path.exists() else None
 
 
 def _learner_is_done(folder: Path) -> bool:

@@ -218,6 +218,9 @@ def test_a_process_that_goes_wrong_ends_the_run_with_its_cause_and_nothing_is_lo
     assert [path.name for path in checkpoints(config.run_folder / "checkpoints")] == ["step-000004"]
     if how == "--die":
         return
+    first = config.run_folder / "evaluation_before.json"
+    untrained = json.loads(first.read_text())["metrics"]
+    first.unlink()
     # As the launcher starts it: it becomes as many as it is to be by itself.
     run = config.run.model_copy(update={"resume": True})
     save_resolved(config.model_copy(update={"run": run}), config.run_folder / "config.yaml")
@@ -225,6 +228,9 @@ def test_a_process_that_goes_wrong_ends_the_run_with_its_cause_and_nothing_is_lo
     resumed = start(redis_url, "-m", "learner", config.run_folder)
     assert resumed.returncode == 0, resumed.stderr
     assert control.fault() is None
+    # What was missing is made of the untrained policy, not of the one that it goes on with.
+    assert json.loads(first.read_text())["metrics"] == pytest.approx(untrained)
+    assert json.loads((config.run_folder / "evaluation_after.json").read_text())["metrics"] != pytest.approx(untrained)
     together = rows(config)
     redis_client.flushall()
     assert_same_curve(run_alone(redis_url, redis_client, prepare(redis_client, tmp_path, digit_model, "one")), together)

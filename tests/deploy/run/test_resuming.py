@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from dataclasses import replace
@@ -215,6 +216,30 @@ def test_a_resumed_run_that_was_killed_gives_back_what_the_good_one_had_at_the_n
     with pytest.raises(RunFault), claimed(resumed_from(tmp_path, digit_model)) as config:
         Launcher(config).run()
     assert {name: content for name, content in contents(folder).items() if not name.startswith("logs/")} == before
+
+
+@pytest.mark.parametrize("fault", ["learner: no memory", None])
+def test_the_untrained_policy_s_evaluation_goes_with_the_task_s_settings(
+    tmp_path: Path, digit_model: Path, monkeypatch: pytest.MonkeyPatch, fault: str | None
+) -> None:
+    folder = make_run(config_of(tmp_path, digit_model, "--run.name", "good"))
+    first = folder / "evaluation_before.json"
+    first.write_text("{}")
+    seen = []
+
+    def parts(self: Launcher, stack: object, folder: Path) -> str | None:
+        seen.append(first.exists())
+        if fault is None:
+            (folder / "learner_summary.json").write_text('{"stopped_because": null, "trained_to_its_end": true}')
+        return fault
+
+    monkeypatch.setattr(launcher.Launcher, "_run_parts", parts)
+    for options in ([], ["--task.evaluation_samples", "5"]):
+        again = config_of(tmp_path, digit_model, "--run.name", "good", "--run.resume", "true", *options)
+        with contextlib.suppress(RunFault), claimed(prepare(again)) as config:
+            Launcher(config).run()
+    assert seen == [True, False]
+    assert first.exists() == (fault is not None), "a run that got no further has what it had"
 
 
 @pytest.mark.parametrize(("stopped_because", "kept"), [("interrupted", True), (None, False)])
