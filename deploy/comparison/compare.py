@@ -34,7 +34,7 @@ from common.json_text import dumps
 from common.processes import die_with_parent
 from common.rows import HUB
 from common.tasks import UNREAD, task_class
-from deploy.comparison.table import COST, Measurement, PlotSection, Table
+from deploy.comparison.table import COST, TEMPERATURE, Measurement, PlotSection, Table
 from deploy.run.checks import prepare
 from deploy.run.curve import points, read_curve
 from deploy.run.kept_samples import SAMPLES, most_drawn
@@ -421,6 +421,8 @@ def _table(comparison: Comparison, folder: Path, jobs: Sequence[_Job]) -> Table:
             cell, found = job.cell, read_json(_mark(folder, job.cell.name))
             untrained = job.config.learner.objective == "prompting"
             for method, figures in _rows(found["summary"], cell.method, untrained=untrained):
+                if method == cell.method:
+                    figures = {**figures, TEMPERATURE: job.config.final_temperature}
                 measured.append(
                     Measurement(
                         cell.condition,

@@ -20,6 +20,10 @@ from common.terminal import cells
 
 COST, TRAINING_COST, ESS = "tokens_per_sample", "training_tokens", "ess"
 """Figures of what a sample costs, in tokens that the model reads, and of what the training did."""
+TEMPERATURE = "reward_temperature"
+"""Of the posterior that a method draws from, by its settings."""
+ON_TRAINING = "training."
+"""Before figures of training rows (run.evaluate_training)."""
 
 
 class PlotSection(BaseModel):
@@ -89,11 +93,15 @@ class PayOff:
     """Training's cost over what a sample saves, both means over seeds; None where a sample saves nothing."""
     ess: float | None
     """The share of a trained draw that counts as one of the posterior's; None where it was not diagnosed: all of it."""
+    least_ess: float | None = None
+    """That below which a sample saves nothing."""
 
     def shown(self) -> str:
         """In a sentence."""
         where = f"{self.condition}: " if self.condition else ""
         how = "taking its draws for the posterior's" if self.ess is None else f"a draw counted as {self.ess:.3f} (ess)"
+        if self.ess is None and self.samples is not None and self.least_ess is not None:
+            how += f", which wasn't measured; it never does below an effective sample size of {self.least_ess:.3f}"
         if self.samples is None:
             return f"{where}{self.trained} never pays off against {self.untrained}, whose samples cost no more, {how}"
         n = math.ceil(self.samples)
@@ -130,19 +138,24 @@ class Table:
         return [name for main in self.main for name in names if name == main or name.endswith(f".{main}")]
 
     def pay_offs(self) -> list[PayOff]:
-        """Of each method that trained against each under the same condition that draws without."""
+        """Of each method that trained against each under the same condition that draws the same posterior without."""
         means = {(item.condition, item.method, item.figure): item.mean for item in self.entries(shown=False)}
         costs = {(condition, method): mean for (condition, method, figure), mean in means.items() if figure == COST}
+        # Tables of earlier versions don't hold it.
+        temperatures = {key: means.get((*key, TEMPERATURE)) for key in costs}
         found = []
         for (condition, trained), cost in costs.items():
             training = means.get((condition, trained, TRAINING_COST))
             for (other, untrained), dearer in costs.items():
                 if training is None or other != condition or (other, untrained, TRAINING_COST) in means:
                     continue
+                if len({temperatures[condition, trained], temperatures[other, untrained]} - {None}) > 1:
+                    continue
                 # Draws that are far from the posterior stand for fewer of it.
                 ess = means.get((condition, trained, ESS))
                 saved = dearer - (cost if ess is None else cost / ess if ess > 0 else math.inf)
-                found.append(PayOff(condition, trained, untrained, training / saved if saved > 0 else None, ess))
+                samples = training / saved if saved > 0 else None
+                found.append(PayOff(condition, trained, untrained, samples, ess, cost / dearer if dearer > 0 else None))
         return found
 
     def rows(self) -> Iterator[tuple[str, str, list[str]]]:
@@ -237,7 +250,8 @@ class Table:
     def _alike(self, figure: str) -> list[str]:
         """The figure for each test file where there are several, itself otherwise."""
         name = figure.rpartition(".")[2]
-        parts = [column for column in self.columns if column.endswith(f".{name}")]
+        of_files = [column for column in self.columns if not column.startswith(ON_TRAINING)]
+        parts = [column for column in of_files if column.endswith(f".{name}")]
         return parts or [figure]
 
     @staticmethod
@@ -257,7 +271,7 @@ class Table:
 
     @staticmethod
     def _scatter(axes: Any, entries: Sequence[Entry], x: str, y: str) -> None:
-        found = {(item.condition, item.method, item.figure): item for item in entries}
+        found, drawn = {(item.condition, item.method, item.figure): item for item in entries}, 0
         for (condition, method, figure), across in found.items():
             up = found.get((condition, method, y))
             if figure == x and up is not None:
@@ -267,8 +281,10 @@ class Table:
                     up.mean,
                     xerr=across.standard_error,
                     yerr=up.standard_error,
-                    fmt="o",
+                    # Colours come again from the eleventh on.
+                    fmt="os^Dv"[drawn // 10 % 5],
                     capsize=2,
                     label=label,
                 )
+                drawn += 1
         axes.set(xlabel=x, ylabel=y)

@@ -392,10 +392,32 @@ def test_a_table_says_from_how_many_samples_training_pays_off() -> None:
     assert (first.trained, first.untrained, first.samples) == ("subtb", "rejection", 25.0)
     assert (second.untrained, second.samples) == ("mcmc", None)
     text = found.to_markdown()
-    assert "a: subtb pays off against rejection from 25 samples on, taking its draws for the posterior's." in text
+    assert (
+        "a: subtb pays off against rejection from 25 samples on, taking its draws for the posterior's, which wasn't "
+        "measured; it never does below an effective sample size of 0.024."
+    ) in text
     assert "a: subtb never pays off against mcmc, whose samples cost no more, taking its" in text
     assert [item["samples"] for item in json.loads(found.to_json())["pay_offs"]] == [25.0, None]
     assert Table.from_json(found.to_json()).pay_offs() == [first, second]
+
+
+def test_training_pays_off_against_what_draws_the_same_posterior(tmp_path: Path) -> None:
+    trained = {"tokens_per_sample": 10.0, "training_tokens": 9_000.0}
+    found = table(
+        Measurement("", "at 0.9", 0, {**trained, "reward_temperature": 0.9}, 60.0),
+        Measurement("", "at 0.7", 0, {**trained, "reward_temperature": 0.7}, 60.0),
+        Measurement("", "mcmc", 0, {"tokens_per_sample": 410.0, "reward_temperature": 0.7}, 5.0),
+        Measurement("", "smc of before", 0, {"tokens_per_sample": 410.0}, 5.0),
+    )
+    pairs = {(item.trained, item.untrained) for item in found.pay_offs()}
+    assert pairs == {("at 0.7", "mcmc"), ("at 0.9", "smc of before"), ("at 0.7", "smc of before")}
+
+
+def test_bars_are_of_each_test_file_and_not_of_training_rows() -> None:
+    figures = {"accuracy": 0.5, "short.accuracy": 0.6, "long.accuracy": 0.4, "training.accuracy": 1.0}
+    assert table(Measurement("", "subtb", 0, figures, 60.0))._alike("accuracy") == ["short.accuracy", "long.accuracy"]
+    alone = table(Measurement("", "subtb", 0, {"accuracy": 0.5, "training.accuracy": 1.0}, 60.0))
+    assert alone._alike("accuracy") == ["accuracy"]
 
 
 @pytest.mark.parametrize(("ess", "samples"), [(0.5, 10_000 / 390), (0.025, 1_000.0), (0.02, None), (0.0, None)])
