@@ -40,9 +40,11 @@ How long training takes to a sampler of a given quality, by commit and machine. 
 `deploy/configs/continuation.yaml`, on beginnings of the stories that come with amortis, to a mean log R of
 {HELD_OUT_LOG_R:g} nats by 4 samples of each of 20 prompts that it isn't trained on. Both are looked at every
 {LOOK_EVERY} steps, the second where `evaluation.share` leaves an actor time for it. Seconds are from `amortis train`
-on, the start of Redis, Ray and the engine included, and of training alone; in brackets the learner's steps.
+on, the start of Redis, Ray and the engine included, and of training alone; in brackets the learner's steps. Each row is
+one run: how many steps it takes varies by chance, and by {LOOK_EVERY} as it is looked at no more often; seconds a step
+vary less. – is what wasn't measured.
 
-| date | commit | machine | rng | in training | continuation | in training |
+| date | commit | machine | rng | rng, training alone | continuation | continuation, training alone |
 |---|---|---|---|---|---|---|
 """
 
