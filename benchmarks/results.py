@@ -48,7 +48,7 @@ Figures = Mapping[tuple[str, str, str], Entry]
 """Of a comparison, by condition, method and figure."""
 
 
-MATRIX = ("arithmetic", "subjectivity", "continuation", "infilling", "infilling-passages")
+MATRIX = ("arithmetic", "subjectivity", "continuation", "infilling")
 """The comparisons of methods; the others are sweeps of settings."""
 _LENGTH = {"steps", "trajectories_trained"}
 _TRAINED = {"steps", "iterations"}
@@ -208,13 +208,18 @@ def _continuation_target(table: Figures) -> list[str]:
         most = max(x for x, _ in decoding.values())
         # No decoding method may be as diverse: then the frontier's end is what there is to hold a sampler against.
         where = "" if diversity <= most else f", which ends at {most:.3f}"
-        frontier = on_hull(list(decoding.values()), min(diversity, most))
+        frontier = _frontier(decoding, diversity)
         if frontier is not None:
             above = f"above the decoding methods' frontier{where}, {frontier:.2f} nats"
             error = _of_difference(errors.get(method), of_frontier)
             judged = _judged(f"{method} at diversity {diversity:.3f}, {above}", likelihood, frontier, error)
             found.append(judged + _by_length(table, method))
     return found
+
+
+def _frontier(points: Mapping[str, tuple[float, float]], diversity: float) -> float | None:
+    """What methods reach at a diversity, or at their largest where that is less; None below their smallest."""
+    return on_hull(list(points.values()), min(diversity, max(x for x, _ in points.values())))
 
 
 def _by_length(table: Figures, method: str) -> str:
@@ -225,7 +230,7 @@ def _by_length(table: Figures, method: str) -> str:
         decoding = _of_decoding(points)
         if method in points and decoding:
             diversity, likelihood = points[method]
-            frontier = on_hull(list(decoding.values()), min(diversity, max(x for x, _ in decoding.values())))
+            frontier = _frontier(decoding, diversity)
             if frontier is not None:
                 told.append(f"{title.removeprefix('log p, ')} {likelihood:.2f} against {frontier:.2f}")
     return f" Of samples of the same length, on the mean: {'; '.join(told)}." if told else ""
@@ -281,13 +286,6 @@ _SUBJECTIVITY = tuple(
     )
     for n in (10, 20, 50)
 )
-_INFILLING_FIGURES = {
-    "mean_log_reward": "mean log R",
-    "max_log_reward": "best log R",
-    "bleu": "BLEU-4",
-    "similarity": "similarity",
-    "diversity": "diversity",
-}
 _INFILLING = tuple(
     Target(method, figure, than, words)
     for figure, words in (("mean_log_reward", "mean log R"), ("similarity", "similarity"))
@@ -375,16 +373,13 @@ SECTIONS = (
         "infilling",
         "Infilling",
         "The missing fourth sentence of 12 short stories, trained on 24. log R is log p(Z, Y|X) in nats.",
-        _INFILLING_FIGURES,
-        target=partial(_all_judged, _INFILLING),
-    ),
-    Section(
-        "infilling-passages",
-        "Infilling: passages of fiction",
-        "The missing fourth sentence of 100 passages, five sentences of one paragraph each, trained on 128 of other "
-        "texts; all are of the Brown corpus (Francis and Kučera 1964), whose sentences are further apart than a short "
-        "story's. Steps were chosen on 17 passages that are not among these. log R is log p(Z, Y|X) in nats.",
-        _INFILLING_FIGURES,
+        {
+            "mean_log_reward": "mean log R",
+            "max_log_reward": "best log R",
+            "bleu": "BLEU-4",
+            "similarity": "similarity",
+            "diversity": "diversity",
+        },
         target=partial(_all_judged, _INFILLING),
     ),
     Section(
@@ -430,7 +425,9 @@ def _section(section: Section, table: Mapping[str, Any]) -> str:
         for item in table["entries"]
     ]
     lines = [f"## {section.title}\n", f"{section.text}\n", *_rows(section, entries), ""]
-    cells = _cells(section.name)
+    comparison = Comparison.load([COMPARISONS / f"{section.name}.yaml"], seeds=None, data=None, overrides=())
+    asked = comparison.file.seeds
+    cells = [cell for cell in comparison.cells(TABLES) if cell.seed == asked[0]]
     lines.append(f"{_budget(cells, table['measured'])}\n")
     missing = _not_run(cells, table["measured"])
     if missing:
@@ -449,7 +446,6 @@ def _section(section: Section, table: Mapping[str, Any]) -> str:
     curves = _curves(section, table["measured"])
     if curves:
         lines += [f"{_CURVES}\n", *(f"- {curve}" for curve in curves), ""]
-    asked = Comparison.load([COMPARISONS / f"{section.name}.yaml"], seeds=None, data=None, overrides=()).file.seeds
     seeds, left = _seeds(entries), [seed for seed in asked if not any(seed in entry.seeds for entry in entries)]
     more = f" ({', '.join(map(str, left))} not yet)" if left else ""
     lines.append(f"Made on {made['cores']} cores, seeds {seeds}{more}. {_time(table['measured'])}\n")
@@ -550,12 +546,6 @@ def _whole_time(tables: Mapping[str, Mapping[str, Any]]) -> str:
     cells, hours = sum(share.cells for share in shares), sum(share.seconds for share in shares) / 3600
     names = ", ".join(name for name in MATRIX if name in tables)
     return f"The {cells} cells of {names} took {hours:.2f} h of the machine in all.\n"
-
-
-def _cells(name: str) -> list[Cell]:
-    """What a comparison asks for, of one seed."""
-    path = COMPARISONS / f"{name}.yaml"
-    return list(Comparison.load([path], seeds=[0], data=None, overrides=()).cells(TABLES))
 
 
 def _not_run(cells: Sequence[Cell], measured: Sequence[Mapping[str, Any]]) -> list[str]:
