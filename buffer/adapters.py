@@ -87,6 +87,15 @@ class AdapterRegistry:
             if pinned <= version:
                 self.unpin(pinned)
 
+    def drop_older(self) -> None:
+        """Leave the newest version alone, for when nobody has any in use."""
+        latest = self.latest()
+        self.unpin_up_to(latest)
+        for version in map(int, self._client.zrange(self._keys.adapter_versions, 0, -1)):
+            if version < latest:
+                self._client.zrem(self._keys.adapter_versions, version)
+                self._client.delete(self._keys.adapter(version))
+
     def _is_kept(self, version: int) -> bool:
         return self._client.zscore(self._keys.adapter_versions, version) is not None
 

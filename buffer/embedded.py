@@ -28,6 +28,7 @@ log = get_logger("redis")
 START_LIMIT_S = 60.0
 """Reading back a log of many gigabytes takes its time."""
 STOP_LIMIT_S = 10.0
+COMPACT_LIMIT_S = 60.0
 MEMORY_SHARE = 0.6
 """Of the machine's memory: beyond it the server refuses writes instead of being killed by the kernel."""
 _ADDRESS = "address.json"
@@ -215,6 +216,20 @@ class EmbeddedRedis:
         raise UserError(
             "redis", None, f"the embedded server did not start ({' '.join(tail)})", "mend that, or set redis.url"
         )
+
+    def compact(self) -> None:
+        """Rewrite the log on disk as what its data takes now, without all that was written over and deleted.
+
+        What goes wrong, a full disk above all, leaves the log as it is.
+        """
+        with contextlib.suppress(RedisError), Redis(port=self.port, host=self._bind) as client:
+            client.bgrewriteaof()
+            deadline = time.monotonic() + COMPACT_LIMIT_S
+            while time.monotonic() < deadline:
+                found = client.info("persistence")
+                if not found["aof_rewrite_in_progress"] and not found["aof_rewrite_scheduled"]:
+                    break
+                time.sleep(0.02)
 
     def stop(self) -> None:
         """Stop in good order, its data synced to disk."""

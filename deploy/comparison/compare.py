@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,6 +40,7 @@ from deploy.run.checks import prepare
 from deploy.run.curve import points, read_curve
 from deploy.run.kept_samples import SAMPLES, most_drawn
 from deploy.run.summary import can_go_on, read_json
+from learner.checkpoint import checkpoints
 
 DATA_SETTINGS = ("train_path", "test_path")
 DEFAULT_SEEDS = [0, 1]
@@ -363,7 +365,16 @@ def _end(folder: Path, begun: _Begun, parallel: int) -> str | None:
         **({"summary": summary, "drawn": most_drawn(folder / "cells" / name / SAMPLES, _MOST)} if done else {}),
     }
     write_whole(_mark(folder, name), dumps(result))
+    if done:
+        _leave_one_checkpoint(folder / "cells" / name)
     return None if done else f"status {status}; see {folder}/cells/{name}.log"
+
+
+def _leave_one_checkpoint(run: Path) -> None:
+    """What a finished cell is evaluated anew from, if that is asked for; of an expectation maximisation one a step."""
+    for place in (run / "checkpoints", *run.glob("*/checkpoints")):
+        for old in checkpoints(place)[:-1]:
+            shutil.rmtree(old)
 
 
 def _mark(folder: Path, name: str) -> Path:

@@ -109,6 +109,7 @@ class Launcher:
         self._interrupts = 0
         self._interrupted_at: float | None = None
         self._stopped: str | None = None
+        self._own_redis: EmbeddedRedis | None = None
 
     def run(self) -> dict[str, Any]:
         """Run to the end; the summary. Raises RunFault or UserError after everything was stopped and saved.
@@ -153,6 +154,7 @@ class Launcher:
         url = self._start_redis(stack, folder)
         client, keys = connect(self.config.redis, url), Keys(self.config.redis_name)
         self._client = client
+        stack.callback(self._leave_small, AdapterRegistry(client, keys))
         LogStream(client, keys).attach()
         self.control = Control(client, keys)
         self.buffer = ReplayBuffer.of(self.config, client, keys)
@@ -214,8 +216,15 @@ class Launcher:
         if self.config.redis.url is not None:
             return self.config.redis.url.get_secret_value()
         self._show("starting Redis")
-        server = EmbeddedRedis(folder / "redis", appendfsync=self.config.redis.appendfsync)
-        return stack.enter_context(server).url
+        self._own_redis = EmbeddedRedis(folder / "redis", appendfsync=self.config.redis.appendfsync)
+        return stack.enter_context(self._own_redis).url
+
+    def _leave_small(self, registry: AdapterRegistry) -> None:
+        """Drop the versions that were kept for actors, which can take a hundred times what trajectories take."""
+        with contextlib.suppress(RedisError):
+            registry.drop_older()
+        if self._own_redis is not None:
+            self._own_redis.compact()
 
     def _serve_metrics(self, url: str) -> None:
         registry = new_registry()

@@ -40,6 +40,20 @@ def test_versions_only_go_up_and_old_ones_expire(redis_client: Redis, keys: Keys
     assert registry.fetch(2).files == registry.fetch(5).files == FILES
 
 
+def test_all_but_the_newest_version_can_be_dropped_pinned_ones_too(redis_client: Redis, keys: Keys) -> None:
+    registry = AdapterRegistry(redis_client, keys, keep=2)
+    registry.drop_older()
+    registry.publish(1, FILES)
+    registry.pin(1)
+    for version in (2, 3, 4):
+        registry.publish(version, FILES)
+    registry.drop_older()
+    assert [version for version in (1, 2, 3, 4) if redis_client.exists(keys.adapter(version))] == [4]
+    assert registry.fetch(registry.latest()).version == 4
+    registry.publish(5, FILES)
+    assert registry.fetch(4).version == 4 and registry.fetch(5).version == 5
+
+
 def test_content_that_does_not_match_its_sha256_is_refused(redis_client: Redis, keys: Keys) -> None:
     registry = AdapterRegistry(redis_client, keys)
     registry.publish(1, FILES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -67,6 +68,21 @@ def keep(folder: Path, n: int, *, rewritten: bool = False) -> Path:
     found = append_only_file(folder)
     assert found is not None
     return found
+
+
+def test_a_compacted_log_takes_what_its_data_takes_and_holds_all_of_it(tmp_path: Path) -> None:
+    with EmbeddedRedis(tmp_path) as server, Redis.from_url(server.url) as client:
+        for version in range(20):
+            client.set("adapter", random.Random(version).randbytes(100_000))
+        client.set("trajectory", b"kept")
+        server.compact()
+        path = append_only_file(tmp_path)
+        assert path is not None and 100_000 < sum(each.stat().st_size for each in path.parent.glob("appendonly*")) < 150_000
+        server.compact()
+    server.compact()
+    with EmbeddedRedis(tmp_path) as server, Redis.from_url(server.url) as client:
+        assert client.get("trajectory") == b"kept"
+        assert client.get("adapter") == random.Random(19).randbytes(100_000)
 
 
 @pytest.mark.parametrize("rewritten", [False, True], ids=["plain", "after a snapshot"])

@@ -60,6 +60,7 @@ def test_a_comparison_goes_on_where_it_was_interrupted(tmp_path: Path, digit_mod
     done = steps(run)
     # Gone on from the last checkpoint: no step before it was made again.
     assert done[-1] == 60 and done.count(1) == 1 and done.count(10) == 1
+    assert len(list((run / "checkpoints").iterdir())) == 1, "it is done: nothing else is gone on from"
     summaries = [json.loads(path.read_text()) for path in sorted(folder.glob("cells/*tb-*-seed0/summary.json"))]
     assert [("total_variation_before" in each) for each in summaries] == [True, False], "subtb, tb"
     table = json.loads((folder / "table.json").read_text())
