@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from common.balance import HAND_OVERS_KEPT
 from common.errors import EngineFault, RunFault
 from common.log import add_log_context, get_logger
 from common.metrics import ActorMetrics
+from common.scratch import Scratch
 
 log = get_logger("actor")
 FOLDERS_KEPT = 4
@@ -44,7 +44,7 @@ class AdapterFollower:
         self._engine, self._registry, self._probe_text, self._metrics = engine, registry, probe_text, metrics
         self._allowed_drift = REFERENCE_DRIFT_NATS_A_TOKEN[dtype] * len(probe_text.ids)
         self._first_without: float | None = None
-        self._folder = Path(tempfile.mkdtemp(prefix="amortis-adapters-"))
+        self._scratch = Scratch("adapters")
         self._failed: set[int] = set()
         self.current: LoadedAdapter | None = None
         self._changes_something = False
@@ -97,7 +97,7 @@ class AdapterFollower:
         return self._engine.load_adapter(adapter.version, adapter.sha256, self._written(adapter))
 
     def _written(self, adapter: Adapter) -> Path:
-        folder = self._folder / f"v{adapter.version}"
+        folder = self._scratch.folder / f"v{adapter.version}"
         folder.mkdir(exist_ok=True)
         for name, data in adapter.files.items():
             (folder / name).write_bytes(data)
@@ -146,9 +146,9 @@ class AdapterFollower:
 
     def close(self) -> None:
         """Delete the fetched files."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._scratch.close()
 
     def _drop_old_folders(self) -> None:
-        folders = sorted(self._folder.iterdir(), key=lambda path: int(path.name[1:]))
+        folders = sorted(self._scratch.folder.glob("v*"), key=lambda path: int(path.name[1:]))
         for old in folders[:-FOLDERS_KEPT]:
             shutil.rmtree(old, ignore_errors=True)

@@ -22,6 +22,7 @@ DISTURBANCES = 3
 """An engine's starts that others on its GPU may disturb, beyond the retries; each takes seconds."""
 END_LIMIT_S = 15.0
 """Longest time that actors get at the end of a run to push what they have."""
+CLOSE_LIMIT_S = 2.0
 EVALUATION_LIMIT_S = 300.0
 """Longest wait for actors to start or to finish what they were at before the evaluation's samples are drawn."""
 SILENT_LIMIT_S = 60.0
@@ -180,6 +181,9 @@ class ActorPool:
         self._control.forget_actor(member.id)
 
     def _release(self, member: _Member) -> None:
+        if member.done:
+            with contextlib.suppress(Exception):
+                self._ray.get(member.handle.close.remote(), timeout=CLOSE_LIMIT_S)
         with contextlib.suppress(Exception):
             self._ray.kill(member.handle)
         if member.group is not None:
@@ -258,9 +262,6 @@ class ActorPool:
         with contextlib.suppress(Exception):
             self._wait_for_loops(END_LIMIT_S)
         for member in self._members:
-            if member.done:
-                with contextlib.suppress(Exception):
-                    self._ray.get(member.handle.close.remote(), timeout=2)
             self._release(member)
 
 

@@ -77,7 +77,10 @@ def test_a_compacted_log_takes_what_its_data_takes_and_holds_all_of_it(tmp_path:
         client.set("trajectory", b"kept")
         server.compact()
         path = append_only_file(tmp_path)
-        assert path is not None and 100_000 < sum(each.stat().st_size for each in path.parent.glob("appendonly*")) < 150_000
+        assert (
+            path is not None
+            and 100_000 < sum(each.stat().st_size for each in path.parent.glob("appendonly*")) < 150_000
+        )
         server.compact()
     server.compact()
     with EmbeddedRedis(tmp_path) as server, Redis.from_url(server.url) as client:
