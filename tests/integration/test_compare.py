@@ -83,3 +83,11 @@ def test_a_comparison_goes_on_where_it_was_interrupted(tmp_path: Path, digit_mod
     assert re.search(r"subtb (pays off against smc from|never pays off against smc)", printed)
     # All is done: the same command only shows the table.
     assert "cell" not in amortis(*arguments)
+
+    # Of what is left of a finished cell it is evaluated anew, and not trained.
+    base["task"]["evaluation_samples"] = 32
+    path.write_text(yaml.safe_dump(comparison, sort_keys=False))
+    amortis(*arguments, "--methods", "subtb")
+    table = json.loads((folder / "table.json").read_text())
+    drawn = {entry["method"]: entry["mean"] for entry in table["entries"] if entry["figure"] == "samples"}
+    assert drawn == {"subtb": 32} and steps(run) == done
