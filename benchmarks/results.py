@@ -76,6 +76,20 @@ _SHAPE_FIGURES = {
 }
 
 
+_BEST: Mapping[str, tuple[str, Callable[[float], float]]] = {
+    "ess": ("largest effective sample size", lambda value: -value),
+    "length_bias": ("length bias nearest 0", abs),
+    "distinct_prefixes": ("most beginnings", lambda value: -value),
+    "mean_log_reward": ("largest mean log R", lambda value: -value),
+}
+"""Figures of the draws' shape: which is the best of them, and what is least there."""
+_PLACES = 3
+_SUBMODULAR = ", submodular replay"
+
+
+_READ = "What the figures say, of one run each:"
+
+
 _TARGETS = (
     "Targets, from the paper's order of methods; ± is the standard error of the difference: over seeds, of log p of "
     "the best over prompts, and of accuracies of one seed over test rows. What is within two of them chance could make:"
@@ -110,6 +124,8 @@ class Section:
     """Markdown: the paper's numbers."""
     target: Callable[[Figures], Sequence[str]] = lambda _: ()
     """What the paper's order asks for, and whether it is met: sentences, none where a method is missing."""
+    read: Callable[[Figures], Sequence[str]] = lambda _: ()
+    """What else the figures say: sentences."""
 
 
 @dataclass(frozen=True)
@@ -293,6 +309,28 @@ _INFILLING = tuple(
 )
 
 
+def _shape_read(subtb: str, figures: Figures) -> Sequence[str]:
+    """The best by each figure, and what submodular replay changes; `subtb` is the row that its own differs from."""
+    trained = [method for _, method, figure in figures if figure == "trajectories_trained"]
+    told = []
+    for figure, (words, order) in _BEST.items():
+        found = {method: figures["", method, figure].mean for method in trained if ("", method, figure) in figures}
+        if not found:
+            continue
+        best = sorted(found, key=lambda method: order(found[method]))[:_PLACES]
+        told.append(f"{words}: {'; '.join(f'{method} {found[method]:.3f}' for method in best)}")
+    for figure in _BEST:
+        changes = []
+        for after in [method for method in trained if method.endswith(_SUBMODULAR)]:
+            name = after.removesuffix(_SUBMODULAR)
+            before, now = (figures.get(("", method, figure)) for method in (subtb if name == "subtb" else name, after))
+            if before and now:
+                changes.append(f"{name} {before.mean:.3f} to {now.mean:.3f}")
+        if changes:
+            told.append(f"{_SHAPE_FIGURES[figure]}, by submodular replay: {'; '.join(changes)}")
+    return [f"{each[0].upper()}{each[1:]}." for each in told]
+
+
 SECTIONS = (
     Section(
         "arithmetic",
@@ -392,6 +430,7 @@ SECTIONS = (
             "10 for each prompt",
         ),
         _SHAPE_FIGURES,
+        read=partial(_shape_read, "subtb, pairs"),
     ),
     Section(
         "arithmetic-shape",
@@ -403,6 +442,7 @@ SECTIONS = (
             "5 for each sum, at temperature 0.1",
         ),
         {**_SHAPE_FIGURES, "accuracy": "accuracy"},
+        read=partial(_shape_read, "subtb, trajectory"),
     ),
 )
 
@@ -434,7 +474,11 @@ def _section(section: Section, table: Mapping[str, Any]) -> str:
         lines.append(f"Not run yet: {'; '.join(missing)}.\n")
     if section.paper:
         lines.append(f"{section.paper}\n")
-    targets = section.target({(entry.condition, entry.method, entry.figure): entry for entry in entries})
+    figures = {(entry.condition, entry.method, entry.figure): entry for entry in entries}
+    told = section.read(figures)
+    if told:
+        lines += [f"{_READ}\n", *(f"- {each}" for each in told), ""]
+    targets = section.target(figures)
     if targets:
         lines += [f"{_TARGETS}\n", *(f"- {target}" for target in targets), ""]
     costs = [PayOff(**item).shown() for item in table.get("pay_offs", ())]

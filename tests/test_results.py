@@ -250,3 +250,25 @@ def test_the_page_says_what_the_rationales_of_each_choice_say(tables: Path) -> N
     assert found == [
         "- GFlowNet with 10 labels, seed 0: of “it is so.” “facts” 0.50, “of it” 0.25; of “it isn't.” “none” 1.00."
     ]
+
+
+def test_the_best_shapes_are_named_and_what_submodular_replay_changes(tables: Path) -> None:
+    def shape(ess: float, bias: float, log_reward: float) -> dict[str, float]:
+        return {"ess": ess, "length_bias": bias, "mean_log_reward": log_reward, "trajectories_trained": 80.0}
+
+    rows = {
+        ("", "prompting"): {"ess": 0.9, "length_bias": 0.0, "mean_log_reward": -1.0},
+        ("", "subtb, pairs"): shape(0.1, -0.5, -9.0),
+        ("", "subtb, trajectory"): shape(0.3, 2.0, -10.0),
+        ("", "vargrad"): shape(0.2, 1.0, -8.0),
+        ("", "subtb, submodular replay"): shape(0.4, 0.1, -7.0),
+    }
+    results.take(save(tables, "continuation-shape", 0, rows))
+    text = results.page()
+    assert (
+        "- Largest effective sample size: subtb, submodular replay 0.400; subtb, trajectory 0.300; vargrad 0.200.\n"
+        in text
+    )
+    assert "- Length bias nearest 0: subtb, submodular replay 0.100; subtb, pairs -0.500; vargrad 1.000.\n" in text
+    assert "- Mean log R, by submodular replay: subtb -9.000 to -7.000.\n" in text
+    assert "Most beginnings" not in text, "which no row has"
