@@ -1,0 +1,202 @@
+"""The sections of the page of results: how each comparison is shown, and what is asked of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from benchmarks.results_targets import (
+    LENGTHS,
+    SHAPE_FIGURES,
+    Figures,
+    Target,
+    all_judged,
+    continuation_target,
+    shape_read,
+)
+
+MATRIX = ("arithmetic", "subjectivity", "continuation", "infilling", "infilling-passages")
+"""The comparisons of methods; the others are sweeps of settings."""
+_THREE, _FOUR, _FIVE = (f"test_{n}_operands.accuracy" for n in (3, 4, 5))
+_INFILLING_FIGURES = {
+    "mean_log_reward": "mean log R",
+    "max_log_reward": "best log R",
+    "bleu": "BLEU-4",
+    "similarity": "similarity",
+    "diversity": "diversity",
+}
+_SHAPE = (
+    "The two failures of GFlowNet objectives on language models that RapTB (arXiv 2603.00454) tells of, by the "
+    "diagnosis of 128 draws for each of {} {}: effective sample size (share of the draws); length bias (tokens, above "
+    "0 too long); prefix collapse (nats of the first token's entropy that are missing); different beginnings of three "
+    "tokens. Length bias and collapse are against the draws weighted by R/q: with an effective sample size of 0.05 "
+    "these are 6 draws, which tell little of a length and nothing of an entropy. {} are of other draws, the "
+    "evaluation's: {}."
+)
+
+
+@dataclass(frozen=True)
+class Section:
+    """How a comparison is shown."""
+
+    name: str
+    title: str
+    text: str
+    figures: Mapping[str, str]
+    """Column titles by figure."""
+    paper: str = ""
+    """Markdown: the paper's numbers."""
+    target: Callable[[Figures], Sequence[str]] = lambda _: ()
+    """What the paper's order asks for, and whether it is met: sentences, none where a method is missing."""
+    read: Callable[[Figures], Sequence[str]] = lambda _: ()
+    """What else the figures say: sentences."""
+
+
+_AT_FIVE = "accuracy at 5 operands"
+_ARITHMETIC = tuple(
+    Target(method, _FIVE, than, _AT_FIVE, factor=factor, rows=200, like=(_THREE, _FOUR))
+    for method, than, factor in (
+        ("GFlowNet", "SFT", 2.0),
+        ("GFlowNet", "reward maximisation (RLOO)", 1.0),
+        ("GFlowNet + SFT", "SFT", 2.0),
+        ("GFlowNet + SFT", "SFT", 1.0),
+    )
+)
+_SUBJECTIVITY = tuple(
+    Target(method, figure, than, words, f"{n} labels", more=more, rows=500)
+    for figure, words in (
+        ("accuracy_calibrated", "calibrated accuracy"),
+        ("accuracy", "accuracy as the model has it"),
+    )
+    for method, than, more in (
+        ("GFlowNet", "few-shot prompting", 0.08),
+        ("GFlowNet", "SFT", 0.0),
+        ("GFlowNet + SFT", "SFT", 0.0),
+    )
+    for n in (10, 20, 50)
+)
+_INFILLING = tuple(
+    Target(method, figure, than, words)
+    for figure, words in (("mean_log_reward", "mean log R"), ("similarity", "similarity"))
+    for method, than in (("GFlowNet", "SFT"), ("SFT", "prompting"))
+)
+
+
+SECTIONS = (
+    Section(
+        "arithmetic",
+        "Arithmetic with a calculator",
+        "Accuracy by the majority of 3 samples at temperature 0.1, on 200 test problems of each length; 50 training "
+        "problems of 3 and 4 operands, so that 5 are out of distribution. All methods have the calculator, and LoRA of "
+        "rank 64 in all linear layers; all that are trained have the 50 given rationales, GFlowNet and RLOO among what "
+        "they replay. GFlowNet + SFT is fine-tuned first and then trained as a GFlowNet. Rank and layers were tried on "
+        "20 of these problems of each length (below); objective, steps and learning rate were chosen on 25 that are "
+        "not among these.",
+        {
+            "test_3_operands.accuracy": "3 operands",
+            "test_4_operands.accuracy": "4 operands",
+            "test_5_operands.accuracy": "5 operands",
+        },
+        "The paper's (its table 4), with 3, 4 and 5 operands: SFT 0.721, 0.196, 0.128; PPO 0.306, 0.137, 0.056; "
+        "GFlowNet 0.952, 0.754, 0.407.",
+        partial(all_judged, _ARITHMETIC),
+    ),
+    Section(
+        "arithmetic-settings",
+        "Arithmetic: what the settings do",
+        "Another GFlowNet than that of the section above, of rank 16, with 80 steps, on 20 of the test problems of "
+        "each length with 5 samples and, but for the second row, reward temperature 1 throughout; each row differs "
+        "from the first in what it says. One seed: an accuracy of 60 problems is known to ± 0.06. log R is "
+        "log p(Z, Y|X) in nats, over sampled rationales.",
+        {"accuracy": "accuracy", "test_5_operands.accuracy": "5 operands", "mean_log_reward": "mean log R"},
+    ),
+    Section(
+        "subjectivity",
+        "Subjectivity with few labels",
+        "500 test sentences. GFlowNets take the label with the larger mean p(Y|XZ) over 16 rationales sampled at "
+        "temperature 1, each distinct one counted by its probability (Horvitz and Thompson 1952); SFT and few-shot "
+        "prompting give the label itself, the latter after 10 labelled sentences, drawn anew for each seed. GFlowNet + "
+        "SFT is the GFlowNet, and then p(Z, Y|X) fine-tuned on its rationales of the training sentences: a step of "
+        "expectation maximisation. Accuracy is as the model has it, and calibrated: for every method by prior matching "
+        "(Liusie et al. 2023), one constant by which both labels are as probable over the test sentences, whose own "
+        "labels it doesn't read. The area under the ROC curve is the same for both, and on the training sentences "
+        "tells learning from generalising. The effective sample size is the share of the 16 rationales by which they "
+        "count once weighed by p(Z|X), as nobody knows a test sentence's label. The GFlowNet's settings, its steps "
+        "among them, were chosen on 300 sentences that are not among these, with 20 labels.",
+        {
+            "accuracy": "accuracy",
+            "accuracy_calibrated": "calibrated",
+            "auc": "area",
+            "training.auc": "area, training",
+            "corrected_ess": "effective share of 16",
+        },
+        "The paper's (its table 3), with 10 labels: SFT 0.643, GFlowNet 0.714, GFlowNet + SFT 0.752.",
+        partial(all_judged, _SUBJECTIVITY),
+    ),
+    Section(
+        "subjectivity-settings",
+        "Subjectivity: what the settings do",
+        "Another GFlowNet than that of the section above, of rank 16 and with p(Y|XZ) as the model has it, with 20 "
+        "labels and 100 steps, on 150 of the test sentences; each row differs from the first in what it says. Rows of "
+        "one seed are known to ± 0.04, and the first two, of two seeds, differ by more between those: no order can be "
+        "read from them. log R is log p(Z, Y|X) in nats less the penalty, 50 and in the second row 10, over sampled "
+        "rationales.",
+        {"accuracy": "accuracy", "mean_log_reward": "mean log R"},
+    ),
+    Section(
+        "continuation",
+        "Continuation: likelihood against diversity",
+        "log p of the best of 10 samples, in nats, mean over 100 prompts that were not trained on, against 1 − the "
+        "mean cosine similarity of their sentence embeddings. Up and to the right is better. Likelihood favours short "
+        "texts: the last columns are means over all samples of so many tokens, where there are any.",
+        {
+            "max_log_reward": "log p of the best",
+            "diversity": "diversity",
+            "mean_actions": "mean length in tokens",
+            "tokens_per_sample": "tokens read a sample",
+            **LENGTHS,
+        },
+        target=continuation_target,
+    ),
+    Section(
+        "infilling",
+        "Infilling",
+        "The missing fourth sentence of 12 short stories, trained on 24. log R is log p(Z, Y|X) in nats.",
+        _INFILLING_FIGURES,
+        target=partial(all_judged, _INFILLING),
+    ),
+    Section(
+        "infilling-passages",
+        "Infilling: passages of fiction",
+        "The missing fourth sentence of 100 passages, five sentences of one paragraph each, trained on 128 of other "
+        "texts; all are of the Brown corpus (Francis and Kučera 1964), whose sentences are further apart than a short "
+        "story's. Settings were chosen on 17 passages that are not among these. log R is log p(Z, Y|X) in nats.",
+        _INFILLING_FIGURES,
+        target=partial(all_judged, _INFILLING),
+    ),
+    Section(
+        "continuation-shape",
+        "Length bias and prefix collapse: continuation",
+        _SHAPE.format(
+            "8 prompts that were not trained on",
+            "and of the base model at the same reward temperature, 0.7",
+            "Length, log p and diversity",
+            "10 for each prompt",
+        ),
+        SHAPE_FIGURES,
+        read=partial(shape_read, "subtb, pairs"),
+    ),
+    Section(
+        "arithmetic-shape",
+        "Length bias and prefix collapse: arithmetic",
+        _SHAPE.format(
+            "8 sums of three numbers that were not trained on",
+            "and of the base model",
+            "Length, log R and accuracy",
+            "5 for each sum, at temperature 0.1",
+        ),
+        {**SHAPE_FIGURES, "accuracy": "accuracy"},
+        read=partial(shape_read, "subtb, trajectory"),
+    ),
+)
