@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.results_sections import MATRIX, SECTIONS, Section
 from common.config import EMSection, LearnerSection
-from deploy.comparison.compare import Cell, Comparison
+from deploy.comparison.definition import Cell, Comparison
 from deploy.comparison.table import Entry, PayOff, Table
 
 ROOT = Path(__file__).parents[1]

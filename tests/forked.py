@@ -42,6 +42,7 @@ IMPORTED = [
     "deploy.cli.dry_run",
     "deploy.cli.runs",
     "deploy.comparison.compare",
+    "deploy.comparison.definition",
     "deploy.run.em",
     "deploy.run.train",
     "deploy.sampler.diagnosed_run",

@@ -179,7 +179,8 @@ def _no_garbage() -> Iterator[None]:
 
 def compare(options: argparse.Namespace, overrides: list[str], console: Console) -> int:
     """`amortis compare CONFIG…`."""
-    from deploy.comparison.compare import INTERRUPTED, Comparison, Part, run_comparison
+    from deploy.comparison.compare import INTERRUPTED, run_comparison
+    from deploy.comparison.definition import Comparison, Part
 
     if options.parallel < 1:
         raise UserError("--parallel", options.parallel, "runs nothing", "give 1 or more")

@@ -17,7 +17,7 @@ from common.own_reward import OwnRewardSection
 from common.reward_calls import OwnReward, Subject
 from deploy.cli.main import _parser
 from deploy.cli.reference import reference
-from deploy.comparison.compare import Comparison
+from deploy.comparison.definition import Comparison
 from tests.deploy.monitoring.prometheus_files import rules
 
 ROOT = Path(__file__).parents[2]

@@ -18,7 +18,7 @@ from rich.console import Console
 from common.errors import UserError
 from common.folder_lock import LAUNCHER, locked
 from deploy.comparison import compare
-from deploy.comparison.compare import Comparison, Part
+from deploy.comparison.definition import Cell, Comparison, Part
 from deploy.comparison.table import Measurement, PlotSection, Table
 
 
@@ -189,7 +189,7 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> Begun:
     """Methods of the cells that were begun, and whether each was to go on. A cell ends as its method's name says."""
     found: Begun = []
 
-    def command(comparison: Comparison, folder: Path, cell: compare.Cell, *, resume: bool) -> list[str]:
+    def command(comparison: Comparison, folder: Path, cell: Cell, *, resume: bool) -> list[str]:
         found.append((cell.method, resume))
         status = cell.method.rpartition("ends with ")[2] if "ends with" in cell.method else "0"
         return [sys.executable, "-c", CELL, str(folder), cell.name, status]
