@@ -64,8 +64,8 @@ _SAID = (
 
 
 _CURVES = (
-    "While it trained, on some of the test's queries, by step; still rising where the last third of the steps brought "
-    "more than a tenth of the whole rise:"
+    "While it trained, on some of the test's queries and a few samples of each, so that a look scatters, by step; still "
+    "rising where the last third of the steps brought more than a tenth of the whole rise:"
 )
 
 
@@ -143,8 +143,8 @@ def _curves(section: Section, measured: Sequence[Mapping[str, Any]]) -> list[str
     found: dict[tuple[str, str, str], list[Sequence[Sequence[float]]]] = {}
     for item in measured:
         curves = item.get("curve", {})
-        # Of several test files together, where the columns are of each.
-        for figure in [figure for figure in curves if figure in section.figures] or curves:
+        # The section's first; of several test files together, where its columns are of each.
+        for figure in [figure for figure in section.figures if figure in curves][:1] or curves:
             found.setdefault((item["condition"], item["method"], figure), []).append(curves[figure])
     told = []
     for (condition, method, figure), of_seeds in found.items():
@@ -167,8 +167,8 @@ def _still_rises(points: Sequence[tuple[int, float]]) -> bool:
     if len(points) < 3:
         return False
     steps, values = zip(*points, strict=True)
-    late = values[-1] - float(np.interp(2 / 3 * steps[-1], steps, values))
-    return late > 0.1 * max(values[-1] - values[0], 0.0) and late > 0
+    late, whole = values[-1] - float(np.interp(2 / 3 * steps[-1], steps, values)), values[-1] - values[0]
+    return late > 0.1 * whole > 0
 
 
 @dataclass

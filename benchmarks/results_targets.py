@@ -90,7 +90,7 @@ class Target:
             said.append(f"on training rows it is {of_training:.3f}{beside}: {learned}{loses}")
         above, below = (of(_beside(self.figure, each)) for each in ("known_above", "known_below"))
         if above is not None and below is not None:
-            said.append(f"for {above:.3f} of the problems the given rationale has more R than all that were drawn")
+            said.append(f"for {above:.3f} of the queries the given rationale has more R than all that were drawn")
             said.append(f"for {below:.3f} some that was drawn has more")
         ess, bias = of("ess"), of("length_bias")
         if ess is not None:

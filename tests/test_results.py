@@ -205,7 +205,7 @@ def test_a_miss_is_put_down_to_the_sampler_or_to_the_reward(tables: Path) -> Non
     sampler = {f"{five}.accuracy": 0.2, f"{five}.known_above": 0.68, f"{five}.known_below": 0.12, "known_above": 0.3}
     rows = {("", "SFT"): {f"{five}.accuracy": 0.3}, ("", "GFlowNet"): sampler}
     results.take(save(tables, "arithmetic", 0, rows))
-    beside = "for 0.680 of the problems the given rationale has more R than all that were drawn"
+    beside = "for 0.680 of the queries the given rationale has more R than all that were drawn"
     assert f"Beside it: {beside}; for 0.120 some that was drawn has more." in results.page()
 
 
