@@ -64,8 +64,8 @@ _SAID = (
 
 
 _CURVES = (
-    "While it trained, on some of the test's queries and a few samples of each, so that a look scatters, by step; still "
-    "rising where the last third of the steps brought more than a tenth of the whole rise:"
+    "While it trained, on some of the test's queries and a few samples of each, so that a look scatters, by step; "
+    "still rising where the last third of the steps brought more than a tenth of the whole rise:"
 )
 
 
