@@ -97,26 +97,23 @@ def _section(section: Section, table: Mapping[str, Any]) -> str:
     if section.paper:
         lines.append(f"{section.paper}\n")
     figures = {(entry.condition, entry.method, entry.figure): entry for entry in entries}
-    told = section.read(figures)
-    if told:
-        lines += [f"{_READ}\n", *(f"- {each}" for each in told), ""]
-    targets = section.target(figures)
-    if targets:
-        lines += [f"{_TARGETS}\n", *(f"- {target}" for target in targets), ""]
-    costs = [PayOff(**item).shown() for item in table.get("pay_offs", ())]
-    if costs:
-        lines += [f"{_COSTS}\n", *(f"- {cost}." for cost in costs), ""]
-    said = _said(table["measured"])
-    if said:
-        lines += [f"{_SAID}\n", *(f"- {each}" for each in said), ""]
-    curves = _curves(section, table["measured"])
-    if curves:
-        lines += [f"{_CURVES}\n", *(f"- {curve}" for curve in curves), ""]
+    lines += [
+        *_listed(_READ, section.read(figures)),
+        *_listed(_TARGETS, section.target(figures)),
+        *_listed(_COSTS, [f"{PayOff(**item).shown()}." for item in table.get("pay_offs", ())]),
+        *_listed(_SAID, _said(table["measured"])),
+        *_listed(_CURVES, _curves(section, table["measured"])),
+    ]
     seeds, left = _seeds(entries), [seed for seed in asked if not any(seed in entry.seeds for entry in entries)]
     more = f" ({', '.join(map(str, left))} not yet)" if left else ""
     lines.append(f"Made on {made['cores']} cores, seeds {seeds}{more}. {_time(table['measured'])}\n")
     lines.append(f"![{section.title}](../benchmarks/results/{section.name}/comparison.png)\n")
     return "\n".join(lines)
+
+
+def _listed(heading: str, items: Sequence[str]) -> list[str]:
+    """Lines of a list under its heading; none without items."""
+    return [f"{heading}\n", *(f"- {item}" for item in items), ""] if items else []
 
 
 def _said(measured: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -115,10 +115,12 @@ def _is_within_chance(difference: float, error: float | None) -> bool:
 
 
 def all_judged(targets: Sequence[Target], figures: Figures) -> list[str]:
+    """A sentence for each target whose methods are there."""
     return [found for target in targets if (found := target.judged(figures)) is not None]
 
 
 def continuation_target(table: Figures) -> list[str]:
+    """Each GFlowNet's log p of the best sample, held against what decoding reaches at its diversity: sentences."""
     points = _against_diversity(table, "max_log_reward")
     decoding = _of_decoding(points)
     # Over prompts, of which seeds share most of what is by chance; of the frontier the decoding method's that has most.

@@ -57,9 +57,14 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: 
     draft.rename(target)
     _sync(folder)
     shutil.rmtree(replaced, ignore_errors=True)
+    drop_older(folder, keep)
+    return target
+
+
+def drop_older(folder: Path, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints, 1 or more."""
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
-    return target
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -39,7 +38,7 @@ from deploy.run.checks import prepare
 from deploy.run.curve import points, read_curve
 from deploy.run.kept_samples import SAMPLES, most_drawn
 from deploy.run.summary import can_go_on, read_json
-from learner.checkpoint import checkpoints
+from learner.checkpoint import drop_older
 
 _WHERE_AND_HOW: Any = {
     "run": {"folder", "name", "overwrite", "redis_name", "resume"},
@@ -245,8 +244,7 @@ def _end(folder: Path, begun: _Begun, parallel: int) -> str | None:
 def _leave_one_checkpoint(run: Path) -> None:
     """What a finished cell is evaluated anew from, if that is asked for; of an expectation maximisation one a step."""
     for place in (run / "checkpoints", *run.glob("*/checkpoints")):
-        for old in checkpoints(place)[:-1]:
-            shutil.rmtree(old)
+        drop_older(place, keep=1)
 
 
 def _mark(folder: Path, name: str) -> Path:
