@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -123,10 +123,6 @@ def continuation_target(table: Figures) -> list[str]:
     """Each GFlowNet's log p of the best sample, held against what decoding reaches at its diversity: sentences."""
     points = _against_diversity(table, "max_log_reward")
     decoding = _of_decoding(points)
-    # Over prompts, of which seeds share most of what is by chance; of the frontier the decoding method's that has most.
-    of_prompts = {method: table.get(("", method, "max_log_reward_se")) for method in points}
-    errors = {method: entry.mean for method, entry in of_prompts.items() if entry is not None}
-    of_frontier = max(errors[method] for method in decoding) if decoding and decoding.keys() <= errors.keys() else None
     found = []
     for method, (diversity, likelihood) in points.items():
         if not method.startswith("GFlowNet") or not decoding:
@@ -137,7 +133,7 @@ def continuation_target(table: Figures) -> list[str]:
         frontier = _frontier(decoding, diversity)
         if frontier is not None:
             above = f"above the decoding methods' frontier{where}, {frontier:.2f} nats"
-            error = _of_difference(errors.get(method), of_frontier)
+            error = _above_frontier(table, "max_log_reward", method, decoding)
             judged = _judged(f"{method} at diversity {diversity:.3f}, {above}", likelihood, frontier, error)
             found.append(judged + _by_length(table, method))
     return found
@@ -146,6 +142,14 @@ def continuation_target(table: Figures) -> list[str]:
 def _frontier(points: Mapping[str, tuple[float, float]], diversity: float) -> float | None:
     """What methods reach at a diversity, or at their largest where that is less; None below their smallest."""
     return on_hull(list(points.values()), min(diversity, max(x for x, _ in points.values())))
+
+
+def _above_frontier(table: Figures, figure: str, method: str, decoding: Iterable[str]) -> float | None:
+    """Standard error of what a method has above the frontier: over prompts, of which seeds share most of what is by
+    chance; of the frontier the decoding method's that has most. None where one isn't known."""
+    errors = [table.get(("", name, f"{figure}_se")) for name in (method, *decoding)]
+    known = [entry.mean for entry in errors if entry is not None]
+    return _of_difference(known[0], max(known[1:])) if len(known) == len(errors) else None
 
 
 def _by_length(table: Figures, method: str) -> str:
@@ -158,7 +162,11 @@ def _by_length(table: Figures, method: str) -> str:
             diversity, likelihood = points[method]
             frontier = _frontier(decoding, diversity)
             if frontier is not None:
-                told.append(f"{title.removeprefix('log p, ')} {likelihood:.2f} against {frontier:.2f}")
+                share = table.get(("", method, figure.replace("log_reward", "share")))
+                lengths = title.removeprefix("log p, ") + ("" if share is None else f" ({share.mean:.3f} of them)")
+                error = _above_frontier(table, figure, method, decoding)
+                by = "" if error is None else f", {likelihood - frontier:+.2f} ± {error:.2f}"
+                told.append(f"{lengths} {likelihood:.2f} against {frontier:.2f}{by}")
     return f" Of samples of the same length, on the mean: {'; '.join(told)}." if told else ""
 
 

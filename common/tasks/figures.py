@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -60,16 +61,35 @@ LENGTHS_TOGETHER = 5
 
 
 def by_length(groups: Sequence[Sequence[Trajectory]], weights: RewardWeights) -> dict[str, float]:
-    """Mean untempered log R of samples of 1 to 5 actions, of 6 to 10, …: likelihood favours short texts, so that
-    samplers which write texts of different lengths are compared bin by bin. Bins without a sample are left out."""
-    bins: defaultdict[int, list[float]] = defaultdict(list)
+    """Mean untempered log R of samples of 1 to 5 actions, of 6 to 10, …, with its standard error, and how large a share
+    they are: likelihood favours short texts, so that samplers which write texts of different lengths are compared bin
+    by bin. Bins without a sample are left out, and errors where all of a bin are of one query."""
+    bins: defaultdict[int, list[list[float]]] = defaultdict(list)
     for group in groups:
+        rewards: defaultdict[int, list[float]] = defaultdict(list)
         for item in group:
-            bins[max(0, len(item.action_ids) - 1) // LENGTHS_TOGETHER].append(float(item.log_reward(weights)[-1]))
-    return {
-        f"log_reward_of_{i * LENGTHS_TOGETHER + 1}_to_{(i + 1) * LENGTHS_TOGETHER}": float(np.mean(found))
-        for i, found in sorted(bins.items())
-    }
+            rewards[max(0, len(item.action_ids) - 1) // LENGTHS_TOGETHER].append(float(item.log_reward(weights)[-1]))
+        for i, found in rewards.items():
+            bins[i].append(found)
+    n, figures = sum(map(len, groups)), dict[str, float]()
+    for i, of_queries in sorted(bins.items()):
+        lengths = f"{i * LENGTHS_TOGETHER + 1}_to_{(i + 1) * LENGTHS_TOGETHER}"
+        figures[f"log_reward_of_{lengths}"], error = _mean_over_queries(of_queries)
+        if error is not None:
+            figures[f"log_reward_of_{lengths}_se"] = error
+        figures[f"share_of_{lengths}"] = sum(map(len, of_queries)) / n
+    return figures
+
+
+def _mean_over_queries(groups: Sequence[Sequence[float]]) -> tuple[float, float | None]:
+    """The mean of all values, and its standard error where those of one query hang together (Liang and Zeger 1986);
+    None for a single query."""
+    counts, sums = np.array([len(group) for group in groups]), np.array([sum(group) for group in groups])
+    mean, k = float(sums.sum() / counts.sum()), len(groups)
+    if k < 2:
+        return mean, None
+    off = sums - mean * counts
+    return mean, float(math.sqrt(k / (k - 1) * (off**2).sum()) / counts.sum())
 
 
 def best_of_each(groups: Sequence[Sequence[Trajectory]], weights: RewardWeights) -> dict[str, float]:

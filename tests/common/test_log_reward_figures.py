@@ -27,8 +27,18 @@ def sample(length: int, log_prior: float) -> Trajectory:
 
 def test_samples_of_one_bin_of_lengths_are_compared_with_each_other_alone() -> None:
     groups = [[sample(0, -1.0), sample(1, -2.0), sample(5, -6.0)], [sample(6, -7.0), sample(11, -9.0)]]
-    expected = {"log_reward_of_1_to_5": -3.0, "log_reward_of_6_to_10": -7.0, "log_reward_of_11_to_15": -9.0}
-    assert by_length(groups, WEIGHTS) == expected
+    found = by_length(groups, WEIGHTS)
+    rewards = {"log_reward_of_1_to_5": -3.0, "log_reward_of_6_to_10": -7.0, "log_reward_of_11_to_15": -9.0}
+    shares = {"share_of_1_to_5": 0.6, "share_of_6_to_10": 0.2, "share_of_11_to_15": 0.2}
+    assert found == rewards | shares
+
+
+def test_log_reward_of_a_length_has_its_error_over_queries_not_over_their_samples() -> None:
+    several = [[sample(2, reward)] * 50 for reward in (-4.0, -6.0, -11.0)]
+    once = [group[:1] for group in several]
+    error = np.std([-4.0, -6.0, -11.0], ddof=1) / np.sqrt(3)
+    for groups in (several, once):
+        assert by_length(groups, WEIGHTS)["log_reward_of_1_to_5_se"] == pytest.approx(error)
 
 
 def test_the_best_of_each_query_has_its_error_over_queries() -> None:
