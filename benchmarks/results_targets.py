@@ -135,7 +135,9 @@ def continuation_target(table: Figures) -> list[str]:
             above = f"above the decoding methods' frontier{where}, {frontier:.2f} nats"
             error = _above_frontier(table, "max_log_reward", method, decoding)
             judged = _judged(f"{method} at diversity {diversity:.3f}, {above}", likelihood, frontier, error)
-            found.append(judged + _by_length(table, method))
+            ess = table.get(("", method, "ess"))
+            diagnosed = "" if ess is None else f" Its effective sample size is {ess.mean:.3f}."
+            found.append(judged + _by_length(table, method) + diagnosed)
     return found
 
 

@@ -99,18 +99,22 @@ def test_a_continuation_is_held_against_decoded_ones_of_its_length_too(tables: P
     assert f"met by 0.000. Of samples of the same length, {said}" in results.page()
 
 
-def test_of_a_length_it_is_told_how_many_are_so_long_and_what_chance_makes(tables: Path) -> None:
+def test_of_a_length_it_is_told_how_many_are_so_long_and_what_chance_makes_and_how_far_the_sampler_is(
+    tables: Path,
+) -> None:
     of_methods = {"temperature 0.5": (0.2, -4.0, 0.3), "temperature 1": (0.6, -8.0, 0.4)}
     of_methods["GFlowNet, reward temperature 0.9"] = (0.4, -5.5, 0.3)
     rows = {
         ("", method): {
             **{"diversity": diversity, "max_log_reward": -20.0, "share_of_1_to_5": 0.75},
             **{"log_reward_of_1_to_5": value, "log_reward_of_1_to_5_se": error},
+            **({"ess": 0.125} if method.startswith("GFlowNet") else {}),
         }
         for method, (diversity, value, error) in of_methods.items()
     }
     results.take(save(tables, "continuation", 0, rows))
-    assert "on the mean: 1 to 5 tokens (0.750 of them) -5.50 against -6.00, +0.50 ± 0.50.\n" in results.page()
+    lengths = "1 to 5 tokens (0.750 of them) -5.50 against -6.00, +0.50 ± 0.50."
+    assert f"on the mean: {lengths} Its effective sample size is 0.125.\n" in results.page()
 
 
 def test_a_row_of_fewer_seeds_than_the_others_says_so(tables: Path) -> None:
