@@ -108,6 +108,11 @@ class PayOff:
         return f"{where}{self.trained} pays off against {self.untrained} from {n:,} samples on, {how}"
 
 
+def _is_same(temperature: float | None, other: float | None) -> bool:
+    """Of two means over seeds, which 0.7 three times makes another number than 0.7; an unknown one may be any."""
+    return temperature is None or other is None or math.isclose(temperature, other)
+
+
 @dataclass(frozen=True)
 class Table:
     """All measurements of a comparison."""
@@ -149,7 +154,7 @@ class Table:
             for (other, untrained), dearer in costs.items():
                 if training is None or other != condition or (other, untrained, TRAINING_COST) in means:
                     continue
-                if len({temperatures[condition, trained], temperatures[other, untrained]} - {None}) > 1:
+                if not _is_same(temperatures[condition, trained], temperatures[other, untrained]):
                     continue
                 # Draws that are far from the posterior stand for fewer of it.
                 ess = means.get((condition, trained, ESS))

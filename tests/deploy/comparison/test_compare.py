@@ -405,7 +405,8 @@ def test_training_pays_off_against_what_draws_the_same_posterior(tmp_path: Path)
     trained = {"tokens_per_sample": 10.0, "training_tokens": 9_000.0}
     found = table(
         Measurement("", "at 0.9", 0, {**trained, "reward_temperature": 0.9}, 60.0),
-        Measurement("", "at 0.7", 0, {**trained, "reward_temperature": 0.7}, 60.0),
+        # Of these the mean isn't 0.7 to the last digit.
+        *(Measurement("", "at 0.7", seed, {**trained, "reward_temperature": 0.7}, 60.0) for seed in range(3)),
         Measurement("", "mcmc", 0, {"tokens_per_sample": 410.0, "reward_temperature": 0.7}, 5.0),
         Measurement("", "smc of before", 0, {"tokens_per_sample": 410.0}, 5.0),
     )
