@@ -124,6 +124,11 @@ class Table:
     planned: int
     """Cells in all."""
 
+    @property
+    def done(self) -> int:
+        """Cells that are measured; each may have evaluated several samplers."""
+        return len({(item.condition, item.cell, item.seed) for item in self.measured})
+
     def entries(self, *, shown: bool = True) -> Iterator[Entry]:
         """Means over seeds, in the order in which they were measured; all figures if not only the shown ones."""
         rows = dict.fromkeys((item.condition, item.method) for item in self.measured)
@@ -191,7 +196,7 @@ class Table:
             "plot": self.plot.model_dump(),
             "pay_offs": [asdict(item) for item in self.pay_offs()],
             "measured": [asdict(item) for item in self.measured],
-            "cells_done": len({(item.condition, item.cell, item.seed) for item in self.measured}),
+            "cells_done": self.done,
             "cells_planned": self.planned,
             "seconds": sum(seconds for *_, seconds in cells),
             "longest_cell_s": max((seconds for *_, seconds in cells), default=0.0),
@@ -208,7 +213,8 @@ class Table:
     def updated(self, newer: Self) -> Self:
         """This table with what a later one measured: other seeds beside these, the same cells in place of these."""
         kept = {(item.condition, item.method, item.seed): item for item in (*self.measured, *newer.measured)}
-        return replace(newer, measured=list(kept.values()), planned=max(newer.planned, self.planned, len(kept)))
+        merged = replace(newer, measured=list(kept.values()))
+        return replace(merged, planned=max(newer.planned, self.planned, merged.done))
 
     def to_markdown(self) -> str:
         """The shown figures."""

@@ -145,6 +145,15 @@ def test_cells_of_another_seed_come_beside_those_that_are_saved_and_the_same_in_
     assert list(again.rows()) == list(found.rows()) and again.plot == found.plot
 
 
+def test_a_merged_table_plans_as_many_cells_as_either_or_as_it_holds() -> None:
+    def of(seed: int, planned: int) -> Table:
+        measured = [Measurement("", name, seed, {"accuracy": 0.5}, 60.0, "decoding") for name in ("top-k", "nucleus")]
+        return Table(measured, ["accuracy"], PlotSection(), planned)
+
+    assert of(0, 1).updated(of(1, 1)).planned == 2
+    assert of(0, 3).updated(of(1, 1)).planned == 3
+
+
 def test_one_figure_is_drawn_against_another(tmp_path: Path) -> None:
     plot = PlotSection(x="diversity", y="accuracy")
     item = Measurement("", "SFT", 0, {"accuracy": 0.5, "diversity": 0.1}, 1.0)
