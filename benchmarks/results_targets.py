@@ -62,15 +62,18 @@ class Target:
         more = "" if self.more == 0 else f" + {self.more:g}"
         where = "" if not self.condition else f" with {self.condition}"
         asked = f"{self.method}: {self.words}{where}, at least {times}that of {self.than}, {other.mean:.3f}{more}"
-        of_other = other.standard_error
-        error = _of_difference(value.standard_error, None if of_other is None else self.factor * of_other)
-        if error is None and self.rows is not None:
-            error = math.hypot(_of_share(value.mean, self.rows), self.factor * _of_share(other.mean, self.rows))
+        of_other = self._error(other)
+        error = _of_difference(self._error(value), None if of_other is None else self.factor * of_other)
         least = self.factor * other.mean + self.more
         if least > 1 and "accuracy" in self.figure:
             asked += " (above 1, which nothing reaches)"
         why = "" if value.mean >= least or _is_within_chance(value.mean - least, error) else self._why(figures, least)
         return _judged(asked, value.mean, least, error) + why
+
+    def _error(self, entry: Entry) -> float | None:
+        """Over seeds, and of a single seed over test rows; None where it isn't known."""
+        over_seeds = entry.standard_error
+        return _of_share(entry.mean, self.rows) if over_seeds is None and self.rows is not None else over_seeds
 
     def _why(self, figures: Figures, least: float) -> str:
         """What its other figures say of a miss: learning, generalisation, fit to the posterior; empty without them."""
