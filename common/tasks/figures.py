@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from common.diagnostics.correction import of_targets
+from common.diagnostics.estimate import mean_of, of_influence
 from common.diagnostics.importance import Floats, log_shares_of_distinct
 from common.diagnostics.verdict import REFUSED_SHARE
 from common.reward import RewardWeights
@@ -85,17 +85,16 @@ def _mean_over_queries(groups: Sequence[Sequence[float]]) -> tuple[float, float 
     """The mean of all values, and its standard error where those of one query hang together (Liang and Zeger 1986);
     None for a single query."""
     counts, sums = np.array([len(group) for group in groups]), np.array([sum(group) for group in groups])
-    mean, k = float(sums.sum() / counts.sum()), len(groups)
-    if k < 2:
+    mean = float(sums.sum() / counts.sum())
+    if len(groups) < 2:
         return mean, None
-    off = sums - mean * counts
-    return mean, float(math.sqrt(k / (k - 1) * (off**2).sum()) / counts.sum())
+    return mean, of_influence(mean, (sums - mean * counts) / counts.mean()).se
 
 
 def best_of_each(groups: Sequence[Sequence[Trajectory]], weights: RewardWeights) -> dict[str, float]:
     """Mean over queries of the best sample's untempered log R, with its standard error where there are several."""
     best = [max(float(item.log_reward(weights)[-1]) for item in group) for group in groups]
-    error = {"max_log_reward_se": float(np.std(best, ddof=1) / len(best) ** 0.5)} if len(best) > 1 else {}
+    error = {"max_log_reward_se": mean_of(np.array(best)).se} if len(best) > 1 else {}
     return {"max_log_reward": float(np.mean(best)), **error}
 
 
