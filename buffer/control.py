@@ -155,11 +155,13 @@ class Control:
         return int(self._client.get(self._keys.tokens) or 0)
 
     def actors(self) -> dict[str, dict[str, Any]]:
-        """Every actor's last word, each with `alive`."""
+        """Every actor's last word, each with `alive`, and with `starting`: it may be silent for minutes until its
+        engine is up, and isn't dead."""
         now, found = time.time(), {}
         for name, raw in self._client.hgetall(self._keys.actors).items():
             status = json.loads(raw)
-            found[name.decode()] = {**status, "alive": now - status["at"] < ALIVE_S}
+            starting = str(status.get("phase")).startswith(STARTING)
+            found[name.decode()] = {**status, "alive": now - status["at"] < ALIVE_S, "starting": starting}
         return found
 
     def report_learner(self, status: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from redis.exceptions import ResponseError
 
 from buffer.adapters import AdapterRegistry
 from buffer.connection import is_out_of_memory
-from buffer.control import DONE, FULL, STARTING, STOPPED, Control
+from buffer.control import DONE, FULL, STOPPED, Control
 from buffer.rate_limiter import RateLimiter
 from buffer.replay import ReplayBuffer
 from buffer.seed_queue import SeedQueue
@@ -231,9 +231,10 @@ class Trainer:
             counted = now
             if done:
                 return now - start
-            if now - start > self.section.max_wait_s * (LONGEST_START if self._engines_start() else 1):
+            limit_s = self.section.max_wait_s * (LONGEST_START if self._engines_start() else 1)
+            if now - start > limit_s:
                 raise StallError(
-                    f"learner waited {self.section.max_wait_s:g} s for trajectories: {self._why_waiting(stats)}; "
+                    f"learner waited {limit_s:g} s for trajectories: {self._why_waiting(stats)}; "
                     "see logs/ in the run's folder, or raise learner.max_wait_s"
                 )
             if now >= next_word:
@@ -242,7 +243,7 @@ class Trainer:
             time.sleep(_POLL_S)
 
     def _engines_start(self) -> bool:
-        return any(str(status.get("phase")).startswith(STARTING) for status in self.control.actors().values())
+        return any(actor["starting"] for actor in self.control.actors().values())
 
     def _enough(self, stats: BufferStats) -> bool:
         # sft trains on the seeds alone, and some may have been set aside.
@@ -255,8 +256,7 @@ class Trainer:
         )
 
     def _why_waiting(self, stats: BufferStats) -> str:
-        actors = self.control.actors()
-        alive = sum(actor["alive"] for actor in actors.values())
+        actors = list(self.control.actors().values())
         came, needed = stats.pushed + stats.seeded, self.limiter.min_size
         if max(stats.size, stats.pushed) < needed:
             what = f"{came} of {needed} first trajectories"
@@ -264,10 +264,14 @@ class Trainer:
             what = f"the buffer is empty, {stats.expired} of {came} trajectories went stale"
         else:
             what = f"{came} pushed, each used {stats.trained / max(1, came):.1f} times"
-        phases = [str(status.get("phase")) for status in actors.values()]
-        telling = [phase for phase in phases if phase.startswith((FULL, STARTING))]
+        starting = [actor["phase"] for actor in actors if actor["starting"]]
+        alive = sum(actor["alive"] for actor in actors if not actor["starting"])
+        told = [f"{alive} actors alive"] if alive or not starting else []
+        if starting:
+            told.append(f"{len(starting)} of {len(actors)} actors {starting[0]}")
+        told += [actor["phase"] for actor in actors if str(actor.get("phase")).startswith(FULL)][:1]
         aside = [self._set_aside(stats)] if stats.quarantined else []
-        return ", ".join([what, f"{alive} actors alive", *telling[:1], *aside])
+        return ", ".join([what, *told, *aside])
 
     def _set_aside(self, stats: BufferStats) -> str:
         """How many trajectories were set aside, and why the last was."""

@@ -58,7 +58,6 @@ def _figures(state: RunState) -> dict[str, str]:
     learner, elapsed = state.learner, time.monotonic() - state.started
     step, steps = int(learner.get("step", 0)), int(learner.get("steps", state.config.learner.steps))
     version = int(learner.get("adapter_version", 0))
-    alive = sum(actor["alive"] for actor in state.actors.values())
     serving = "/".join(str(actor["adapter_version"]) for actor in state.actors.values()) or "-"
     trained_s = float(learner.get("elapsed_s", 0.0))
     eta = f"{(steps - step) * trained_s / step:.0f} s" if step and trained_s else "-"
@@ -72,7 +71,7 @@ def _figures(state: RunState) -> dict[str, str]:
         "staleness": _number(learner.get("staleness"), " versions"),
         "set aside": set_aside(state.quarantined, state.actors.values()),
         "samples/s": f"{state.pushed / elapsed:.1f}",
-        "actors alive": f"{alive}/{state.actors_wanted}",
+        "actors alive": actors_alive(state.actors.values(), state.actors_wanted),
         "elapsed": f"{elapsed:.0f} s",
         "ETA": eta,
     }
@@ -93,6 +92,13 @@ def _nothing_compared(state: RunState) -> str:
     """Why a loss of 0 is no perfect sampler's."""
     alone = state.config.learner.objective in WITHIN_QUERIES and state.learner.get("queries_alone") == 1
     return ": nothing to compare, each query's trajectories are the same" if alone else ""
+
+
+def actors_alive(actors: Iterable[Mapping[str, Any]], wanted: int) -> str:
+    """How many of those wanted are heard of, and how many are silent because their engines start."""
+    words = list(actors)
+    silent = sum(word["starting"] and not word["alive"] for word in words)
+    return f"{sum(word['alive'] for word in words)}/{wanted}" + (f", {silent} starting" if silent else "")
 
 
 def set_aside(quarantined: int, actors: Iterable[Mapping[str, Any]]) -> str:

@@ -17,7 +17,7 @@ from common.balance import bottleneck
 from common.config import RunConfig
 from common.shown import shortened
 from common.terminal import cells, title
-from deploy.cli.display import evaluation_lines, set_aside
+from deploy.cli.display import actors_alive, evaluation_lines, set_aside
 from deploy.run.progress import of_actors
 
 PROMPT_LETTERS = 100
@@ -29,6 +29,8 @@ class ActorStatus:
 
     name: str
     alive: bool
+    starting: bool
+    """Its engine isn't up yet: until then it may be silent, and isn't dead."""
     phase: str
     host: str
     adapter_version: int
@@ -102,6 +104,7 @@ class Status:
                 ActorStatus(
                     name=name,
                     alive=bool(status["alive"]),
+                    starting=bool(status["starting"]),
                     phase=str(status.get("phase")),
                     host=str(status.get("host")),
                     adapter_version=serves,
@@ -164,7 +167,6 @@ def status_table(status: Status) -> Group:
     """Two tables: the run, and its actors."""
     heading = title(f"amortis: {status.run} — {status.stop or status.phase}")
     run = Table(title=heading, show_header=False, title_justify="left")
-    alive = sum(actor.alive for actor in status.actors)
     for row in {
         "step": f"{status.step}/{status.steps}",
         **{name.replace("_", " "): f"{value:.3f}" for name, value in status.figures.items()},
@@ -177,14 +179,14 @@ def status_table(status: Status) -> Group:
         **({"drawn": status.drawn} if status.drawn else {}),
         **evaluation_lines(status.evaluation),
         **({"stop when": status.stop_when} if status.stop_when else {}),
-        "actors alive": f"{alive}/{status.actors_wanted}",
+        "actors alive": actors_alive([asdict(actor) for actor in status.actors], status.actors_wanted),
     }.items():
         run.add_row(*cells(*row))
     actors = Table()
     for name in ("actor", "heard", "phase", "host", "serves", "lag", "pushed", "per s"):
         actors.add_column(name, overflow="fold", min_width=8 if name == "phase" else None)
     for actor in status.actors:
-        heard = f"{actor.silent_s:.0f} s ago" if actor.alive else "NO"
+        heard = f"{actor.silent_s:.0f} s ago" if actor.alive or actor.starting else "NO"
         serves, rate = f"v{actor.adapter_version}", f"{actor.pushed_per_s:.1f}"
         actors.add_row(*cells(actor.name, heard, actor.phase, actor.host, serves, actor.lag, actor.pushed, rate))
     return Group(run, actors)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from buffer.control import STARTING, Control
+from buffer.control import Control
 from common.config import RunConfig
 from common.errors import EngineDisturbed, EngineFault, RunFault, UserError, last_line
 from common.log import get_logger
@@ -267,4 +267,4 @@ class ActorPool:
 
 def _starts(member: _Member, word: Mapping[str, Any]) -> bool:
     """Whether an actor is still on its way: not heard of since its start, or silent while its engine starts."""
-    return float(word.get("at", 0.0)) < member.started_at or str(word.get("phase")).startswith(STARTING)
+    return float(word.get("at", 0.0)) < member.started_at or bool(word.get("starting"))

@@ -103,17 +103,18 @@ def test_only_a_gap_above_the_limit_stops_the_run_and_the_gauge_has_it_then(gap:
 
 
 @pytest.mark.parametrize(("phase", "longer"), [("sampling", 1), (f"{STARTING}, compiling the model", LONGEST_START)])
-def test_engines_that_start_are_waited_for_longer_than_samples(phase: str, longer: int) -> None:
+def test_engines_that_start_are_waited_for_longer_than_samples(redis_client: Redis, phase: str, longer: int) -> None:
     trainer: Any = SimpleNamespace(
         buffer=SimpleNamespace(stats=lambda: None),
         metrics=LearnerMetrics(CollectorRegistry()),
         section=SimpleNamespace(max_wait_s=0.4),
-        control=SimpleNamespace(actors=lambda: {"actor-0": {"phase": phase}}),
+        control=Control(redis_client, Keys("test")),
         _enough=lambda stats: False,
         _may_go_on=lambda: True,
         _why_waiting=lambda stats: "0 of 64",
         _report_phase=lambda phase: None,
     )
+    trainer.control.heartbeat("actor-0", {"phase": phase})
     trainer._engines_start = lambda: Trainer._engines_start(trainer)
     started = time.monotonic()
     with pytest.raises(StallError, match=r"0 of 64"):
@@ -145,6 +146,24 @@ def a_learner_of_seeds(redis_client: Redis, seeds: int, rejected: int) -> Any:
     trainer.buffer, trainer.seeds, trainer.control = buffer, queue, Control(redis_client, keys)
     trainer.metrics = LearnerMetrics(CollectorRegistry())
     return trainer
+
+
+@pytest.mark.parametrize(
+    ("phases", "told"),
+    [
+        ([f"{STARTING}, compiling the model"], f"times, 1 of 1 actors {STARTING}, compiling the model"),
+        (["sampling", STARTING], f"times, 1 actors alive, 1 of 2 actors {STARTING}"),
+        (["sampling", "waiting for memory: full"], "times, 2 actors alive, waiting for memory: full"),
+        ([], "times, 0 actors alive"),
+    ],
+)
+def test_what_is_waited_for_tells_an_engine_that_starts_from_an_actor_that_is_dead(
+    redis_client: Redis, phases: list[str], told: str
+) -> None:
+    trainer = a_learner_of_seeds(redis_client, 7, rejected=0)
+    for index, phase in enumerate(phases):
+        trainer.control.heartbeat(f"actor-{index}", {"phase": phase})
+    assert trainer._why_waiting(trainer.buffer.stats()).endswith(told)
 
 
 def test_seeds_that_were_set_aside_are_not_waited_for(redis_client: Redis) -> None:

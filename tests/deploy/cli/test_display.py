@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from common.config import RunConfig
-from deploy.cli.display import LiveDisplay, print_figures, state_line, state_table
+from deploy.cli.display import LiveDisplay, actors_alive, print_figures, state_line, state_table
 from deploy.run.launcher import RunState
 
 
@@ -26,7 +26,7 @@ def make_state() -> RunState:
         "adapter_version": 5,
         "elapsed_s": 10.0,
     }
-    state.actors = {"actor-0": {"alive": True, "adapter_version": 4}}
+    state.actors = {"actor-0": {"alive": True, "starting": False, "adapter_version": 4}}
     state.quarantined = 7
     return state
 
@@ -75,12 +75,20 @@ def test_what_was_set_aside_is_shown_with_what_a_reward_function_says() -> None:
     assert "set aside 7, " in state_line(state)
     failing = {
         "alive": True,
+        "starting": False,
         "adapter_version": 4,
         "reward_failures": 3,
         "reward_error": "KeyError: 'x' (mine.py, line 2)",
     }
     state.actors = {"actor-0": {**failing, "reward_failures": 0, "reward_error": None}, "actor-1": failing}
     assert "set aside 7; task.reward failed on 3 texts, e.g. KeyError: 'x' (mine.py, line 2)" in state_line(state)
+
+
+def test_an_actor_that_is_silent_while_its_engine_starts_is_told_from_a_dead_one() -> None:
+    up, silent = {"alive": True, "starting": False}, {"alive": False, "starting": False}
+    assert actors_alive([up, silent], 2) == "1/2"
+    assert actors_alive([up, silent | {"starting": True}], 2) == "1/2, 1 starting"
+    assert actors_alive([up, up | {"starting": True}], 2) == "2/2"
 
 
 def test_without_a_terminal_a_line_is_printed_for_each_phase_not_for_each_look() -> None:

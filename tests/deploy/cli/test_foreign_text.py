@@ -41,7 +41,7 @@ def shown(*renderables: Any) -> str:
 
 def state() -> RunState:
     found = RunState(RunConfig.model_validate({"task": {"name": "rng"}, "run": {"name": "mine"}}))
-    failing = {"alive": True, "adapter_version": 4, "reward_failures": 3, "reward_error": FOREIGN}
+    failing = {"alive": True, "starting": False, "adapter_version": 4, "reward_failures": 3, "reward_error": FOREIGN}
     found.actors, found.phase, found.learner = {"actor-0": failing}, "training", {"step": 3}
     return found
 

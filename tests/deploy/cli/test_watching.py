@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from redis import Redis
 from rich.console import Console
 
 from buffer.connection import Keys
-from buffer.control import Control
+from buffer.control import STARTING, Control
 from buffer.evaluations import Evaluations
 from buffer.replay import ReplayBuffer
 from common.config import BufferSection, RunConfig
@@ -70,6 +71,24 @@ def test_status_shows_how_many_of_the_last_samples_a_living_actor_has_drawn(redi
     assert looked().drawn == "120 of 1800" and "120 of 1800" in shown(status_table(looked()))
     control.heartbeat("actor-1", {"phase": "sampling", "host": "a", "drawn": None})
     assert looked().drawn is None and "drawn" not in shown(status_table(looked()))
+
+
+def test_status_tells_an_actor_that_is_silent_while_its_engine_starts_from_a_dead_one(
+    redis_client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = RunConfig.model_validate({"task": {"name": "rng"}, "run": {"name": "mine"}})
+    control, keys = Control(redis_client, Keys("mine")), Keys("mine")
+    control.put_config(config)
+    buffer = ReplayBuffer.of(config, redis_client, keys)
+    buffer.open()
+    control.tell_actors_wanted(2)
+    control.heartbeat("actor-0", {"phase": "sampling", "host": "a"})
+    control.heartbeat("actor-1", {"phase": STARTING, "host": "a"})
+    later = time.time() + 60
+    monkeypatch.setattr(time, "time", lambda: later)
+    text = shown(status_table(Status.read("mine", config, control, buffer, Evaluations(redis_client, keys))))
+    dead, starting = (next(line for line in text.splitlines() if name in line) for name in ("actor-0", "actor-1"))
+    assert "0/2, 1 starting" in text and " NO " in dead and "60 s ago" in starting
 
 
 DIAGNOSIS = {
