@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.results_sections import MATRIX, SECTIONS, Section
+from benchmarks.results_targets import Judged, tells
 from common.config import EMSection, LearnerSection
 from deploy.comparison.definition import Cell, Comparison
 from deploy.comparison.table import Entry, PayOff, Table
@@ -36,9 +37,13 @@ Each section is one comparison in `deploy/comparison/`, run with
 $ amortis compare deploy/comparison/arithmetic.yaml --data FOLDER
 ```
 
-on SmolLM2-135M-Instruct and CPU cores. Figures are mean ± standard error over seeds with the same test rows; one
-without an error is of a single seed. What is said of the paper (Hu et al. 2024) is from GPT-J 6B, thousands of steps on
-an A100 and larger test sets: only the order of methods can be compared.
+on SmolLM2-135M-Instruct and CPU cores. Figures are mean ± standard error over seeds with the same test rows, so that it
+doesn't hold which rows those are; one without an error is of a single seed, or the same for all. What is said of the
+paper (Hu et al. 2024) is from GPT-2 and GPT-J 6B, thousands of steps on an A100 and larger test sets: only the order of
+methods can be compared.
+
+The effective sample size by R/q is the share of a sampler's draws that count as the posterior's once each is weighed by
+R/q, mean over some queries (`diagnose`): 1 where it is the posterior. It doesn't see what is never drawn.
 """
 _LENGTH = {"steps", "trajectories_trained"}
 _TRAINED = {"steps", "iterations"}
@@ -49,9 +54,13 @@ _READ = "What the figures say, of one run each:"
 
 
 _TARGETS = (
-    "Targets, from the paper's order of methods; ± is the standard error of the difference: over seeds, of log p of "
-    "the best over prompts, and of accuracies of one seed over test rows. What is within two of them chance could make:"
+    "What is asked of a method, as the paper's order of methods has it or as a target of our own, and what came out. ± "
+    "is the standard error of the difference, over seeds or over test rows, whichever is larger; what a t-test can't "
+    "tell from no difference, at 5%, may be by chance:"
 )
+
+
+_WHY = "Beside them, on the mean over seeds:"
 
 
 _COSTS = "Tokens that training reads (trained ones thrice) against those of draws of the posterior without it:"
@@ -65,7 +74,7 @@ _SAID = (
 
 _CURVES = (
     "While it trained, on some of the test's queries and a few samples of each, so that a look scatters, by step; "
-    "still rising where the last third of the steps brought more than a tenth of the whole rise:"
+    "still rising where the last third of the steps brought more than a tenth of the whole rise, and each seed some:"
 )
 
 
@@ -99,7 +108,7 @@ def _section(section: Section, table: Mapping[str, Any]) -> str:
     figures = {(entry.condition, entry.method, entry.figure): entry for entry in entries}
     lines += [
         *_listed(_READ, section.read(figures)),
-        *_listed(_TARGETS, section.target(figures)),
+        *_judged(section.target(figures)),
         *_listed(_COSTS, [f"{PayOff(**item).shown()}." for item in table.get("pay_offs", ())]),
         *_listed(_SAID, _said(table["measured"])),
         *_listed(_CURVES, _curves(section, table["measured"])),
@@ -114,6 +123,15 @@ def _section(section: Section, table: Mapping[str, Any]) -> str:
 def _listed(heading: str, items: Sequence[str]) -> list[str]:
     """Lines of a list under its heading; none without items."""
     return [f"{heading}\n", *(f"- {item}" for item in items), ""] if items else []
+
+
+def _judged(targets: Sequence[Judged]) -> list[str]:
+    """The targets as a table, and what other figures say of them."""
+    if not targets:
+        return []
+    head = ("method", "figure: at least that of", "asked", "came out", "difference", "verdict")
+    rows = [f"| {' | '.join(head)} |", "|" + "---|" * len(head), *(each.row() for each in targets)]
+    return [f"{_TARGETS}\n", *rows, "", *_listed(_WHY, [each.why for each in targets if each.why])]
 
 
 def _said(measured: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -153,19 +171,26 @@ def _curves(section: Section, measured: Sequence[Mapping[str, Any]]) -> list[str
         ]
         values = ", ".join(f"{value:.3f} at {step}" for step, value in points)
         where = f" with {condition}" if condition else ""
-        rises = ", **still rising**" if _still_rises(points) else ""
-        falls = ", **fell**" if points and points[-1][1] < points[0][1] else ""
-        told.append(f"{method}{where}, {section.figures.get(figure, figure)}: {values}{rises}{falls}.")
+        rises = ", **still rising**" if _still_rises(points, of_seeds) else ""
+        falls = ", **fell**" if all(_rise(curve)[1] < 0 for curve in of_seeds) else ""
+        n = f"{len(of_seeds)} seeds" if len(of_seeds) > 1 else "1 seed"
+        told.append(f"{method}{where}, {section.figures.get(figure, figure)}, {n}: {values}{rises}{falls}.")
     return told
 
 
-def _still_rises(points: Sequence[tuple[int, float]]) -> bool:
-    """Whether the last third of the steps brought more than a tenth of the whole rise."""
+def _rise(points: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Of the last third of the steps, and the whole."""
+    steps, values = zip(*points, strict=True)
+    return values[-1] - float(np.interp(2 / 3 * steps[-1], steps, values)), values[-1] - values[0]
+
+
+def _still_rises(points: Sequence[tuple[int, float]], of_seeds: Sequence[Sequence[Sequence[float]]]) -> bool:
+    """Whether the last third of the steps brought more than a tenth of the mean's whole rise, and something for each
+    seed: a look scatters."""
     if len(points) < 3:
         return False
-    steps, values = zip(*points, strict=True)
-    late, whole = values[-1] - float(np.interp(2 / 3 * steps[-1], steps, values)), values[-1] - values[0]
-    return late > 0.1 * whole > 0
+    late, whole = _rise(points)
+    return late > 0.1 * whole > 0 and all(_rise(curve)[0] > 0 for curve in of_seeds)
 
 
 @dataclass
@@ -230,20 +255,19 @@ def _budget(cells: Sequence[Cell], measured: Sequence[Mapping[str, Any]]) -> str
         em = EMSection.model_validate(cell.settings.get("em", {}))
         each = [figures["trajectories_trained"] / figures["steps"] for figures in found if figures.keys() >= _LENGTH]
         if em.iterations and found:
-            steps = f"{learner.steps} and {em.m_steps} of an M step"
+            steps = f"{learner.steps} steps, then {em.m_steps} of an M step"
         elif each:
-            steps = f"{found[0]['steps']:.0f} of {np.mean(each):.3g}"
+            steps = f"{found[0]['steps']:.0f} steps of {np.mean(each):.3g} trajectories"
         else:
             continue
-        after = "" if cell.after is None else f" from {methods[cell.after]}'s adapter on"
+        after = "" if cell.after is None else f", starting from {methods[cell.after]}'s adapter"
         trained.append(f"{cell.method} {steps}{after}")
-    return f"Steps, and trajectories a step on the mean: {'; '.join(trained)}."
+    return f"Trained, on the mean: {'; '.join(trained)}."
 
 
 def _rows(section: Section, entries: Sequence[Entry]) -> list[str]:
-    cells = {
-        (entry.condition, entry.method, entry.figure): entry for entry in entries if entry.figure in section.figures
-    }
+    every = {(entry.condition, entry.method, entry.figure): entry for entry in entries}
+    cells = {key: entry for key, entry in every.items() if entry.figure in section.figures and tells(every, *key)}
     rows = list(dict.fromkeys((condition, method) for condition, method, _ in cells))
     order = list(dict.fromkeys(condition for condition, _ in rows))
     # Cells that came later stand with those of their condition.

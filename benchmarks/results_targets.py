@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
+from scipy import stats
 
 from common.tasks.figures import on_hull
-from deploy.comparison.table import ON_TRAINING, Entry
+from deploy.comparison.table import ESS, ON_TRAINING, Entry
 
 Figures = Mapping[tuple[str, str, str], Entry]
 """Of a comparison, by condition, method and figure."""
 _TELLING = 0.1
 """Effective sample size from which on a length bias tells something."""
+_BY_WEIGHTS = ("length_bias", "prefix_collapse")
+"""Figures that hold draws against the same ones weighed by R/q."""
+_MANY = 0.02
+"""Share of a sampler's texts from which on those of one length are compared: 20 of 1,000."""
 LENGTHS = {f"log_reward_of_{i}_to_{i + 4}": f"log p, {i} to {i + 4} tokens" for i in (1, 6, 11, 16)}
 """Figures of continuation by length, with their titles."""
 SHAPE_FIGURES = {
@@ -29,11 +35,53 @@ _BEST: Mapping[str, tuple[str, Callable[[float], float]]] = {
     "ess": ("largest effective sample size", lambda value: -value),
     "length_bias": ("length bias nearest 0", abs),
     "distinct_prefixes": ("most beginnings", lambda value: -value),
-    "mean_log_reward": ("largest mean log R", lambda value: -value),
 }
 """Figures of the draws' shape: which is the best of them, and what is least there."""
 _PLACES = 3
 _SUBMODULAR = ", submodular replay"
+
+
+class Error(NamedTuple):
+    """A standard error, and how many degrees of freedom it is known by."""
+
+    size: float
+    freedom: float = math.inf
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What is asked of a method's figure, and what came out."""
+
+    method: str
+    asked: str
+    least: float
+    found: float
+    error: Error | None
+    """Of their difference; None where it isn't known."""
+    note: str = ""
+    why: str = ""
+    """What other figures say of it, or nothing."""
+
+    @property
+    def met(self) -> bool:
+        """Whether it is what was asked for, by chance or not."""
+        return self.found >= self.least
+
+    @property
+    def by_chance(self) -> bool:
+        """Whether a t-test can't tell the difference from none, at 5%."""
+        if self.error is None:
+            return False
+        return abs(self.found - self.least) < float(stats.t.ppf(0.975, self.error.freedom)) * self.error.size
+
+    def row(self) -> str:
+        """Of a Markdown table."""
+        error = "" if self.error is None else f" ± {self.error.size:.3f}"
+        told = ["met" if self.met else "missed", *(["by chance?"] if self.by_chance else [])]
+        told += [self.note] if self.note else []
+        difference = f"{self.found - self.least:+.3f}{error}"
+        cells = (self.method, self.asked, f"{self.least:.3f}", f"{self.found:.3f}", difference, ", ".join(told))
+        return f"| {' | '.join(cells)} |"
 
 
 @dataclass(frozen=True)
@@ -52,55 +100,67 @@ class Target:
     """Test rows that it is a share of."""
     like: tuple[str, ...] = ()
     """Figures of the test rows that are like the training rows, where the figure's own aren't."""
+    starts_from: str = ""
+    """The method whose adapter it goes on from."""
 
-    def judged(self, figures: Figures) -> str | None:
-        """Whether it is met, in a sentence; None where a method is missing."""
+    def judged(self, figures: Figures) -> Judged | None:
+        """Whether it is met; None where a method is missing."""
         value, other = (figures.get((self.condition, method, self.figure)) for method in (self.method, self.than))
         if value is None or other is None:
             return None
         times = "" if self.factor == 1 else f"{self.factor:g} × "
         more = "" if self.more == 0 else f" + {self.more:g}"
         where = "" if not self.condition else f" with {self.condition}"
-        asked = f"{self.method}: {self.words}{where}, at least {times}that of {self.than}, {other.mean:.3f}{more}"
-        of_other = self._error(other)
-        error = _of_difference(self._error(value), None if of_other is None else self.factor * of_other)
         least = self.factor * other.mean + self.more
-        if least > 1 and "accuracy" in self.figure:
-            asked += " (above 1, which nothing reaches)"
-        why = "" if value.mean >= least or _is_within_chance(value.mean - least, error) else self._why(figures, least)
-        return _judged(asked, value.mean, least, error) + why
+        notes = ["nothing is above 1"] if least > 1 and "accuracy" in self.figure else []
+        notes += ["of one seed"] if min(len(value.seeds), len(other.seeds)) == 1 else []
+        found = Judged(
+            self.method,
+            f"{self.words}{where}: {times}{self.than}{more}",
+            least,
+            value.mean,
+            _of_difference(_error(value, self._of_rows(value)), _error(other, self._of_rows(other)), self.factor),
+            ", ".join(notes),
+        )
+        return found if found.met or found.by_chance else replace(found, why=self._why(figures, least))
 
-    def _error(self, entry: Entry) -> float | None:
-        """Over seeds, and of a single seed over test rows; None where it isn't known."""
-        over_seeds = entry.standard_error
-        return _of_share(entry.mean, self.rows) if over_seeds is None and self.rows is not None else over_seeds
+    def _of_rows(self, entry: Entry) -> float | None:
+        return None if self.rows is None else _of_share(entry.mean, self.rows)
 
     def _why(self, figures: Figures, least: float) -> str:
         """What its other figures say of a miss: learning, generalisation, fit to the posterior; empty without them."""
 
-        def of(figure: str) -> float | None:
-            found = figures.get((self.condition, self.method, figure))
+        def of(figure: str, method: str = self.method) -> float | None:
+            found = figures.get((self.condition, method, figure))
             return None if found is None else found.mean
 
         said = []
-        of_training, of_test = of(f"{ON_TRAINING}{self.figure.rpartition('.')[2]}"), of(self.figure)
+        name = f"{ON_TRAINING}{self.figure.rpartition('.')[2]}"
+        of_training, of_test, at_start = of(name), of(self.figure), of(name, self.starts_from)
         if of_training is not None and of_test is not None:
             alike = [value for figure in self.like if (value := of(figure)) is not None]
-            beside = f", on test rows that are like them {np.mean(alike):.3f}" if alike else ""
-            lost = of_training - float(np.mean(alike or [of_test]))
-            learned = "too little is learned" if of_training < min(least, 1.0) else "enough is learned"
-            loses = f", {lost:.3f} of it doesn't generalise" if lost > 0 else ""
-            said.append(f"on training rows it is {of_training:.3f}{beside}: {learned}{loses}")
+            said.append(f"on training rows it is {of_training:.3f}")
+            said[-1] += f", on test rows that are like them {np.mean(alike):.3f}" if alike else ""
+            if at_start is not None and of_training < at_start:
+                said.append(f"{self.starts_from}, from which it goes on, has {at_start:.3f} there: it unlearns")
+            else:
+                said[-1] += ": too little is learned" if of_training < min(least, 1.0) else ": enough is learned"
+                lost = of_training - float(np.mean(alike or [of_test]))
+                said[-1] += f", {lost:.3f} of it doesn't generalise" if lost > 0 else ""
+                beyond = float(np.mean(alike)) - of_test if alike else 0.0
+                said[-1] += f", and {beyond:.3f} more is lost on rows unlike them" if beyond > 0 else ""
         above, below = (of(_beside(self.figure, each)) for each in ("known_above", "known_below"))
         if above is not None and below is not None:
-            said.append(f"for {above:.3f} of the queries the given rationale has more R than all that were drawn")
-            said.append(f"for {below:.3f} some that was drawn has more")
-        ess, bias = of("ess"), of("length_bias")
+            said.append(f"for {above:.0%} of the queries R prefers the given rationale to all that were drawn")
+            said.append(f"for {below:.0%} it prefers one that was drawn")
+        ess, bias = of(ESS), figures.get((self.condition, self.method, "length_bias"))
         if ess is not None:
-            said.append(f"its effective sample size is {ess:.3f}")
-            if bias is not None and ess >= _TELLING:
-                said.append(f"its draws are {abs(bias):.1f} tokens too {'long' if bias > 0 else 'short'}")
-        return f" Beside it: {'; '.join(said)}." if said else ""
+            said.append(f"its effective sample size by R/q is {ess:.3f}")
+            # Of some seeds too long and of others too short is no bias.
+            if bias is not None and ess >= _TELLING and len(set(np.sign(bias.values))) == 1:
+                said.append(f"its draws are {abs(bias.mean):.1f} tokens too {'long' if bias.mean > 0 else 'short'}")
+        where = f" with {self.condition}" if self.condition else ""
+        return f"{self.method}{where}: {'; '.join(said)}." if said else ""
 
 
 def _beside(figure: str, name: str) -> str:
@@ -113,34 +173,58 @@ def _of_share(share: float, rows: int) -> float:
     return math.sqrt(max(share * (1 - share), 0.0) / rows)
 
 
-def _is_within_chance(difference: float, error: float | None) -> bool:
-    return error is not None and abs(difference) < 2 * error
+def _error(entry: Entry, over_rows: float | None) -> Error | None:
+    """Over seeds or over test rows, which all seeds share: the larger. None where neither is known."""
+    over_seeds = entry.standard_error
+    if over_seeds is not None and (over_rows is None or over_seeds > over_rows):
+        return Error(over_seeds, len(entry.values) - 1)
+    return None if over_rows is None else Error(over_rows)
 
 
-def all_judged(targets: Sequence[Target], figures: Figures) -> list[str]:
-    """A sentence for each target whose methods are there."""
-    return [found for target in targets if (found := target.judged(figures)) is not None]
+def _of_difference(error: Error | None, other: Error | None, factor: float = 1.0) -> Error | None:
+    """Of a figure less another `factor` times, which are independent; None where one isn't known. The degrees of
+    freedom are Welch's (1947)."""
+    if error is None or other is None:
+        return None
+    own, others = error.size**2, (factor * other.size) ** 2
+    spread = own**2 / error.freedom + others**2 / other.freedom
+    return Error(math.sqrt(own + others), (own + others) ** 2 / spread if spread > 0 else math.inf)
 
 
-def continuation_target(table: Figures) -> list[str]:
-    """Each GFlowNet's log p of the best sample, held against what decoding reaches at its diversity: sentences."""
+def all_judged(targets: Sequence[Target], figures: Figures) -> list[Judged]:
+    """Each target whose methods are there; of a method with a condition it is told once why it misses."""
+    found = [judged for target in targets if (judged := target.judged(figures)) is not None]
+    return _told_once(found)
+
+
+def _told_once(found: Sequence[Judged]) -> list[Judged]:
+    begun: set[str] = set()
+    out = []
+    for each in found:
+        whose = each.why.partition(":")[0]
+        out.append(replace(each, why="") if whose in begun else each)
+        begun.add(whose)
+    return out
+
+
+def continuation_target(table: Figures) -> list[Judged]:
+    """Each GFlowNet's log p of the best sample, held against what decoding reaches at its diversity; and its log p of
+    all samples, against that of samples of the same lengths."""
     points = _against_diversity(table, "max_log_reward")
     decoding = _of_decoding(points)
     found = []
     for method, (diversity, likelihood) in points.items():
-        if not method.startswith("GFlowNet") or not decoding:
+        frontier = _frontier(decoding, diversity) if decoding and method.startswith("GFlowNet") else None
+        if frontier is None:
             continue
         most = max(x for x, _ in decoding.values())
         # No decoding method may be as diverse: then the frontier's end is what there is to hold a sampler against.
-        where = "" if diversity <= most else f", which ends at {most:.3f}"
-        frontier = _frontier(decoding, diversity)
-        if frontier is not None:
-            above = f"above the decoding methods' frontier{where}, {frontier:.2f} nats"
-            error = _above_frontier(table, "max_log_reward", method, decoding)
-            judged = _judged(f"{method} at diversity {diversity:.3f}, {above}", likelihood, frontier, error)
-            ess = table.get(("", method, "ess"))
-            diagnosed = "" if ess is None else f" Its effective sample size is {ess.mean:.3f}."
-            found.append(judged + _by_length(table, method) + diagnosed)
+        where = f"decoding at diversity {min(diversity, most):.3f}" + ("" if diversity <= most else ", its largest")
+        one = "of one seed" if len(table["", method, "max_log_reward"].seeds) == 1 else ""
+        error = _above_frontier(table, "max_log_reward", method, decoding)
+        by_length, why = _by_length(table, method)
+        first = Judged(method, f"log p of the best: {where}", frontier, likelihood, error, one, why)
+        found += [first, *([by_length] if by_length else [])]
     return found
 
 
@@ -149,30 +233,47 @@ def _frontier(points: Mapping[str, tuple[float, float]], diversity: float) -> fl
     return on_hull(list(points.values()), min(diversity, max(x for x, _ in points.values())))
 
 
-def _above_frontier(table: Figures, figure: str, method: str, decoding: Iterable[str]) -> float | None:
-    """Standard error of what a method has above the frontier: over prompts, of which seeds share most of what is by
-    chance; of the frontier the decoding method's that has most. None where one isn't known."""
-    errors = [table.get(("", name, f"{figure}_se")) for name in (method, *decoding)]
-    known = [entry.mean for entry in errors if entry is not None]
-    return _of_difference(known[0], max(known[1:])) if len(known) == len(errors) else None
+def _above_frontier(table: Figures, figure: str, method: str, decoding: Iterable[str]) -> Error | None:
+    """Of what a method has above the frontier: over prompts, of which seeds share most of what is by chance; of the
+    frontier the decoding method's that has most. None where one isn't known."""
+    over_prompts = [table.get(("", name, f"{figure}_se")) for name in (method, *decoding)]
+    known = [entry.mean for entry in over_prompts if entry is not None]
+    if len(known) < len(over_prompts):
+        return None
+    return _of_difference(_error(table["", method, figure], known[0]), Error(max(known[1:])))
 
 
-def _by_length(table: Figures, method: str) -> str:
-    """log p of its samples of so many tokens, held against decoding methods' of as many, at its diversity."""
-    told = []
+def _by_length(table: Figures, method: str) -> tuple[Judged | None, str]:
+    """log p of its samples, held against decoding methods' of as many tokens at its diversity, weighted by how many it
+    has; and of each length. Lengths that few have are left out, and seeds of which it isn't known how many have it."""
+    diversity, told = table["", method, "diversity"].mean, []
+    weights, own, others, errors = [], [], [], []
     for figure, title in LENGTHS.items():
-        points = _against_diversity(table, figure)
-        decoding = _of_decoding(points)
-        if method in points and decoding:
-            diversity, likelihood = points[method]
-            frontier = _frontier(decoding, diversity)
-            if frontier is not None:
-                share = table.get(("", method, figure.replace("log_reward", "share")))
-                lengths = title.removeprefix("log p, ") + ("" if share is None else f" ({share.mean:.3f} of them)")
-                error = _above_frontier(table, figure, method, decoding)
-                by = "" if error is None else f", {likelihood - frontier:+.2f} ± {error:.2f}"
-                told.append(f"{lengths} {likelihood:.2f} against {frontier:.2f}{by}")
-    return f" Of samples of the same length, on the mean: {'; '.join(told)}." if told else ""
+        entry, share = table.get(("", method, figure)), table.get(("", method, figure.replace("log_reward", "share")))
+        decoding = _of_decoding(_against_diversity(table, figure))
+        frontier = _frontier(decoding, diversity) if decoding else None
+        if entry is None or frontier is None:
+            continue
+        entry = entry if share is None else entry.of_seeds(share.seeds)
+        error = _above_frontier(table, figure, method, decoding)
+        by = "" if error is None else f", {entry.mean - frontier:+.2f} ± {error.size:.2f}"
+        of_them = "" if share is None else f" ({share.mean:.1%} of its samples)"
+        told.append(f"{title.removeprefix('log p, ')}{of_them} {entry.mean:.2f}, decoding {frontier:.2f}{by}")
+        if share is not None and share.mean >= _MANY:
+            weights.append(share.mean)
+            own.append(entry.mean)
+            others.append(frontier)
+            errors.append(error)
+    ess = table.get(("", method, ESS))
+    told += [] if ess is None else [f"its effective sample size by R/q is {ess.mean:.3f}"]
+    why = f"{method}, log p by length: {'; '.join(told)}." if told else ""
+    if not weights:
+        return None, why
+    whole = np.array(weights) / sum(weights)
+    known = [error.size for error in errors if error is not None]
+    error = Error(float(np.linalg.norm(whole * known))) if len(known) == len(errors) else None
+    lengths = f"log p of {sum(weights):.1%} of its samples: decoding of the same lengths and diversity"
+    return Judged(method, lengths, float(whole @ others), float(whole @ own), error), why
 
 
 def _against_diversity(table: Figures, figure: str) -> dict[str, tuple[float, float]]:
@@ -185,19 +286,13 @@ def _against_diversity(table: Figures, figure: str) -> dict[str, tuple[float, fl
 
 
 def _of_decoding(points: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
-    # MCMC draws from what the GFlowNet learns, at its own price.
-    return {method: point for method, point in points.items() if not method.startswith(("GFlowNet", "MCMC"))}
+    return {method: point for method, point in points.items() if not method.startswith("GFlowNet")}
 
 
-def _of_difference(error: float | None, other: float | None) -> float | None:
-    """Standard error of the difference of two figures that are independent; None where one isn't known."""
-    return None if error is None or other is None else math.hypot(error, other)
-
-
-def _judged(asked: str, value: float, least: float, error: float | None = None) -> str:
-    by = f"{abs(value - least):.3f}" if error is None else f"{abs(value - least):.3f} ± {error:.3f}"
-    chance = ", which chance could make" if _is_within_chance(value - least, error) else ""
-    return f"{asked}: {value:.3f}, {'met' if value >= least else 'missed'} by {by}{chance}."
+def tells(figures: Figures, condition: str, method: str, figure: str) -> bool:
+    """Whether enough draws count for it: of few that do, weights tell nothing of lengths and entropies."""
+    ess = figures.get((condition, method, ESS))
+    return figure not in _BY_WEIGHTS or ess is None or ess.mean >= _TELLING
 
 
 def shape_read(subtb: str, figures: Figures) -> Sequence[str]:
@@ -205,18 +300,22 @@ def shape_read(subtb: str, figures: Figures) -> Sequence[str]:
     trained = [method for _, method, figure in figures if figure == "trajectories_trained"]
     told = []
     for figure, (words, order) in _BEST.items():
-        found = {method: figures["", method, figure].mean for method in trained if ("", method, figure) in figures}
-        if not found:
-            continue
+        found = {
+            method: figures["", method, figure].mean
+            for method in trained
+            if ("", method, figure) in figures and tells(figures, "", method, figure)
+        }
         best = sorted(found, key=lambda method: order(found[method]))[:_PLACES]
-        told.append(f"{words}: {'; '.join(f'{method} {found[method]:.3f}' for method in best)}")
+        if best:
+            told.append(f"{words}: {'; '.join(f'{method} {found[method]:.3f}' for method in best)}")
     for figure in _BEST:
         changes = []
         for after in [method for method in trained if method.endswith(_SUBMODULAR)]:
             name = after.removesuffix(_SUBMODULAR)
-            before, now = (figures.get(("", method, figure)) for method in (subtb if name == "subtb" else name, after))
-            if before and now:
-                changes.append(f"{name} {before.mean:.3f} to {now.mean:.3f}")
+            pair = (subtb if name == "subtb" else name, after)
+            if all(("", method, figure) in figures and tells(figures, "", method, figure) for method in pair):
+                was, now = (figures["", method, figure].mean for method in pair)
+                changes.append(f"{pair[0]} {was:.3f} to {now:.3f}")
         if changes:
             told.append(f"{SHAPE_FIGURES[figure]}, by submodular replay: {'; '.join(changes)}")
     return [f"{each[0].upper()}{each[1:]}." for each in told]

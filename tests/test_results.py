@@ -40,17 +40,18 @@ def test_targets_are_judged_by_the_means_over_the_seeds_of_all_tables(tables: Pa
         results.take(save(tables, "arithmetic", seed, rows))
     text = results.page()
     assert "| SFT | 0.300 ± 0.100 |" in text and "seeds 0, 1" in text
-    asked = "accuracy at 5 operands, at least 2 × that of SFT, 0.300"
-    # Twice the standard error of the difference is what chance could make.
-    assert f"- GFlowNet: {asked}: 0.400, missed by 0.200 ± 0.224, which chance could make." in text
-    assert f"- GFlowNet + SFT: {asked}: 0.700, met by 0.100 ± 0.200, which chance could make." in text
-    assert "at least that of SFT, 0.300: 0.700, met by 0.400 ± 0.100." in text
+    asked = "| accuracy at 5 operands"
+    assert f"| GFlowNet {asked}: 2 × SFT | 0.600 | 0.400 | -0.200 ± 0.224 | missed, by chance? |" in text
+    # Above by four times the error, which of two seeds is known by one degree of freedom.
+    assert f"| GFlowNet + SFT {asked}: SFT | 0.300 | 0.700 | +0.400 ± 0.105 | met, by chance? |" in text
 
 
 def test_a_target_that_no_accuracy_can_be_is_told(tables: Path) -> None:
     rows = {("", method): {"test_5_operands.accuracy": 0.66} for method in ("SFT", "GFlowNet")}
     results.take(save(tables, "arithmetic", 0, rows))
-    assert "at least 2 × that of SFT, 0.660 (above 1, which nothing reaches): 0.660, missed by" in results.page()
+    (row,) = (line for line in results.page().splitlines() if "2 × SFT" in line)
+    assert row.startswith("| GFlowNet | accuracy at 5 operands: 2 × SFT | 1.320 | 0.660 | -0.660")
+    assert row.endswith("| missed, nothing is above 1, of one seed |")
 
 
 def test_a_continuation_is_held_against_the_decoding_methods_at_its_own_diversity(tables: Path) -> None:
@@ -60,11 +61,10 @@ def test_a_continuation_is_held_against_the_decoding_methods_at_its_own_diversit
     rows = {("", method): {"diversity": x, "max_log_reward": y} for method, (x, y) in points.items()}
     results.take(save(tables, "continuation", 0, rows))
     text = results.page()
-    assert "0.9 at diversity 0.400, above the decoding methods' frontier, -20.00 nats: -19.000, met by 1.000." in text
-    assert (
-        "0.7 at diversity 0.300, above the decoding methods' frontier, -15.00 nats: -18.000, missed by 3.000." in text
-    )
-    assert "1 at diversity 0.700, above the decoding methods' frontier, which ends at 0.600, -30.00 nats: -31" in text
+    asked = "| log p of the best: decoding at diversity"
+    assert f"0.9 {asked} 0.400 | -20.000 | -19.000 | +1.000 | met, of one seed |" in text
+    assert f"0.7 {asked} 0.300 | -15.000 | -18.000 | -3.000 | missed, of one seed |" in text
+    assert f"1 {asked} 0.600, its largest | -30.000 | -31.000 | -1.000 | missed, of one seed |" in text
 
 
 def test_a_continuation_differs_by_more_than_its_prompts_make_by_chance_or_it_is_told(tables: Path) -> None:
@@ -75,7 +75,8 @@ def test_a_continuation_differs_by_more_than_its_prompts_make_by_chance_or_it_is
         for method, (x, y, error) in points.items()
     }
     results.take(save(tables, "continuation", 0, rows))
-    assert "frontier, -20.00 nats: -19.000, met by 1.000 ± 0.500." in results.page()
+    # The frontier's error is the larger of its ends'.
+    assert "0.400 | -20.000 | -19.000 | +1.000 ± 0.500 | met, of one seed |" in results.page()
 
 
 def test_a_continuation_is_held_against_decoded_ones_of_its_length_too(tables: Path) -> None:
@@ -85,7 +86,6 @@ def test_a_continuation_is_held_against_decoded_ones_of_its_length_too(tables: P
         "temperature 0.5": (0.2, [-4.0, -10.0, -20.0]),
         "temperature 1": (0.6, [-8.0, -30.0, -40.0]),
         "GFlowNet, reward temperature 0.9": (0.4, [-5.5, -21.0, None, -50.0]),
-        "MCMC, reward temperature 0.9": (0.4, [-1.0, -1.0, -1.0, -1.0]),
     }
     rows = {
         ("", method): {
@@ -95,8 +95,10 @@ def test_a_continuation_is_held_against_decoded_ones_of_its_length_too(tables: P
         for method, (diversity, values) in of_methods.items()
     }
     results.take(save(tables, "continuation", 0, rows))
-    said = "on the mean: 1 to 5 tokens -5.50 against -6.00; 6 to 10 tokens -21.00 against -20.00.\n"
-    assert f"met by 0.000. Of samples of the same length, {said}" in results.page()
+    said = "1 to 5 tokens -5.50, decoding -6.00; 6 to 10 tokens -21.00, decoding -20.00."
+    text = results.page()
+    assert f"- GFlowNet, reward temperature 0.9, log p by length: {said}\n" in text
+    assert "of the same lengths" not in text, "as it isn't known how many have which"
 
 
 def test_of_a_length_it_is_told_how_many_are_so_long_and_what_chance_makes_and_how_far_the_sampler_is(
@@ -113,15 +115,34 @@ def test_of_a_length_it_is_told_how_many_are_so_long_and_what_chance_makes_and_h
         for method, (diversity, value, error) in of_methods.items()
     }
     results.take(save(tables, "continuation", 0, rows))
-    lengths = "1 to 5 tokens (0.750 of them) -5.50 against -6.00, +0.50 ± 0.50."
-    assert f"on the mean: {lengths} Its effective sample size is 0.125.\n" in results.page()
+    lengths = "1 to 5 tokens (75.0% of its samples) -5.50, decoding -6.00, +0.50 ± 0.50"
+    text = results.page()
+    assert f"log p by length: {lengths}; its effective sample size by R/q is 0.125.\n" in text
+    asked = "log p of 75.0% of its samples: decoding of the same lengths and diversity"
+    assert f"| {asked} | -6.000 | -5.500 | +0.500 ± 0.500 | met, by chance? |" in text
+
+
+def test_at_equal_length_a_sampler_is_judged_by_the_lengths_that_it_has_of_the_seeds_that_tell(tables: Path) -> None:
+    bins = [f"log_reward_of_{i}_to_{i + 4}" for i in (1, 6, 11)]
+    shares = [name.replace("log_reward", "share") for name in bins]
+    decoding = {("", "temperature 1"): {"diversity": 0.5, "max_log_reward": -20.0} | dict.fromkeys(bins, -10.0)}
+    sampler = {"diversity": 0.5, "max_log_reward": -15.0} | dict(zip(bins, [-12.0, -9.0, 0.0], strict=True))
+    told = dict(zip(shares, [0.74, 0.25, 0.01], strict=True))
+    results.take(save(tables, "continuation", 0, decoding | {("", "GFlowNet"): sampler | told}))
+    # Of another seed it isn't known how many texts there are of each length.
+    results.take(save(tables, "continuation", 1, {("", "GFlowNet"): sampler | dict.fromkeys(bins, -99.0)}))
+    text = results.page()
+    # (0.74 · −12 + 0.25 · −9) / 0.99, without the few that are longer.
+    asked = "log p of 99.0% of its samples: decoding of the same lengths and diversity"
+    assert f"| GFlowNet | {asked} | -10.000 | -11.242 | -1.242 | missed |" in text
+    assert "1 to 5 tokens (74.0% of its samples) -12.00, decoding -10.00; " in text
 
 
 def test_a_row_of_fewer_seeds_than_the_others_says_so(tables: Path) -> None:
     for seed, methods in enumerate([("prompting", "SFT", "GFlowNet"), ("prompting", "SFT"), ("prompting",)]):
         rows = {("", method): {"similarity": 0.5} for method in methods}
         results.take(save(tables, "infilling", seed, rows))
-    named = [line.split("|")[1].strip() for line in results.page().splitlines() if "| 0.500" in line]
+    named = [line.split("|")[1].strip() for line in results.page().splitlines() if line.endswith("| 0.500 |")]
     assert named == ["prompting", "SFT (2 seeds)", "GFlowNet (1 seed)"]
 
 
@@ -155,14 +176,11 @@ def test_a_target_of_a_condition_is_held_against_its_own_baseline(tables: Path) 
     found = {"10 labels": rows(0.6, 0.8), "50 labels": rows(0.7, 0.75)}
     cells = {(condition, method): row for condition, each in found.items() for method, row in each.items()}
     results.take(save(tables, "subjectivity", 0, cells))
-    text, asked = (
-        results.page(),
-        "- GFlowNet: calibrated accuracy with {}, at least that of few-shot prompting, {} + 0.08",
-    )
+    text, asked = results.page(), "| GFlowNet | calibrated accuracy with {} labels: few-shot prompting + 0.08 |"
     # Of one seed, by its 500 test sentences.
-    assert f"{asked.format('10 labels', '0.600')}: 0.800, met by 0.120 ± 0.028." in text
-    assert f"{asked.format('50 labels', '0.700')}: 0.750, missed by 0.030 ± 0.028, which chance could make." in text
-    assert "with 20 labels, at least" not in text
+    assert f"{asked.format(10)} 0.680 | 0.800 | +0.120 ± 0.028 | met, of one seed |" in text
+    assert f"{asked.format(50)} 0.780 | 0.750 | -0.030 ± 0.028 | missed, by chance?, of one seed |" in text
+    assert "with 20 labels:" not in text
 
 
 def test_of_several_seeds_the_error_is_theirs_also_where_the_other_method_has_one(tables: Path) -> None:
@@ -171,7 +189,26 @@ def test_of_several_seeds_the_error_is_theirs_also_where_the_other_method_has_on
         cells |= {} if seed else {("10 labels", "GFlowNet"): {"accuracy_calibrated": 0.8}}
         results.take(save(tables, "subjectivity", seed, cells))
     # √(0.2² + 0.8 · 0.2 / 500).
-    assert "few-shot prompting, 0.700 + 0.08: 0.800, met by 0.020 ± 0.201, which chance could make." in results.page()
+    found = "| 0.780 | 0.800 | +0.020 ± 0.201 | met, by chance?, of one seed |"
+    assert f"few-shot prompting + 0.08 {found}" in results.page()
+
+
+def test_seeds_that_agree_know_no_more_than_their_test_rows(tables: Path) -> None:
+    for seed, few in enumerate((0.5, 0.502, 0.501)):
+        cells = {("10 labels", method): {"accuracy_calibrated": few} for method in ("few-shot prompting", "GFlowNet")}
+        results.take(save(tables, "subjectivity", seed, cells))
+    # √(2 · 0.501 · 0.499 / 500).
+    assert "| 0.581 | 0.501 | -0.080 ± 0.032 | missed |" in results.page()
+
+
+@pytest.mark.parametrize(("seeds", "verdict"), [(2, "met, by chance?"), (3, "met")])
+def test_of_two_seeds_more_can_be_by_chance_than_of_three(tables: Path, seeds: int, verdict: str) -> None:
+    for seed in range(seeds):
+        rows = {("", "SFT"): {"similarity": 0.2 + 0.02 * seed}, ("", "GFlowNet"): {"similarity": 0.25 + 0.02 * seed}}
+        results.take(save(tables, "infilling", seed, rows))
+    (row,) = (line for line in results.page().splitlines() if "similarity: SFT" in line)
+    # 3.54 and 3.06 standard errors, of which a t-test at 5% asks for 4.30 and 2.78.
+    assert row.endswith(f"| {verdict} |")
 
 
 def test_what_cells_took_is_told_apart_by_how_many_shared_the_machine(tables: Path) -> None:
@@ -202,29 +239,47 @@ def test_a_miss_is_put_down_to_learning_or_to_generalisation(tables: Path, train
     sampler = {"accuracy_calibrated": 0.7, "training.accuracy_calibrated": training, "ess": 0.25, "length_bias": -1.5}
     rows = {("10 labels", "few-shot prompting"): {"accuracy_calibrated": 0.75}, ("10 labels", "GFlowNet"): sampler}
     results.take(save(tables, "subjectivity", 0, rows))
-    beside = f"on training rows it is {training:.3f}: {said}; its effective sample size is 0.250"
-    assert f"missed by 0.130 ± 0.028. Beside it: {beside}; its draws are 1.5 tokens too short." in results.page()
+    beside = f"on training rows it is {training:.3f}: {said}; its effective sample size by R/q is 0.250"
+    assert f"- GFlowNet with 10 labels: {beside}; its draws are 1.5 tokens too short.\n" in results.page()
+
+
+def test_a_bias_that_seeds_do_not_agree_about_is_none(tables: Path) -> None:
+    for seed, bias in enumerate((1.5, -0.75)):
+        sampler = {"accuracy_calibrated": 0.5, "ess": 0.25, "length_bias": bias}
+        rows = {("10 labels", "few-shot prompting"): {"accuracy_calibrated": 0.75}, ("10 labels", "GFlowNet"): sampler}
+        results.take(save(tables, "subjectivity", seed, rows))
+    assert "- GFlowNet with 10 labels: its effective sample size by R/q is 0.250.\n" in results.page()
+
+
+def test_what_a_method_unlearns_of_where_it_starts_is_told_from_what_it_never_learned(tables: Path) -> None:
+    five, on_training = "test_5_operands.accuracy", "training.accuracy"
+    rows = {("", "SFT"): {five: 0.7, on_training: 1.0}, ("", "GFlowNet + SFT"): {five: 0.3, on_training: 0.9}}
+    results.take(save(tables, "arithmetic", 0, rows))
+    beside = "on training rows it is 0.900; SFT, from which it goes on, has 1.000 there: it unlearns."
+    assert f"- GFlowNet + SFT: {beside}\n" in results.page()
 
 
 def test_of_few_draws_that_count_no_length_is_told(tables: Path) -> None:
     sampler = {"accuracy_calibrated": 0.5, "ess": 0.04, "length_bias": -1.5}
     rows = {("10 labels", "few-shot prompting"): {"accuracy_calibrated": 0.75}, ("10 labels", "GFlowNet"): sampler}
     results.take(save(tables, "subjectivity", 0, rows))
-    assert "Beside it: its effective sample size is 0.040.\n" in results.page()
+    assert "- GFlowNet with 10 labels: its effective sample size by R/q is 0.040.\n" in results.page()
 
 
 def test_a_miss_on_longer_problems_is_held_against_test_rows_like_the_training_s(tables: Path) -> None:
     three, four, five = (f"test_{n}_operands.accuracy" for n in (3, 4, 5))
     sampler = {three: 0.5, four: 0.7, five: 0.1, "training.accuracy": 0.55}
     results.take(save(tables, "arithmetic", 0, {("", "SFT"): {five: 0.4}, ("", "GFlowNet"): sampler}))
-    beside = "on training rows it is 0.550, on test rows that are like them 0.600: too little is learned."
-    assert f"0.100, missed by 0.700 ± 0.072. Beside it: {beside}\n" in results.page()
+    beside = "on training rows it is 0.550, on test rows that are like them 0.600: too little is learned"
+    assert f"- GFlowNet: {beside}, and 0.500 more is lost on rows unlike them.\n" in results.page()
 
 
 def test_a_training_s_length_is_what_was_trained_and_where_it_went_on_from(tables: Path) -> None:
     trained = {"test_5_operands.accuracy": 0.5, "steps": 60.0, "trajectories_trained": 480.0}
     results.take(save(tables, "arithmetic", 0, {("", "SFT"): trained, ("", "GFlowNet + SFT"): trained}))
-    assert "on the mean: SFT 60 of 8; GFlowNet + SFT 60 of 8 from SFT's adapter on.\n" in results.page()
+    trained_for = "60 steps of 8 trajectories"
+    told = f"Trained, on the mean: SFT {trained_for}; GFlowNet + SFT {trained_for}, starting from SFT's adapter.\n"
+    assert told in results.page()
 
 
 def test_a_miss_is_put_down_to_the_sampler_or_to_the_reward(tables: Path) -> None:
@@ -232,8 +287,8 @@ def test_a_miss_is_put_down_to_the_sampler_or_to_the_reward(tables: Path) -> Non
     sampler = {f"{five}.accuracy": 0.2, f"{five}.known_above": 0.68, f"{five}.known_below": 0.12, "known_above": 0.3}
     rows = {("", "SFT"): {f"{five}.accuracy": 0.3}, ("", "GFlowNet"): sampler}
     results.take(save(tables, "arithmetic", 0, rows))
-    beside = "for 0.680 of the queries the given rationale has more R than all that were drawn"
-    assert f"Beside it: {beside}; for 0.120 some that was drawn has more." in results.page()
+    beside = "for 68% of the queries R prefers the given rationale to all that were drawn"
+    assert f"- GFlowNet: {beside}; for 12% it prefers one that was drawn.\n" in results.page()
 
 
 def test_a_curve_says_whether_it_still_rises_by_the_means_of_seeds_that_looked_at_the_same_steps(tables: Path) -> None:
@@ -257,9 +312,9 @@ def test_a_curve_says_whether_it_still_rises_by_the_means_of_seeds_that_looked_a
     text = results.page()
     # Of the comparison's seeds one is left.
     assert "seeds 0, 1 (2 not yet)." in text
-    assert "\n- GFlowNet, accuracy: 0.100 at 0, 0.200 at 40, 0.600 at 80, **still rising**.\n" in text
-    assert "\n- RLOO, accuracy: 0.400 at 0, 0.300 at 80, **fell**.\n" in text
-    assert "\n- SFT, accuracy: 0.000 at 0, 0.400 at 40, 0.400 at 60, 0.420 at 80.\n" in text
+    assert "\n- GFlowNet, accuracy, 2 seeds: 0.100 at 0, 0.200 at 40, 0.600 at 80, **still rising**.\n" in text
+    assert "\n- RLOO, accuracy, 1 seed: 0.400 at 0, 0.300 at 80, **fell**.\n" in text
+    assert "\n- SFT, accuracy, 1 seed: 0.000 at 0, 0.400 at 40, 0.400 at 60, 0.420 at 80.\n" in text
 
 
 def test_the_page_says_what_the_rationales_of_each_choice_say(tables: Path) -> None:
@@ -297,5 +352,18 @@ def test_the_best_shapes_are_named_and_what_submodular_replay_changes(tables: Pa
         in text
     )
     assert "- Length bias nearest 0: subtb, submodular replay 0.100; subtb, pairs -0.500; vargrad 1.000.\n" in text
-    assert "- Mean log R, by submodular replay: subtb -9.000 to -7.000.\n" in text
+    assert "- Length bias, by submodular replay: subtb, pairs -0.500 to 0.100.\n" in text
     assert "Most beginnings" not in text, "which no row has"
+
+
+def test_of_few_draws_that_count_no_shape_by_weights_is_shown(tables: Path) -> None:
+    figures = {"distinct_prefixes": 100.0, "trajectories_trained": 80.0}
+    rows = {
+        ("", "vargrad"): {"ess": 0.2, "length_bias": 1.0, **figures},
+        ("", "tb"): {"ess": 0.05, "length_bias": 0.1, "prefix_collapse": -2.0, **figures},
+    }
+    results.take(save(tables, "continuation-shape", 0, rows))
+    text = results.page()
+    assert "| method | effective sample size | length bias | beginnings |" in text
+    assert "| tb | 0.050 | - | 100.000 |" in text and "| vargrad | 0.200 | 1.000 | 100.000 |" in text
+    assert "- Length bias nearest 0: vargrad 1.000.\n" in text

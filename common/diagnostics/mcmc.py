@@ -105,7 +105,8 @@ class Convergence:
     r_hat: float
     """Rank-normalised split R̂, 1 where chains agree; NaN where no proposal was ever accepted."""
     effective_sample_size: float
-    """Of how many independent draws all of the chains' steps are worth: the lower of bulk and tail."""
+    """Of how many independent draws all of the chains' steps are worth: the lower of bulk and tail, and no more than
+    there were starts and moves."""
     acceptance: float
     """Share of the proposals that were accepted."""
 
@@ -151,7 +152,8 @@ def convergence(quantities: Sequence[Floats], acceptance: Floats) -> Convergence
     """Of chains of which numbers are known, each of shape (chains, steps) with 4 steps or more.
 
     A number that is the same everywhere is one that all chains agree about. If that is all of them, the chains are
-    worth what they accepted, which led to where they were.
+    worth what they accepted, which led to where they were. Of a few steps no autocorrelation can be seen: chains are
+    never worth more than that, and one draw each for where they were at first.
     """
     from arviz_stats.base import array_stats
 
@@ -165,7 +167,8 @@ def convergence(quantities: Sequence[Floats], acceptance: Floats) -> Convergence
         sizes.append(float(array_stats.ess(values, chain_axis=0, draw_axis=1, method="bulk")))
         sizes.append(float(array_stats.ess(values, chain_axis=0, draw_axis=1, method="tail", prob=(0.05, 0.95))))
     sizes = [size for size in sizes if math.isfinite(size)]
-    if not r_hats and np.any(acceptance > 0):
-        steps = max((values.shape[1] for values in quantities), default=0)
-        return Convergence(1.0, float(np.sum(acceptance)) * steps, float(np.mean(acceptance)))
-    return Convergence(max(r_hats, default=math.nan), min(sizes, default=math.nan), float(np.mean(acceptance)))
+    moves = float(np.sum(acceptance)) * max((values.shape[1] for values in quantities), default=0)
+    if not r_hats and moves > 0:
+        return Convergence(1.0, moves, float(np.mean(acceptance)))
+    size = min(*sizes, moves + len(acceptance)) if sizes else math.nan
+    return Convergence(max(r_hats, default=math.nan), size, float(np.mean(acceptance)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -22,6 +22,8 @@ COST, TRAINING_COST, ESS = "tokens_per_sample", "training_tokens", "ess"
 """Figures of what a sample costs, in tokens that the model reads, and of what the training did."""
 TEMPERATURE = "reward_temperature"
 """Of the posterior that a method draws from, by its settings."""
+UNCONVERGED = "unconverged"
+"""The share of the queries whose chains don't agree."""
 ON_TRAINING = "training."
 """Before figures of training rows (run.evaluate_training)."""
 
@@ -65,6 +67,11 @@ class Entry:
     values: tuple[float, ...]
     seeds: tuple[int, ...]
 
+    def of_seeds(self, seeds: Collection[int]) -> Self:
+        """Of those alone."""
+        kept = [(value, seed) for value, seed in zip(self.values, self.seeds, strict=True) if seed in seeds]
+        return replace(self, values=tuple(value for value, _ in kept), seeds=tuple(seed for _, seed in kept))
+
     @property
     def mean(self) -> float:
         """Over seeds."""
@@ -77,9 +84,10 @@ class Entry:
         return float(np.std(self.values, ddof=1) / math.sqrt(n)) if n > 1 else None
 
     def shown(self) -> str:
-        """mean ± standard error."""
+        """mean ± standard error, without the latter where nothing is by chance."""
         error = self.standard_error
-        return f"{self.mean:.3f}" if error is None else f"{self.mean:.3f} ± {error:.3f}"
+        by_chance = "" if error is None else f" ± {error:.3f}"
+        return f"{self.mean:.3f}{'' if by_chance == ' ± 0.000' else by_chance}"
 
 
 @dataclass(frozen=True)
@@ -95,13 +103,19 @@ class PayOff:
     """The share of a trained draw that counts as one of the posterior's; None where it was not diagnosed: all of it."""
     least_ess: float | None = None
     """That below which a sample saves nothing."""
+    unconverged: float | None = None
+    """The share of the queries whose chains don't agree, of the untrained one; None where it has no chains."""
 
     def shown(self) -> str:
         """In a sentence."""
         where = f"{self.condition}: " if self.condition else ""
-        how = "taking its draws for the posterior's" if self.ess is None else f"a draw counted as {self.ess:.3f} (ess)"
+        how = "taking its draws for the posterior's"
+        if self.ess is not None:
+            how = f"each of its draws counted as {self.ess:.3f} of an independent one (ess)"
         if self.ess is None and self.samples is not None and self.least_ess is not None:
             how += f", which wasn't measured; it never does below an effective sample size of {self.least_ess:.3f}"
+        if self.unconverged:
+            how += f"; the chains of {self.unconverged:.0%} of the queries don't agree, so that more of them are needed"
         if self.samples is None:
             return f"{where}{self.trained} never pays off against {self.untrained}, whose samples cost no more, {how}"
         n = math.ceil(self.samples)
@@ -165,7 +179,11 @@ class Table:
                 ess = means.get((condition, trained, ESS))
                 saved = dearer - (cost if ess is None else cost / ess if ess > 0 else math.inf)
                 samples = training / saved if saved > 0 else None
-                found.append(PayOff(condition, trained, untrained, samples, ess, cost / dearer if dearer > 0 else None))
+                least, unconverged = (
+                    cost / dearer if dearer > 0 else None,
+                    means.get((condition, untrained, UNCONVERGED)),
+                )
+                found.append(PayOff(condition, trained, untrained, samples, ess, least, unconverged))
         return found
 
     def rows(self) -> Iterator[tuple[str, str, list[str]]]:

@@ -17,6 +17,7 @@ from actors.inference import Inference
 from actors.make_sampler import make_sampler
 from common.config import RunConfig
 from common.config_loading import save_resolved
+from common.diagnostics.mcmc import R_HAT_LIMIT
 from common.diagnostics.rejection import TOKEN_ERROR
 from common.errors import RunFault
 from common.files import write_whole
@@ -125,6 +126,7 @@ def _mcmc(inference: Inference, queries: Sequence[Query], n: int, config: RunCon
     figures = {
         "acceptance": float(np.mean([each.acceptance for each in told])),
         "r_hat": float(np.max([each.r_hat for each in told])),
+        "unconverged": float(np.mean([not each.r_hat < R_HAT_LIMIT for each in told])),
         "chains_effective_sample_size": float(np.min(sizes)),
     }
     drafts = {key: each.chains.spread(n) for key, each in found.items()}

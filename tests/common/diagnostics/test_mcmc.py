@@ -100,6 +100,18 @@ def test_chains_agree_about_what_is_the_same_in_all_of_them() -> None:
     assert one.reached and one.r_hat == 1.0 and one.effective_sample_size == 1_000
 
 
+def test_chains_of_a_few_steps_are_worth_no_more_than_their_starts_and_moves() -> None:
+    # Eight steps a chain, of which a quarter led somewhere: too few to see that states stay.
+    generator = np.random.default_rng(0)
+    moves = generator.random((4, 8)) < 0.25
+    places = np.maximum.accumulate(np.where(moves, np.arange(8), 0), axis=1)
+    log_r = np.take_along_axis(generator.normal(size=(4, 8)), places, axis=1)
+    found = convergence([log_r], moves.mean(axis=1))
+    assert found.effective_sample_size <= 4 + moves.sum()
+    settled = convergence([generator.normal(size=(4, 8))], np.ones(4))
+    assert found.effective_sample_size < settled.effective_sample_size
+
+
 def test_chains_that_never_moved_are_not_called_converged() -> None:
     found = convergence([np.zeros((4, 100))], np.zeros(4))
     assert np.isnan(found.r_hat) and not found.reached

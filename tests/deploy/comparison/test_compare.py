@@ -116,7 +116,7 @@ def test_the_table_gives_mean_and_standard_error_over_seeds(tmp_path: Path) -> N
     assert found.columns == ["accuracy", "x.accuracy"]
     # Standard deviation of 0.5 and 0.7 is √0.02; over √2 it is 0.1.
     assert list(found.rows()) == [
-        ("10", "SFT", ["0.600 ± 0.100", "0.100 ± 0.000"]),
+        ("10", "SFT", ["0.600 ± 0.100", "0.100"]),
         ("10", "other", ["0.250", "-"]),
     ]
     saved = json.loads(found.to_json())
@@ -127,7 +127,7 @@ def test_the_table_gives_mean_and_standard_error_over_seeds(tmp_path: Path) -> N
     assert saved["cells_done"] == 2
     found.save(tmp_path)
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
-    assert "| 10 | SFT | 0.600 ± 0.100 | 0.100 ± 0.000 |" in (tmp_path / "table.md").read_text()
+    assert "| 10 | SFT | 0.600 ± 0.100 | 0.100 |" in (tmp_path / "table.md").read_text()
 
 
 def test_cells_of_another_seed_come_beside_those_that_are_saved_and_the_same_in_their_place() -> None:
@@ -410,6 +410,18 @@ def test_a_table_says_from_how_many_samples_training_pays_off() -> None:
     assert Table.from_json(found.to_json()).pay_offs() == [first, second]
 
 
+def test_chains_that_do_not_agree_are_told_where_training_is_held_against_them() -> None:
+    of_mcmc = {"tokens_per_sample": 410.0, "unconverged": 0.25}
+    found = table(
+        Measurement("", "subtb", 0, {"tokens_per_sample": 10.0, "training_tokens": 9_000.0, "ess": 0.1}, 60.0),
+        Measurement("", "mcmc", 0, of_mcmc, 5.0),
+    )
+    assert (
+        "subtb pays off against mcmc from 30 samples on, each of its draws counted as 0.100 of an independent one (ess)"
+        "; the chains of 25% of the queries don't agree, so that more of them are needed."
+    ) in found.to_markdown()
+
+
 def test_training_pays_off_against_what_draws_the_same_posterior(tmp_path: Path) -> None:
     trained = {"tokens_per_sample": 10.0, "training_tokens": 9_000.0}
     found = table(
@@ -441,7 +453,7 @@ def test_a_draw_that_is_far_from_the_posterior_counts_for_the_share_that_it_is_w
     )
     (pay_off,) = found.pay_offs()
     assert pay_off.samples == (None if samples is None else pytest.approx(samples))
-    assert pay_off.shown().endswith(f"a draw counted as {ess:.3f} (ess)")
+    assert pay_off.shown().endswith(f"each of its draws counted as {ess:.3f} of an independent one (ess)")
 
 
 def test_the_cost_of_a_sample_is_shown_where_a_method_draws_without_training(tmp_path: Path, begun: Begun) -> None:

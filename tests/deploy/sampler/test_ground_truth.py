@@ -339,7 +339,7 @@ def test_particles_that_are_resampled_on_their_way_agree_too(inference: Inferenc
     ("objective", "figures"),
     [
         ("rejection", {"acceptance"}),
-        ("mcmc", {"acceptance", "r_hat", "chains_effective_sample_size"}),
+        ("mcmc", {"acceptance", "r_hat", "chains_effective_sample_size", "unconverged"}),
         ("smc", {"log_z", "particles_effective_sample_size"}),
     ],
 )
