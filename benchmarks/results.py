@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.results_sections import MATRIX, SECTIONS, Section
-from benchmarks.results_targets import Judged, tells
-from common.config import EMSection, LearnerSection
+from benchmarks.results_targets import COUNTING, Judged, tells
+from common.config import DiagnoseSection, EMSection, LearnerSection
 from deploy.comparison.definition import Cell, Comparison
 from deploy.comparison.table import Entry, PayOff, Table
 
@@ -37,10 +37,9 @@ Each section is one comparison in `deploy/comparison/`, run with
 $ amortis compare deploy/comparison/arithmetic.yaml --data FOLDER
 ```
 
-on SmolLM2-135M-Instruct and CPU cores. Figures are mean ± standard error over seeds with the same test rows, so that it
-doesn't hold which rows those are; one without an error is of a single seed, or the same for all. What is said of the
-paper (Hu et al. 2024) is from GPT-2 and GPT-J 6B, thousands of steps on an A100 and larger test sets: only the order of
-methods can be compared.
+on SmolLM2-135M-Instruct and CPU cores. Figures are mean ± standard error over seeds, all with the same test rows: which
+rows those are is not in it. A figure without an error is of one seed. What is said of the paper (Hu et al. 2024) is
+from GPT-2 and GPT-J 6B, thousands of steps on an A100 and larger test sets: only the order of methods can be compared.
 
 The effective sample size by R/q is the share of a sampler's draws that count as the posterior's once each is weighed by
 R/q, mean over some queries (`diagnose`): 1 where it is the posterior. It doesn't see what is never drawn.
@@ -55,8 +54,9 @@ _READ = "What the figures say, of one run each:"
 
 _TARGETS = (
     "What is asked of a method, as the paper's order of methods has it or as a target of our own, and what came out. ± "
-    "is the standard error of the difference, over seeds or over test rows, whichever is larger; what a t-test can't "
-    "tell from no difference, at 5%, may be by chance:"
+    "is the standard error of the difference: over seeds, and of accuracies and of log p of the best over test rows "
+    "too, as if each method had its own. Undecided is what Welch's t-test can't tell from no difference, two-sided at "
+    "5%:"
 )
 
 
@@ -74,7 +74,8 @@ _SAID = (
 
 _CURVES = (
     "While it trained, on some of the test's queries and a few samples of each, so that a look scatters, by step; "
-    "still rising where the last third of the steps brought more than a tenth of the whole rise, and each seed some:"
+    "still rising where the last third of the steps brought more than a tenth of the whole rise, and each seed some; "
+    "fell where the last look is below the first for each seed:"
 )
 
 
@@ -95,10 +96,11 @@ def _section(section: Section, table: Mapping[str, Any]) -> str:
         Entry(item["condition"], item["method"], item["figure"], tuple(item["values"]), tuple(item["seeds"]))
         for item in table["entries"]
     ]
-    lines = [f"## {section.title}\n", f"{section.text}\n", *_rows(section, entries), ""]
     comparison = Comparison.load([COMPARISONS / f"{section.name}.yaml"], seeds=None, data=None, overrides=())
     asked = comparison.file.seeds
     cells = [cell for cell in comparison.cells(TABLES) if cell.seed == asked[0]]
+    least_ess = COUNTING / _draws(cells)
+    lines = [f"## {section.title}\n", f"{section.text}\n", *_rows(section, entries, least_ess), ""]
     lines.append(f"{_budget(cells, table['measured'])}\n")
     missing = _not_run(cells, table["measured"])
     if missing:
@@ -107,8 +109,8 @@ def _section(section: Section, table: Mapping[str, Any]) -> str:
         lines.append(f"{section.paper}\n")
     figures = {(entry.condition, entry.method, entry.figure): entry for entry in entries}
     lines += [
-        *_listed(_READ, section.read(figures)),
-        *_judged(section.target(figures)),
+        *_listed(_READ, section.read(figures, least_ess)),
+        *_judged(section.target(figures, least_ess)),
         *_listed(_COSTS, [f"{PayOff(**item).shown()}." for item in table.get("pay_offs", ())]),
         *_listed(_SAID, _said(table["measured"])),
         *_listed(_CURVES, _curves(section, table["measured"])),
@@ -118,6 +120,12 @@ def _section(section: Section, table: Mapping[str, Any]) -> str:
     lines.append(f"Made on {made['cores']} cores, seeds {seeds}{more}. {_time(table['measured'])}\n")
     lines.append(f"![{section.title}](../benchmarks/results/{section.name}/comparison.png)\n")
     return "\n".join(lines)
+
+
+def _draws(cells: Sequence[Cell]) -> int:
+    """Of each query that a sampler is diagnosed by."""
+    found = [DiagnoseSection.model_validate(cell.settings.get("diagnose", {})) for cell in cells]
+    return max((section.samples for section in found if section.final), default=DiagnoseSection().samples)
 
 
 def _listed(heading: str, items: Sequence[str]) -> list[str]:
@@ -181,7 +189,8 @@ def _curves(section: Section, measured: Sequence[Mapping[str, Any]]) -> list[str
 def _rise(points: Sequence[Sequence[float]]) -> tuple[float, float]:
     """Of the last third of the steps, and the whole."""
     steps, values = zip(*points, strict=True)
-    return values[-1] - float(np.interp(2 / 3 * steps[-1], steps, values)), values[-1] - values[0]
+    two_thirds = steps[0] + 2 / 3 * (steps[-1] - steps[0])
+    return values[-1] - float(np.interp(two_thirds, steps, values)), values[-1] - values[0]
 
 
 def _still_rises(points: Sequence[tuple[int, float]], of_seeds: Sequence[Sequence[Sequence[float]]]) -> bool:
@@ -265,9 +274,11 @@ def _budget(cells: Sequence[Cell], measured: Sequence[Mapping[str, Any]]) -> str
     return f"Trained, on the mean: {'; '.join(trained)}."
 
 
-def _rows(section: Section, entries: Sequence[Entry]) -> list[str]:
+def _rows(section: Section, entries: Sequence[Entry], least_ess: float) -> list[str]:
     every = {(entry.condition, entry.method, entry.figure): entry for entry in entries}
-    cells = {key: entry for key, entry in every.items() if entry.figure in section.figures and tells(every, *key)}
+    cells = {
+        key: entry for key, entry in every.items() if entry.figure in section.figures and tells(every, least_ess, *key)
+    }
     rows = list(dict.fromkeys((condition, method) for condition, method, _ in cells))
     order = list(dict.fromkeys(condition for condition, _ in rows))
     # Cells that came later stand with those of their condition.
@@ -281,10 +292,15 @@ def _rows(section: Section, entries: Sequence[Entry]) -> list[str]:
     for condition, method in rows:
         found = [cells.get((condition, method, figure)) for figure in figures]
         n = max(len(entry.seeds) for entry in found if entry is not None)
-        name = method if n == most else f"{method} ({n} {'seed' if n == 1 else 'seeds'})"
-        values = ["-" if entry is None else entry.shown() for entry in found]
+        name = f"{method}{_fewer(n, most)}"
+        values = ["-" if entry is None else f"{entry.shown()}{_fewer(len(entry.seeds), n)}" for entry in found]
         lines.append(f"| {' | '.join([*([condition] if conditions else []), name, *values])} |")
     return lines
+
+
+def _fewer(n: int, most: int) -> str:
+    """How many seeds, where others have more."""
+    return "" if n == most else f" ({n} {'seed' if n == 1 else 'seeds'})"
 
 
 def _seeds(entries: Sequence[Entry]) -> str:

@@ -32,9 +32,9 @@ _INFILLING_FIGURES = {
 _SHAPE = (
     "The two failures of GFlowNet objectives on language models that RapTB (arXiv 2603.00454) tells of, by the "
     "diagnosis of 128 draws for each of {} {}: effective sample size (share of the draws); length bias (tokens, above "
-    "0 too long); prefix collapse (nats of the first token's entropy that are missing); different beginnings of three "
-    "tokens. Length bias and collapse are against the draws weighted by R/q, and told from an effective sample size of "
-    "0.1 on, 13 draws. {} are of other draws, the evaluation's: {}; short texts have more log R, whatever draws them."
+    "0 too long); prefix collapse (nats of the first token's entropy that are missing); distinct prefixes of three "
+    "tokens. Length bias and collapse are against the draws weighted by R/q, and told where 10 draws "
+    "count. {} are of other draws, the evaluation's: {}; short texts have more log R, whatever draws them."
 )
 
 
@@ -49,18 +49,19 @@ class Section:
     """Column titles by figure."""
     paper: str = ""
     """Markdown: the paper's numbers."""
-    target: Callable[[Figures], Sequence[Judged]] = lambda _: ()
-    """What is asked of methods, and whether it is met; none where a method is missing."""
-    read: Callable[[Figures], Sequence[str]] = lambda _: ()
-    """What else the figures say: sentences."""
+    target: Callable[[Figures, float], Sequence[Judged]] = lambda *_: ()
+    """What is asked of methods, and whether it is met, by their figures and the effective sample size from which on
+    weights tell anything; none where a method is missing."""
+    read: Callable[[Figures, float], Sequence[str]] = lambda *_: ()
+    """What else they say: sentences."""
 
 
 _AT_FIVE = "accuracy at 5 operands"
 _ARITHMETIC = tuple(
     Target(method, _FIVE, than, _AT_FIVE, factor=factor, rows=200, like=(_THREE, _FOUR), starts_from=start)
     for method, than, factor, start in (
-        ("GFlowNet", "SFT", 2.0, ""),
         ("GFlowNet", "SFT", 1.0, ""),
+        ("GFlowNet", "SFT", 2.0, ""),
         ("GFlowNet", "reward maximisation (RLOO)", 1.0, ""),
         ("GFlowNet + SFT", "SFT", 1.0, "SFT"),
     )
@@ -99,7 +100,7 @@ SECTIONS = (
             "test_5_operands.accuracy": "5 operands",
             "training.accuracy": "training rows",
             "ess": _BY_R,
-            "known_above": "given one above",
+            "known_above": "reference above all draws",
         },
         "The paper's (its table 4), with 3, 4 and 5 operands: SFT 0.721, 0.196, 0.128; PPO 0.306, 0.137, 0.056; "
         "GFlowNet 0.952, 0.754, 0.407.",
@@ -110,7 +111,7 @@ SECTIONS = (
         "Arithmetic: what the settings do",
         "Another GFlowNet than that of the section above, of rank 16, with 80 steps, on 20 of the test problems of "
         "each length with 5 samples and, but for the second row, reward temperature 1 throughout; each row differs "
-        "from the first in what it says. One seed: an accuracy of 60 is known to ± 0.06, of 20 to ± 0.1. log R is "
+        "from the first in what it says. One seed: accuracies of 60 are known to ± 0.06, of 20 to ± 0.1. log R is "
         "log p(Z, Y|X) in nats, over sampled rationales.",
         {"accuracy": "accuracy", "test_5_operands.accuracy": "5 operands", "mean_log_reward": "mean log R"},
     ),
@@ -123,16 +124,16 @@ SECTIONS = (
         "SFT is the GFlowNet, and then p(Z, Y|X) fine-tuned on its rationales of the training sentences: a step of "
         "expectation maximisation. Accuracy is as the model has it, and calibrated: for every method by prior matching "
         "(Liusie et al. 2023), one constant by which both labels are as probable over the test sentences, whose own "
-        "labels it doesn't read. The area under the ROC curve is the same for both, and on the training sentences "
+        "labels it doesn't read. The area under the ROC curve (AUC) is the same for both, and on training sentences "
         "(20 of them, or all) tells learning from generalising. Where the label isn't known, rationales can be weighed "
-        "by p(Z|X)/q alone: what share of them counts then stands beside that by R/q, with the label. The GFlowNet's "
+        "by p(Z|X)/q alone: their effective sample size then stands beside that by R/q, with the label. The GFlowNet's "
         "settings, its steps among them, were chosen on 300 sentences that are not among these, with 20 labels.",
         {
             "accuracy": "accuracy",
             "accuracy_calibrated": "calibrated",
-            "auc": "area",
-            "training.auc": "area, training",
-            "corrected_ess": "that count by p(Z\\|X)/q",
+            "auc": "AUC",
+            "training.auc": "AUC, training",
+            "corrected_ess": "effective sample size by p(Z\\|X)/q",
             "ess": _BY_R,
         },
         "The paper's (its table 3), with 10 labels: SFT 0.643, GFlowNet 0.714, GFlowNet + SFT 0.752.",
@@ -176,7 +177,7 @@ SECTIONS = (
             "mean_actions": "mean length in tokens",
             "tokens_per_sample": "tokens read a sample",
             "ess": _BY_R,
-            "acceptance": "accepted",
+            "acceptance": "acceptance rate",
             "r_hat": "largest R̂",
             "unconverged": "queries whose chains don't agree",
         },

@@ -15,8 +15,8 @@ from deploy.comparison.table import ESS, ON_TRAINING, Entry
 
 Figures = Mapping[tuple[str, str, str], Entry]
 """Of a comparison, by condition, method and figure."""
-_TELLING = 0.1
-"""Effective sample size from which on a length bias tells something."""
+COUNTING = 10
+"""Draws that must count for their weights to tell anything: as for a verdict, docs/diagnosis.md."""
 _BY_WEIGHTS = ("length_bias", "prefix_collapse")
 """Figures that hold draws against the same ones weighed by R/q."""
 _MANY = 0.02
@@ -27,14 +27,14 @@ SHAPE_FIGURES = {
     "ess": "effective sample size",
     "length_bias": "length bias",
     "prefix_collapse": "prefix collapse",
-    "distinct_prefixes": "beginnings",
+    "distinct_prefixes": "distinct prefixes",
     "mean_actions": "length",
     "mean_log_reward": "mean log R",
 }
 _BEST: Mapping[str, tuple[str, Callable[[float], float]]] = {
     "ess": ("largest effective sample size", lambda value: -value),
     "length_bias": ("length bias nearest 0", abs),
-    "distinct_prefixes": ("most beginnings", lambda value: -value),
+    "distinct_prefixes": ("most distinct prefixes", lambda value: -value),
 }
 """Figures of the draws' shape: which is the best of them, and what is least there."""
 _PLACES = 3
@@ -77,8 +77,7 @@ class Judged:
     def row(self) -> str:
         """Of a Markdown table."""
         error = "" if self.error is None else f" ± {self.error.size:.3f}"
-        told = ["met" if self.met else "missed", *(["by chance?"] if self.by_chance else [])]
-        told += [self.note] if self.note else []
+        told = ["undecided" if self.by_chance else "met" if self.met else "missed", *([self.note] if self.note else [])]
         difference = f"{self.found - self.least:+.3f}{error}"
         cells = (self.method, self.asked, f"{self.least:.3f}", f"{self.found:.3f}", difference, ", ".join(told))
         return f"| {' | '.join(cells)} |"
@@ -103,8 +102,9 @@ class Target:
     starts_from: str = ""
     """The method whose adapter it goes on from."""
 
-    def judged(self, figures: Figures) -> Judged | None:
-        """Whether it is met; None where a method is missing."""
+    def judged(self, figures: Figures, least_ess: float) -> Judged | None:
+        """Whether it is met; None where a method is missing. Of an effective sample size below `least_ess` weights tell
+        nothing."""
         value, other = (figures.get((self.condition, method, self.figure)) for method in (self.method, self.than))
         if value is None or other is None:
             return None
@@ -113,21 +113,21 @@ class Target:
         where = "" if not self.condition else f" with {self.condition}"
         least = self.factor * other.mean + self.more
         notes = ["nothing is above 1"] if least > 1 and "accuracy" in self.figure else []
-        notes += ["of one seed"] if min(len(value.seeds), len(other.seeds)) == 1 else []
+        notes += _of_seeds(value, other)
         found = Judged(
             self.method,
             f"{self.words}{where}: {times}{self.than}{more}",
             least,
             value.mean,
-            _of_difference(_error(value, self._of_rows(value)), _error(other, self._of_rows(other)), self.factor),
+            _of_sum([_error(each, self._of_rows(each)) for each in (value, other)], (1.0, self.factor)),
             ", ".join(notes),
         )
-        return found if found.met or found.by_chance else replace(found, why=self._why(figures, least))
+        return found if found.met or found.by_chance else replace(found, why=self._why(figures, least, least_ess))
 
     def _of_rows(self, entry: Entry) -> float | None:
         return None if self.rows is None else _of_share(entry.mean, self.rows)
 
-    def _why(self, figures: Figures, least: float) -> str:
+    def _why(self, figures: Figures, least: float, least_ess: float) -> str:
         """What its other figures say of a miss: learning, generalisation, fit to the posterior; empty without them."""
 
         def of(figure: str, method: str = self.method) -> float | None:
@@ -142,7 +142,7 @@ class Target:
             said.append(f"on training rows it is {of_training:.3f}")
             said[-1] += f", on test rows that are like them {np.mean(alike):.3f}" if alike else ""
             if at_start is not None and of_training < at_start:
-                said.append(f"{self.starts_from}, from which it goes on, has {at_start:.3f} there: it unlearns")
+                said.append(f"{self.starts_from}, from which it goes on, has {at_start:.3f} there")
             else:
                 said[-1] += ": too little is learned" if of_training < min(least, 1.0) else ": enough is learned"
                 lost = of_training - float(np.mean(alike or [of_test]))
@@ -157,10 +157,18 @@ class Target:
         if ess is not None:
             said.append(f"its effective sample size by R/q is {ess:.3f}")
             # Of some seeds too long and of others too short is no bias.
-            if bias is not None and ess >= _TELLING and len(set(np.sign(bias.values))) == 1:
+            if bias is not None and ess >= least_ess and len(set(np.sign(bias.values))) == 1:
                 said.append(f"its draws are {abs(bias.mean):.1f} tokens too {'long' if bias.mean > 0 else 'short'}")
         where = f" with {self.condition}" if self.condition else ""
         return f"{self.method}{where}: {'; '.join(said)}." if said else ""
+
+
+def _of_seeds(entry: Entry, other: Entry) -> list[str]:
+    """Which they are, where they are few or not the same."""
+    if entry.seeds == other.seeds and len(entry.seeds) > 1:
+        return []
+    own, others = (", ".join(map(str, sorted(each.seeds))) for each in (entry, other))
+    return [f"seed {own}"] if own == others else [f"seeds {own} against {others}"]
 
 
 def _beside(figure: str, name: str) -> str:
@@ -169,45 +177,38 @@ def _beside(figure: str, name: str) -> str:
 
 
 def _of_share(share: float, rows: int) -> float:
-    """Standard error of a share of so many rows."""
-    return math.sqrt(max(share * (1 - share), 0.0) / rows)
+    """Standard error of a share of so many rows, with two of either kind added (Agresti and Coull 1998): of none at all
+    it isn't 0."""
+    likely = (share * rows + 2) / (rows + 4)
+    return math.sqrt(likely * (1 - likely) / (rows + 4))
 
 
 def _error(entry: Entry, over_rows: float | None) -> Error | None:
-    """Over seeds or over test rows, which all seeds share: the larger. None where neither is known."""
+    """Over seeds, and over the test rows, which all seeds share; None where neither is known."""
     over_seeds = entry.standard_error
-    if over_seeds is not None and (over_rows is None or over_seeds > over_rows):
-        return Error(over_seeds, len(entry.values) - 1)
-    return None if over_rows is None else Error(over_rows)
+    parts = [] if over_seeds is None else [Error(over_seeds, len(entry.values) - 1)]
+    parts += [] if over_rows is None else [Error(over_rows)]
+    return _of_sum(parts) if parts else None
 
 
-def _of_difference(error: Error | None, other: Error | None, factor: float = 1.0) -> Error | None:
-    """Of a figure less another `factor` times, which are independent; None where one isn't known. The degrees of
-    freedom are Welch's (1947)."""
-    if error is None or other is None:
+def _of_sum(parts: Sequence[Error | None], weights: Sequence[float] | None = None) -> Error | None:
+    """Of a weighted sum of independent figures; None where one isn't known. Degrees of freedom are Welch's (1947)."""
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
         return None
-    own, others = error.size**2, (factor * other.size) ** 2
-    spread = own**2 / error.freedom + others**2 / other.freedom
-    return Error(math.sqrt(own + others), (own + others) ** 2 / spread if spread > 0 else math.inf)
+    squares = [(weight * part.size) ** 2 for weight, part in zip(weights or [1.0] * len(known), known, strict=True)]
+    spread = sum(square**2 / part.freedom for square, part in zip(squares, known, strict=True))
+    return Error(math.sqrt(sum(squares)), sum(squares) ** 2 / spread if spread > 0 else math.inf)
 
 
-def all_judged(targets: Sequence[Target], figures: Figures) -> list[Judged]:
-    """Each target whose methods are there; of a method with a condition it is told once why it misses."""
-    found = [judged for target in targets if (judged := target.judged(figures)) is not None]
-    return _told_once(found)
+def all_judged(targets: Sequence[Target], figures: Figures, least_ess: float) -> list[Judged]:
+    """Each target whose methods are there; why a method misses under a condition is told once, of its first target."""
+    found = [judged for target in targets if (judged := target.judged(figures, least_ess)) is not None]
+    whose = [each.why.partition(":")[0] for each in found]
+    return [replace(each, why="") if whose[i] in whose[:i] else each for i, each in enumerate(found)]
 
 
-def _told_once(found: Sequence[Judged]) -> list[Judged]:
-    begun: set[str] = set()
-    out = []
-    for each in found:
-        whose = each.why.partition(":")[0]
-        out.append(replace(each, why="") if whose in begun else each)
-        begun.add(whose)
-    return out
-
-
-def continuation_target(table: Figures) -> list[Judged]:
+def continuation_target(table: Figures, _: float) -> list[Judged]:
     """Each GFlowNet's log p of the best sample, held against what decoding reaches at its diversity; and its log p of
     all samples, against that of samples of the same lengths."""
     points = _against_diversity(table, "max_log_reward")
@@ -220,10 +221,11 @@ def continuation_target(table: Figures) -> list[Judged]:
         most = max(x for x, _ in decoding.values())
         # No decoding method may be as diverse: then the frontier's end is what there is to hold a sampler against.
         where = f"decoding at diversity {min(diversity, most):.3f}" + ("" if diversity <= most else ", its largest")
-        one = "of one seed" if len(table["", method, "max_log_reward"].seeds) == 1 else ""
-        error = _above_frontier(table, "max_log_reward", method, decoding)
+        entry, ends = table["", method, "max_log_reward"], [table["", name, "max_log_reward"] for name in decoding]
+        note = ", ".join(_of_seeds(entry, min(ends, key=lambda end: len(end.seeds))))
         by_length, why = _by_length(table, method)
-        first = Judged(method, f"log p of the best: {where}", frontier, likelihood, error, one, why)
+        error = _above_frontier(table, entry, decoding)
+        first = Judged(method, f"log p of the best: {where}", frontier, likelihood, error, note, why)
         found += [first, *([by_length] if by_length else [])]
     return found
 
@@ -233,47 +235,49 @@ def _frontier(points: Mapping[str, tuple[float, float]], diversity: float) -> fl
     return on_hull(list(points.values()), min(diversity, max(x for x, _ in points.values())))
 
 
-def _above_frontier(table: Figures, figure: str, method: str, decoding: Iterable[str]) -> Error | None:
-    """Of what a method has above the frontier: over prompts, of which seeds share most of what is by chance; of the
-    frontier the decoding method's that has most. None where one isn't known."""
-    over_prompts = [table.get(("", name, f"{figure}_se")) for name in (method, *decoding)]
-    known = [entry.mean for entry in over_prompts if entry is not None]
+def _above_frontier(table: Figures, entry: Entry, decoding: Iterable[str]) -> Error | None:
+    """Of what a method's figure has above the frontier: over seeds and over prompts, of the frontier as of the decoding
+    method whose is largest. None where one isn't known."""
+    over_prompts = [table.get(("", name, f"{entry.figure}_se")) for name in (entry.method, *decoding)]
+    known = [found.mean for found in over_prompts if found is not None]
     if len(known) < len(over_prompts):
         return None
-    return _of_difference(_error(table["", method, figure], known[0]), Error(max(known[1:])))
+    return _of_sum([_error(entry, known[0]), Error(max(known[1:]))])
 
 
 def _by_length(table: Figures, method: str) -> tuple[Judged | None, str]:
     """log p of its samples, held against decoding methods' of as many tokens at its diversity, weighted by how many it
-    has; and of each length. Lengths that few have are left out, and seeds of which it isn't known how many have it."""
+    has; and of each length. Lengths that few have are left out, and seeds of which it isn't known how many have it.
+    Errors are as if lengths were of different prompts."""
     diversity, told = table["", method, "diversity"].mean, []
-    weights, own, others, errors = [], [], [], []
+    compared: list[tuple[float, float, float, Error | None]] = []
     for figure, title in LENGTHS.items():
         entry, share = table.get(("", method, figure)), table.get(("", method, figure.replace("log_reward", "share")))
         decoding = _of_decoding(_against_diversity(table, figure))
         frontier = _frontier(decoding, diversity) if decoding else None
         if entry is None or frontier is None:
             continue
-        entry = entry if share is None else entry.of_seeds(share.seeds)
-        error = _above_frontier(table, figure, method, decoding)
+        if share is not None:
+            share, entry = share.of_seeds(entry.seeds), entry.of_seeds(share.seeds)
+            if not entry.seeds:
+                continue
+        error = _above_frontier(table, entry, decoding)
         by = "" if error is None else f", {entry.mean - frontier:+.2f} ± {error.size:.2f}"
         of_them = "" if share is None else f" ({share.mean:.1%} of its samples)"
         told.append(f"{title.removeprefix('log p, ')}{of_them} {entry.mean:.2f}, decoding {frontier:.2f}{by}")
         if share is not None and share.mean >= _MANY:
-            weights.append(share.mean)
-            own.append(entry.mean)
-            others.append(frontier)
-            errors.append(error)
+            compared.append((share.mean, entry.mean, frontier, error))
     ess = table.get(("", method, ESS))
     told += [] if ess is None else [f"its effective sample size by R/q is {ess.mean:.3f}"]
     why = f"{method}, log p by length: {'; '.join(told)}." if told else ""
-    if not weights:
+    if not compared:
         return None, why
-    whole = np.array(weights) / sum(weights)
-    known = [error.size for error in errors if error is not None]
-    error = Error(float(np.linalg.norm(whole * known))) if len(known) == len(errors) else None
-    lengths = f"log p of {sum(weights):.1%} of its samples: decoding of the same lengths and diversity"
-    return Judged(method, lengths, float(whole @ others), float(whole @ own), error), why
+    shares, own, others, errors = zip(*compared, strict=True)
+    whole = np.array(shares) / sum(shares)
+    error = _of_sum(errors, whole.tolist())
+    lengths = f"log p of {sum(shares):.1%} of its samples: decoding of the same lengths and diversity"
+    note = "" if error is not None else "error not known"
+    return Judged(method, lengths, float(whole @ others), float(whole @ own), error, note), why
 
 
 def _against_diversity(table: Figures, figure: str) -> dict[str, tuple[float, float]]:
@@ -289,13 +293,13 @@ def _of_decoding(points: Mapping[str, tuple[float, float]]) -> dict[str, tuple[f
     return {method: point for method, point in points.items() if not method.startswith("GFlowNet")}
 
 
-def tells(figures: Figures, condition: str, method: str, figure: str) -> bool:
+def tells(figures: Figures, least_ess: float, condition: str, method: str, figure: str) -> bool:
     """Whether enough draws count for it: of few that do, weights tell nothing of lengths and entropies."""
     ess = figures.get((condition, method, ESS))
-    return figure not in _BY_WEIGHTS or ess is None or ess.mean >= _TELLING
+    return figure not in _BY_WEIGHTS or ess is None or ess.mean >= least_ess
 
 
-def shape_read(subtb: str, figures: Figures) -> Sequence[str]:
+def shape_read(subtb: str, figures: Figures, least_ess: float) -> Sequence[str]:
     """The best by each figure, and what submodular replay changes; `subtb` is the row that its own differs from."""
     trained = [method for _, method, figure in figures if figure == "trajectories_trained"]
     told = []
@@ -303,7 +307,7 @@ def shape_read(subtb: str, figures: Figures) -> Sequence[str]:
         found = {
             method: figures["", method, figure].mean
             for method in trained
-            if ("", method, figure) in figures and tells(figures, "", method, figure)
+            if ("", method, figure) in figures and tells(figures, least_ess, "", method, figure)
         }
         best = sorted(found, key=lambda method: order(found[method]))[:_PLACES]
         if best:
@@ -313,8 +317,9 @@ def shape_read(subtb: str, figures: Figures) -> Sequence[str]:
         for after in [method for method in trained if method.endswith(_SUBMODULAR)]:
             name = after.removesuffix(_SUBMODULAR)
             pair = (subtb if name == "subtb" else name, after)
-            if all(("", method, figure) in figures and tells(figures, "", method, figure) for method in pair):
-                was, now = (figures["", method, figure].mean for method in pair)
+            both = [("", method, figure) for method in pair]
+            if all(key in figures and tells(figures, least_ess, *key) for key in both):
+                was, now = (figures[key].mean for key in both)
                 changes.append(f"{pair[0]} {was:.3f} to {now:.3f}")
         if changes:
             told.append(f"{SHAPE_FIGURES[figure]}, by submodular replay: {'; '.join(changes)}")

@@ -20,8 +20,8 @@ ALIVE_S = 15.0
 """An actor that has said nothing for so long counts as dead."""
 
 
-STARTING = "starting engine"
-"""The phase of an actor that is silent until its engine is up."""
+STARTING, STARTS_S = "starting engine", 3_600.0
+"""The phase of an actor that is silent until its engine is up, and for how many seconds nobody takes it for dead."""
 DONE, STOPPED = "done", "stopped"
 """The last phase of a learner and of an actor."""
 FULL = "waiting for memory"
@@ -79,13 +79,16 @@ class Control:
 
     def alive(self) -> list[str]:
         """Learner and actors that were heard of lately and did not say that they end."""
-        ended, now = float(self._client.hget(self._keys.control, "ended") or 0.0), time.time()
+        ended, now = self._ended(), time.time()
         words = {"learner": self.learner(), **self.actors()}
         return [
             name
             for name, word in words.items()
             if now - ALIVE_S < float(word.get("at", 0.0)) > ended and word.get("phase") not in (DONE, STOPPED)
         ]
+
+    def _ended(self) -> float:
+        return float(self._client.hget(self._keys.control, "ended") or 0.0)
 
     def want_actors(self, n: int) -> None:
         """Ask the launcher for another number of actors."""
@@ -157,10 +160,10 @@ class Control:
     def actors(self) -> dict[str, dict[str, Any]]:
         """Every actor's last word, each with `alive`, and with `starting`: it may be silent for minutes until its
         engine is up, and isn't dead."""
-        now, found = time.time(), {}
+        now, ended, found = time.time(), self._ended(), {}
         for name, raw in self._client.hgetall(self._keys.actors).items():
             status = json.loads(raw)
-            starting = str(status.get("phase")).startswith(STARTING)
+            starting = str(status.get("phase")).startswith(STARTING) and max(ended, now - STARTS_S) < status["at"]
             found[name.decode()] = {**status, "alive": now - status["at"] < ALIVE_S, "starting": starting}
         return found
 

@@ -220,7 +220,7 @@ class Trainer:
 
     def _wait_for_trajectories(self) -> float:
         """Wait until the buffer holds enough that is new; seconds waited. Raises StallError with the cause."""
-        start = counted = time.monotonic()
+        start = started_up = counted = time.monotonic()
         next_word = start
         while True:
             stats = self.buffer.stats()
@@ -231,10 +231,13 @@ class Trainer:
             counted = now
             if done:
                 return now - start
-            limit_s = self.section.max_wait_s * (LONGEST_START if self._engines_start() else 1)
-            if now - start > limit_s:
+            starting = self._engines_start()
+            started_up = now if starting else started_up
+            # Samples are waited for from the time on at which no engine starts any more.
+            waited, limit_s = now - (start if starting else started_up), self.section.max_wait_s
+            if waited > limit_s * (LONGEST_START if starting else 1):
                 raise StallError(
-                    f"learner waited {limit_s:g} s for trajectories: {self._why_waiting(stats)}; "
+                    f"learner waited {waited:.3g} s for trajectories: {self._why_waiting(stats)}; "
                     "see logs/ in the run's folder, or raise learner.max_wait_s"
                 )
             if now >= next_word:

@@ -106,7 +106,7 @@ class Convergence:
     """Rank-normalised split R̂, 1 where chains agree; NaN where no proposal was ever accepted."""
     effective_sample_size: float
     """Of how many independent draws all of the chains' steps are worth: the lower of bulk and tail, and no more than
-    there were starts and moves."""
+    there were starts and accepted proposals."""
     acceptance: float
     """Share of the proposals that were accepted."""
 
@@ -167,8 +167,8 @@ def convergence(quantities: Sequence[Floats], acceptance: Floats) -> Convergence
         sizes.append(float(array_stats.ess(values, chain_axis=0, draw_axis=1, method="bulk")))
         sizes.append(float(array_stats.ess(values, chain_axis=0, draw_axis=1, method="tail", prob=(0.05, 0.95))))
     sizes = [size for size in sizes if math.isfinite(size)]
-    moves = float(np.sum(acceptance)) * max((values.shape[1] for values in quantities), default=0)
-    if not r_hats and moves > 0:
-        return Convergence(1.0, moves, float(np.mean(acceptance)))
-    size = min(*sizes, moves + len(acceptance)) if sizes else math.nan
+    accepted = float(np.sum(acceptance)) * max((values.shape[1] for values in quantities), default=0)
+    if not r_hats and accepted > 0:
+        return Convergence(1.0, accepted, float(np.mean(acceptance)))
+    size = min(*sizes, accepted + len(acceptance)) if sizes else math.nan
     return Convergence(max(r_hats, default=math.nan), size, float(np.mean(acceptance)))

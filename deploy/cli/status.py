@@ -143,7 +143,7 @@ class Status:
     @property
     def over(self) -> bool:
         """Whether nothing goes on any more."""
-        return self.stop is not None and not any(actor.alive for actor in self.actors)
+        return self.stop is not None and not any(actor.alive or actor.starting for actor in self.actors)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

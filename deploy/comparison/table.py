@@ -84,10 +84,9 @@ class Entry:
         return float(np.std(self.values, ddof=1) / math.sqrt(n)) if n > 1 else None
 
     def shown(self) -> str:
-        """mean ± standard error, without the latter where nothing is by chance."""
+        """mean ± standard error."""
         error = self.standard_error
-        by_chance = "" if error is None else f" ± {error:.3f}"
-        return f"{self.mean:.3f}{'' if by_chance == ' ± 0.000' else by_chance}"
+        return f"{self.mean:.3f}" if error is None else f"{self.mean:.3f} ± {error:.3f}"
 
 
 @dataclass(frozen=True)

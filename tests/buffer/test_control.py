@@ -9,7 +9,7 @@ import pytest
 from redis import Redis
 
 from buffer.connection import Keys, forget
-from buffer.control import Control
+from buffer.control import STARTING, STARTS_S, Control
 from buffer.log_stream import LogStream
 from common.config import RunConfig
 from common.log import add_log_context, get_logger, set_up_logging
@@ -45,6 +45,26 @@ def test_the_wanted_number_of_actors_lasts_until_the_run_is_started_again(contro
     assert control.wanted_actors() == 7
     control.reset()
     assert control.wanted_actors() is None
+
+
+def test_an_actor_whose_engine_starts_is_given_up_after_an_hour_and_at_the_run_s_end(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control.heartbeat("actor-0", {"phase": STARTING})
+    control.heartbeat("actor-1", {"phase": "sampling"})
+
+    def found() -> list[tuple[bool, bool]]:
+        return [(word["alive"], word["starting"]) for _, word in sorted(control.actors().items())]
+
+    assert found() == [(True, True), (True, False)]
+    now = time.time()
+    with monkeypatch.context() as later:
+        later.setattr(time, "time", lambda: now + 0.9 * STARTS_S)
+        assert found() == [(False, True), (False, False)]
+        later.setattr(time, "time", lambda: now + 1.1 * STARTS_S)
+        assert found() == [(False, False), (False, False)]
+    control.tell_ended()
+    assert found() == [(True, False), (True, False)]
 
 
 def test_a_process_without_metrics_is_no_target(control: Control) -> None:

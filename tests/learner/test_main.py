@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -117,9 +118,35 @@ def test_engines_that_start_are_waited_for_longer_than_samples(redis_client: Red
     trainer.control.heartbeat("actor-0", {"phase": phase})
     trainer._engines_start = lambda: Trainer._engines_start(trainer)
     started = time.monotonic()
-    with pytest.raises(StallError, match=r"0 of 64"):
+    with pytest.raises(StallError, match=r"0 of 64") as stall:
         Trainer._wait_for_trajectories(trainer)
-    assert 0.4 * longer <= time.monotonic() - started < 0.4 * (longer + 1.5)
+    assert 0.4 * longer <= told_s(stall.value) <= time.monotonic() - started < 0.4 * (longer + 1.5)
+
+
+def told_s(stall: StallError) -> float:
+    """How long it says that was waited."""
+    found = re.match(r"learner waited ([\d.]+) s for trajectories: ", str(stall))
+    assert found, stall
+    return float(found[1])
+
+
+def test_samples_are_waited_for_from_the_time_on_at_which_the_engines_are_up(redis_client: Redis) -> None:
+    trainer, looks = a_learner_of_seeds(redis_client, 7, rejected=0), 0
+    trainer._enough = lambda stats: False
+    trainer._may_go_on = lambda: True
+    trainer._report_phase = lambda phase: None
+
+    def starts_for_seven_looks() -> bool:
+        nonlocal looks
+        looks += 1
+        return looks <= 7
+
+    trainer._engines_start = starts_for_seven_looks
+    started = time.monotonic()
+    with pytest.raises(StallError) as stall:
+        trainer._wait_for_trajectories()
+    # Looks are 0.1 s apart: the engines take longer than samples are waited for.
+    assert 0.3 <= told_s(stall.value) <= time.monotonic() - started - 0.6
 
 
 def a_learner_of_seeds(redis_client: Redis, seeds: int, rejected: int) -> Any:

@@ -100,7 +100,7 @@ def test_chains_agree_about_what_is_the_same_in_all_of_them() -> None:
     assert one.reached and one.r_hat == 1.0 and one.effective_sample_size == 1_000
 
 
-def test_chains_of_a_few_steps_are_worth_no_more_than_their_starts_and_moves() -> None:
+def test_chains_of_a_few_steps_are_worth_no_more_than_their_starts_and_accepted_proposals() -> None:
     # Eight steps a chain, of which a quarter led somewhere: too few to see that states stay.
     generator = np.random.default_rng(0)
     moves = generator.random((4, 8)) < 0.25

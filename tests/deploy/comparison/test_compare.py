@@ -116,7 +116,7 @@ def test_the_table_gives_mean_and_standard_error_over_seeds(tmp_path: Path) -> N
     assert found.columns == ["accuracy", "x.accuracy"]
     # Standard deviation of 0.5 and 0.7 is √0.02; over √2 it is 0.1.
     assert list(found.rows()) == [
-        ("10", "SFT", ["0.600 ± 0.100", "0.100"]),
+        ("10", "SFT", ["0.600 ± 0.100", "0.100 ± 0.000"]),
         ("10", "other", ["0.250", "-"]),
     ]
     saved = json.loads(found.to_json())
@@ -127,7 +127,7 @@ def test_the_table_gives_mean_and_standard_error_over_seeds(tmp_path: Path) -> N
     assert saved["cells_done"] == 2
     found.save(tmp_path)
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
-    assert "| 10 | SFT | 0.600 ± 0.100 | 0.100 |" in (tmp_path / "table.md").read_text()
+    assert "| 10 | SFT | 0.600 ± 0.100 | 0.100 ± 0.000 |" in (tmp_path / "table.md").read_text()
 
 
 def test_cells_of_another_seed_come_beside_those_that_are_saved_and_the_same_in_their_place() -> None:
