@@ -89,9 +89,10 @@ SECTIONS = (
         "Accuracy by the majority of 3 samples at temperature 0.1, on 200 test problems of each length; 50 training "
         "problems of 3 and 4 operands, so that 5 are out of distribution. All methods have the calculator, and LoRA of "
         "rank 64 in all linear layers; all that are trained have the 50 given rationales, GFlowNet and RLOO among what "
-        "they replay. GFlowNet + SFT is fine-tuned first and then trained as a GFlowNet. Rank and layers were tried on "
-        "20 of these problems of each length (below); objective, steps and learning rate were chosen on 25 that are "
-        "not among these. Beside these accuracies: that on 20 training rows, which tells learning from generalising; "
+        "they replay. RLOO was run when it had no importance weights yet for what it replays "
+        "(learner.importance_sampling_cap): with them it may do better. GFlowNet + SFT is fine-tuned first and then "
+        "trained as a GFlowNet. Rank and layers were tried on 20 of these problems of each length (below); objective, "
+        "steps and learning rate were chosen on 25 that are not among these. Beside these accuracies: that on 20 training rows, which tells learning from generalising; "
         "the effective sample size of 64 draws at temperature 1 for 8 queries; and the share of the queries where R is "
         "larger for the given rationale than for all that were drawn, which is what a sampler misses.",
         {

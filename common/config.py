@@ -374,6 +374,12 @@ class LearnerSection(Section):
         description="alpha_dpg: which divergence to the posterior p falls, from KL(policy ‖ p) at 0, which seeks one "
         "mode, to KL(p ‖ policy) at 1, which covers all",
     )
+    importance_sampling_cap: float = Field(
+        2.0,
+        gt=0,
+        description="rloo and alpha_dpg: a trajectory counts by the policy's probability over that by which it was "
+        "sampled, so many times at most; one that nobody sampled, as a seed, counts once",
+    )
     raptb_weight: float = Field(
         0.25, ge=0, description="raptb: weight of the prefixes' balance against the whole trajectory's"
     )

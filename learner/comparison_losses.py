@@ -31,21 +31,33 @@ def reinforce_advantages(
 
 
 @jaxtyped(typechecker=typechecker)
+def importance_weights(
+    log_q: Float[Tensor, " batch"], log_behaviour: Float[Tensor, " batch"], *, cap: float
+) -> Float[Tensor, " batch"]:
+    """min(cap, q/b) of whole trajectories, without gradient: the policy's probability over that by which they were
+    sampled (truncated importance sampling, Ionides 2008). 1 where nobody sampled them (NaN), as a seed."""
+    log_ratio = torch.where(torch.isnan(log_behaviour), 0.0, log_q.detach() - log_behaviour)
+    return log_ratio.exp().clamp_max(cap)
+
+
+@jaxtyped(typechecker=typechecker)
 def rloo_loss(
     log_q: Float[Tensor, " batch"],
     log_prior: Float[Tensor, " batch"],
     reward: Float[Tensor, " batch"],
+    importance: Float[Tensor, " batch"],
     *,
     group: Int[Tensor, " batch"],
     kl_coef: float,
 ) -> Float[Tensor, ""]:
     """REINFORCE leave-one-out on r − β (log q(Z⊤|X) − log p(Z⊤|X)), whose mean is r − β KL(q ‖ p).
 
-    At β = 1 the maximiser is the posterior p(Z⊤|X) e^r / Z; at β = 0 it is the best Z alone. On-policy: it knows no
-    importance weights.
+    At β = 1 the maximiser is the posterior p(Z⊤|X) e^r / Z; at β = 0 it is the best Z alone. What another policy than
+    the present one drew counts by its `importance_weights`, 1 on-policy: without them what is worse than the mean would
+    be made ever less likely, however rarely the policy still draws it.
     """
     regularised = reward - kl_coef * (log_q.detach() - log_prior)
-    return -(reinforce_advantages(regularised, group, standardize=False) * log_q).mean()
+    return -(reinforce_advantages(regularised, group, standardize=False) * importance * log_q).mean()
 
 
 @jaxtyped(typechecker=typechecker)
@@ -79,6 +91,7 @@ def grpo_loss(
 def alpha_dpg_loss(
     log_q: Float[Tensor, " batch"],
     log_weights: Float[Tensor, " batch"],
+    importance: Float[Tensor, " batch"],
     *,
     group: Int[Tensor, " batch"],
     alpha: float,
@@ -88,11 +101,12 @@ def alpha_dpg_loss(
 
     The pseudo-reward is ((p/q)^α − 1)/α less its mean over the query: α = 1 is that of KL(p ‖ q), which covers every
     mode, α = 0 that of KL(q ‖ p), log p/q. log Ẑ is the log-mean of a query's R/q, its own included, which bounds p/q
-    by their number. It ends at p for every α, on-policy: it knows no importance weights.
+    by their number. It ends at p for every α, on-policy: elsewhere draws count by their `importance_weights`, but log Ẑ
+    is of the draws as they come.
     """
     log_ratio = log_weights - _group_log_mean_exp(log_weights, group)
     gain = log_ratio if alpha == 0 else torch.expm1(alpha * log_ratio) / alpha
-    return -((gain - group_mean(gain, group)) * log_q).mean()
+    return -((gain - group_mean(gain, group)) * importance * log_q).mean()
 
 
 @jaxtyped(typechecker=typechecker)

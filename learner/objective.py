@@ -12,7 +12,14 @@ from torch import Tensor
 from common.config import LearnerSection
 from common.reward import RewardWeights
 from common.trajectory import Trajectory
-from learner.comparison_losses import alpha_dpg_loss, flowrl_loss, grpo_loss, raptb_loss, rloo_loss
+from learner.comparison_losses import (
+    alpha_dpg_loss,
+    flowrl_loss,
+    grpo_loss,
+    importance_weights,
+    raptb_loss,
+    rloo_loss,
+)
 from learner.losses import (
     db_loss,
     group_mean,
@@ -142,10 +149,12 @@ def evaluate_comparison(
     log_q = log_probs.total()
     estimates = terminal_log_z(log_probs.log_pf, log_probs.log_pterm, log_reward, log_probs.n_actions).detach()
     heads: Tensor | None = None
+    log_behaviour = torch.tensor([item.behaviour.log_prob for item in batch], device=device)
+    importance = importance_weights(log_q, log_behaviour, cap=section.importance_sampling_cap)
     if section.objective == "rloo":
-        loss = rloo_loss(log_q, log_prior, reward, group=rows, kl_coef=section.kl_coef)
+        loss = rloo_loss(log_q, log_prior, reward, importance, group=rows, kl_coef=section.kl_coef)
     elif section.objective == "alpha_dpg":
-        loss = alpha_dpg_loss(log_q, estimates, group=rows, alpha=section.alpha)
+        loss = alpha_dpg_loss(log_q, estimates, importance, group=rows, alpha=section.alpha)
     elif section.objective == "flowrl":
         decisions = log_probs.n_actions + 1
         heads = log_z.learned(rows, (reward - (log_q - log_prior) / decisions).detach())

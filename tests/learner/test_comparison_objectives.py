@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,14 @@ from scipy.optimize import brentq
 from common.config import LearnerSection
 from common.reward import RewardWeights
 from common.trajectory import Behaviour, Trajectory
-from learner.comparison_losses import absorbed_targets, grpo_loss, raptb_loss, reinforce_advantages, rloo_loss
+from learner.comparison_losses import (
+    absorbed_targets,
+    grpo_loss,
+    importance_weights,
+    raptb_loss,
+    reinforce_advantages,
+    rloo_loss,
+)
 from learner.losses import tb_loss
 from learner.objective import LogZTable, evaluate_comparison
 from learner.policy import Actions
@@ -70,7 +78,8 @@ def ended(reward: Callable[[tuple[int, ...]], float] = repeats, **settings: obje
     for _ in range(STEPS):
         q = np.exp(policy.log_prob(QUERY, sequences))
         batch = [sequences[i] for i in random.choice(len(sequences), 2 * BATCH, p=q / q.sum())]
-        items = [_scored(z, known, reward) for z in batch]
+        log_q = dict(zip(sequences, np.log(q), strict=True))
+        items = [_scored(z, known, reward, log_q[z]) for z in batch]
         log_probs, rows = policy.log_probs([Actions.plain(QUERY, z) for z in batch]), log_z.rows(items)
         found = evaluate_comparison(section, log_probs, items, WEIGHTS, TAU, rows, log_z, 0)
         optimizer.zero_grad()
@@ -88,7 +97,10 @@ def ended(reward: Callable[[tuple[int, ...]], float] = repeats, **settings: obje
 
 
 def _scored(
-    z: tuple[int, ...], log_prior: dict[tuple[int, ...], float], reward: Callable[[tuple[int, ...]], float]
+    z: tuple[int, ...],
+    log_prior: dict[tuple[int, ...], float],
+    reward: Callable[[tuple[int, ...]], float],
+    log_behaviour: float,
 ) -> Trajectory:
     states = [z[:t] for t in range(len(z) + 1)]
     return Trajectory.without_tools(
@@ -98,7 +110,7 @@ def _scored(
         log_prior=np.array([log_prior[state] for state in states]),
         log_likelihood=np.zeros(len(z) + 1),
         log_constraint=np.array([reward(state) for state in states]),
-        behaviour=Behaviour(adapter_version=1, sampler_log_prob=np.zeros(len(z)), stop_log_prob=0.0),
+        behaviour=Behaviour(adapter_version=1, sampler_log_prob=np.zeros(len(z)), stop_log_prob=log_behaviour),
         source="policy",
     )
 
@@ -167,18 +179,20 @@ def test_raptb_s_prefixes_teach_nobody_when_to_stop() -> None:
     assert log_pterm.grad.nonzero().tolist() == [[0, 4], [1, 2]]
 
 
-def trained(objective: str, kl_coef: float) -> torch.Tensor:
-    """Probabilities of four one-token rationales after on-policy training."""
+def trained(objective: str, kl_coef: float, sampler: torch.Tensor | None = None) -> torch.Tensor:
+    """Probabilities of four one-token rationales after training on the policy's own draws, or a sampler's."""
     generator = torch.Generator().manual_seed(0)
     logits = LOG_PRIOR.clone().requires_grad_()
     optimizer = torch.optim.Adam([logits], lr=0.02)
     group = torch.zeros(64, dtype=torch.long)
     for _ in range(800):
         log_q = logits.log_softmax(0)
-        drawn = torch.multinomial(log_q.detach().exp(), 64, replacement=True, generator=generator)
+        behaviour = log_q.detach() if sampler is None else sampler.log()
+        drawn = torch.multinomial(behaviour.exp(), 64, replacement=True, generator=generator)
         chosen, prior, reward = log_q[drawn], LOG_PRIOR[drawn], REWARD[drawn]
         if objective == "rloo":
-            loss = rloo_loss(chosen, prior, reward, group=group, kl_coef=kl_coef)
+            importance = importance_weights(chosen, behaviour[drawn], cap=10.0)
+            loss = rloo_loss(chosen, prior, reward, importance, group=group, kl_coef=kl_coef)
         else:
             valid = torch.ones(64, 1, dtype=torch.bool)
             loss = grpo_loss(
@@ -197,9 +211,44 @@ def trained(objective: str, kl_coef: float) -> torch.Tensor:
     return logits.detach().softmax(0)
 
 
-def test_rloo_at_kl_coef_1_ends_at_the_posterior() -> None:
+@pytest.mark.parametrize("sampler", [None, torch.full((4,), 0.25)])
+def test_rloo_at_kl_coef_1_ends_at_the_posterior_whatever_drew_the_batch(sampler: torch.Tensor | None) -> None:
     posterior = (LOG_PRIOR + REWARD).softmax(0)
-    assert float((trained("rloo", 1.0) - posterior).abs().sum()) / 2 < 0.05
+    assert float((trained("rloo", 1.0, sampler) - posterior).abs().sum()) / 2 < 0.05
+
+
+def test_importance_weights_are_truncated_and_1_where_nobody_sampled() -> None:
+    log_q = torch.tensor([-1.0, -2.0, -12.0, -3.0], requires_grad=True)
+    found = importance_weights(log_q, torch.tensor([-1.0, -9.0, -2.0, torch.nan]), cap=2.0)
+    assert found.tolist() == pytest.approx([1.0, 2.0, math.exp(-10.0), 1.0]) and not found.requires_grad
+
+
+@pytest.mark.parametrize("objective", ["rloo", "alpha_dpg"])
+def test_what_the_policy_hardly_draws_any_more_is_not_made_ever_less_likely(objective: str) -> None:
+    policy = make_policy(0)
+    batch = [(4,), (5,), (6,)]
+    behaved = policy.log_prob(QUERY, batch)
+    # Of the first the policy's probability has fallen to e⁻³⁰ of its sampler's, and it earns less than the others.
+    stale = [behaved[0] + 30.0, *behaved[1:]]
+    rewards = {(4,): -20.0, (5,): 0.0, (6,): 1.0}
+    log_prior = reference_log_prior(QUERY)
+    known = {z: log_prior(z) for z in [(), *batch]}
+
+    def weight_of_the_first(log_behaviour: Sequence[float]) -> float:
+        items = [
+            _scored(z, known, lambda z: rewards.get(z, 0.0), float(b))
+            for z, b in zip(batch, log_behaviour, strict=True)
+        ]
+        log_probs = policy.log_probs([Actions.plain(QUERY, z) for z in batch])
+        log_probs.log_pf.retain_grad()
+        log_z = LogZTable([QUERY.id])
+        section = LearnerSection.model_validate({"objective": objective})
+        loss = evaluate_comparison(section, log_probs, items, WEIGHTS, 1.0, log_z.rows(items), log_z, 0).loss
+        loss.backward()  # type: ignore[no-untyped-call]
+        assert log_probs.log_pf.grad is not None
+        return abs(float(log_probs.log_pf.grad[0, 0]))
+
+    assert weight_of_the_first(stale) < 1e-6 < 1e-2 < weight_of_the_first(behaved)
 
 
 @pytest.mark.parametrize("objective", ["rloo", "grpo"])
