@@ -92,9 +92,10 @@ SECTIONS = (
         "they replay. RLOO was run when it had no importance weights yet for what it replays "
         "(learner.importance_sampling_cap): with them it may do better. GFlowNet + SFT is fine-tuned first and then "
         "trained as a GFlowNet. Rank and layers were tried on 20 of these problems of each length (below); objective, "
-        "steps and learning rate were chosen on 25 that are not among these. Beside these accuracies: that on 20 training rows, which tells learning from generalising; "
-        "the effective sample size of 64 draws at temperature 1 for 8 queries; and the share of the queries where R is "
-        "larger for the given rationale than for all that were drawn, which is what a sampler misses.",
+        "steps and learning rate were chosen on 25 that are not among these. Beside these accuracies: that on 20 "
+        "training rows, which tells learning from generalising; the effective sample size of 64 draws at temperature "
+        "1 for 8 queries; and the share of the queries where R is larger for the given rationale than for all that "
+        "were drawn, which is what a sampler misses.",
         {
             "test_3_operands.accuracy": "3 operands",
             "test_4_operands.accuracy": "4 operands",
