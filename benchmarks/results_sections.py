@@ -17,7 +17,7 @@ from benchmarks.results_targets import (
     shape_read,
 )
 
-MATRIX = ("arithmetic", "subjectivity", "continuation", "continuation-cost", "infilling", "infilling-passages")
+MATRIX = ("arithmetic", "subjectivity", "continuation", "infilling", "infilling-passages")
 """The comparisons of methods; the others are sweeps of settings."""
 _BY_R = "effective sample size by R/q"
 _THREE, _FOUR, _FIVE = (f"test_{n}_operands.accuracy" for n in (3, 4, 5))
@@ -162,27 +162,11 @@ SECTIONS = (
             "max_log_reward": "log p of the best",
             "diversity": "diversity",
             "mean_actions": "mean length in tokens",
+            "tokens_per_sample": "tokens read a draw",
             "ess": _BY_R,
             **LENGTHS,
         },
         target=continuation_target,
-    ),
-    Section(
-        "continuation-cost",
-        "Continuation: what a draw costs",
-        "Tokens that the model reads for a draw of the posterior at reward temperature 0.7, for 8 prompts that were "
-        "not trained on: by the sampler that the section above trains, and by Metropolis-Hastings without training, 4 "
-        "chains of 120 steps, the first half left out. A draw is an independent one: of MCMC by its chains' effective "
-        "sample size, of the sampler by its own. Chains of a query don't agree from an R̂ of 1.01 on.",
-        {
-            "mean_log_reward": "mean log R",
-            "mean_actions": "mean length in tokens",
-            "tokens_per_sample": "tokens read a sample",
-            "ess": _BY_R,
-            "acceptance": "acceptance rate",
-            "r_hat": "largest R̂",
-            "unconverged": "queries whose chains don't agree",
-        },
     ),
     Section(
         "infilling",

@@ -290,7 +290,8 @@ def _against_diversity(table: Figures, figure: str) -> dict[str, tuple[float, fl
 
 
 def _of_decoding(points: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
-    return {method: point for method, point in points.items() if not method.startswith("GFlowNet")}
+    # MCMC draws from what the GFlowNet learns, at its own price.
+    return {method: point for method, point in points.items() if not method.startswith(("GFlowNet", "MCMC"))}
 
 
 def tells(figures: Figures, least_ess: float, condition: str, method: str, figure: str) -> bool:
