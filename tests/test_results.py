@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -292,15 +292,8 @@ def test_a_miss_is_put_down_to_the_sampler_or_to_the_reward(tables: Path) -> Non
     assert f"- GFlowNet: {beside}; for 12% it prefers one that was drawn.\n" in results.page()
 
 
-def test_a_curve_says_whether_it_still_rises_by_the_means_of_seeds_that_looked_at_the_same_steps(tables: Path) -> None:
-    curves = [
-        {
-            "GFlowNet": [(0, 0.0), (40, 0.2), (80, 0.4)],
-            "RLOO": [(0, 0.4), (80, 0.3)],
-            "SFT": [(0, 0.0), (40, 0.4), (60, 0.4), (80, 0.42)],
-        },
-        {"GFlowNet": [(0, 0.2), (40, 0.2), (60, 0.9), (80, 0.8)]},
-    ]
+def page_of_curves(tables: Path, curves: Sequence[Mapping[str, Sequence[tuple[int, float]]]]) -> str:
+    """The page of a comparison whose methods were looked at while they trained, by seed."""
     for seed, methods in enumerate(curves):
         measured = [
             Measurement("", method, seed, {"accuracy": 0.5}, 60.0, curve={"accuracy": curve})
@@ -310,7 +303,19 @@ def test_a_curve_says_whether_it_still_rises_by_the_means_of_seeds_that_looked_a
         folder.mkdir(parents=True)
         Table(measured, ["accuracy"], PlotSection(), 2).save(folder)
         results.take(folder)
-    text = results.page()
+    return results.page()
+
+
+def test_a_curve_says_whether_it_still_rises_by_the_means_of_seeds_that_looked_at_the_same_steps(tables: Path) -> None:
+    curves = [
+        {
+            "GFlowNet": [(0, 0.0), (40, 0.2), (80, 0.4)],
+            "RLOO": [(0, 0.4), (80, 0.3)],
+            "SFT": [(0, 0.0), (40, 0.4), (60, 0.4), (80, 0.42)],
+        },
+        {"GFlowNet": [(0, 0.2), (40, 0.2), (60, 0.9), (80, 0.8)]},
+    ]
+    text = page_of_curves(tables, curves)
     # Of the comparison's seeds one is left.
     assert "seeds 0, 1 (2 not yet)." in text
     assert "\n- GFlowNet, accuracy, 2 seeds: 0.100 at 0, 0.200 at 40, 0.600 at 80, **still rising**.\n" in text
@@ -323,16 +328,7 @@ def test_a_curve_rises_or_falls_where_it_does_for_each_seed(tables: Path) -> Non
         {"GFlowNet": [(0, 0.0), (40, 0.2), (80, 0.8)], "RLOO": [(0, 0.4), (80, 0.1)]},
         {"GFlowNet": [(0, 0.0), (40, 0.5), (80, 0.4)], "RLOO": [(0, 0.4), (80, 0.5)]},
     ]
-    for seed, methods in enumerate(curves):
-        measured = [
-            Measurement("", method, seed, {"accuracy": 0.5}, 60.0, curve={"accuracy": curve})
-            for method, curve in methods.items()
-        ]
-        folder = tables / str(seed) / "arithmetic"
-        folder.mkdir(parents=True)
-        Table(measured, ["accuracy"], PlotSection(), 2).save(folder)
-        results.take(folder)
-    text = results.page()
+    text = page_of_curves(tables, curves)
     assert "GFlowNet, accuracy, 2 seeds: 0.000 at 0, 0.350 at 40, 0.600 at 80.\n" in text
     assert "RLOO, accuracy, 2 seeds: 0.400 at 0, 0.300 at 80.\n" in text
 
