@@ -237,7 +237,7 @@ class Trainer:
             waited, limit_s = now - (start if starting else started_up), self.section.max_wait_s
             if waited > limit_s * (LONGEST_START if starting else 1):
                 raise StallError(
-                    f"learner waited {waited:.3g} s for trajectories: {self._why_waiting(stats)}; "
+                    f"learner waited {round(waited, 1):g} s for trajectories: {self._why_waiting(stats)}; "
                     "see logs/ in the run's folder, or raise learner.max_wait_s"
                 )
             if now >= next_word:
