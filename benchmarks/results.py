@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.results_sections import MATRIX, SECTIONS, Section
-from benchmarks.results_targets import COUNTING, Judged, tells
+from benchmarks.results_targets import COUNTING, Figures, Judged, tells
 from common.config import DiagnoseSection, EMSection, LearnerSection
 from deploy.comparison.definition import Cell, Comparison
 from deploy.comparison.table import Entry, PayOff, Table
@@ -100,14 +100,14 @@ def _section(section: Section, table: Mapping[str, Any]) -> str:
     asked = comparison.file.seeds
     cells = [cell for cell in comparison.cells(TABLES) if cell.seed == asked[0]]
     least_ess = COUNTING / _draws(cells)
-    lines = [f"## {section.title}\n", f"{section.text}\n", *_rows(section, entries, least_ess), ""]
+    figures = {(entry.condition, entry.method, entry.figure): entry for entry in entries}
+    lines = [f"## {section.title}\n", f"{section.text}\n", *_rows(section, figures, least_ess), ""]
     lines.append(f"{_budget(cells, table['measured'])}\n")
     missing = _not_run(cells, table["measured"])
     if missing:
         lines.append(f"Not run yet: {'; '.join(missing)}.\n")
     if section.paper:
         lines.append(f"{section.paper}\n")
-    figures = {(entry.condition, entry.method, entry.figure): entry for entry in entries}
     lines += [
         *_listed(_READ, section.read(figures, least_ess)),
         *_judged(section.target(figures, least_ess)),
@@ -181,8 +181,8 @@ def _curves(section: Section, measured: Sequence[Mapping[str, Any]]) -> list[str
         where = f" with {condition}" if condition else ""
         rises = ", **still rising**" if _still_rises(points, of_seeds) else ""
         falls = ", **fell**" if all(_rise(curve)[1] < 0 for curve in of_seeds) else ""
-        n = f"{len(of_seeds)} seeds" if len(of_seeds) > 1 else "1 seed"
-        told.append(f"{method}{where}, {section.figures.get(figure, figure)}, {n}: {values}{rises}{falls}.")
+        title = section.figures.get(figure, figure)
+        told.append(f"{method}{where}, {title}, {_counted(len(of_seeds))}: {values}{rises}{falls}.")
     return told
 
 
@@ -274,10 +274,9 @@ def _budget(cells: Sequence[Cell], measured: Sequence[Mapping[str, Any]]) -> str
     return f"Trained, on the mean: {'; '.join(trained)}."
 
 
-def _rows(section: Section, entries: Sequence[Entry], least_ess: float) -> list[str]:
-    every = {(entry.condition, entry.method, entry.figure): entry for entry in entries}
+def _rows(section: Section, found: Figures, least_ess: float) -> list[str]:
     cells = {
-        key: entry for key, entry in every.items() if entry.figure in section.figures and tells(every, least_ess, *key)
+        key: entry for key, entry in found.items() if entry.figure in section.figures and tells(found, least_ess, *key)
     }
     rows = list(dict.fromkeys((condition, method) for condition, method, _ in cells))
     order = list(dict.fromkeys(condition for condition, _ in rows))
@@ -290,17 +289,21 @@ def _rows(section: Section, entries: Sequence[Entry], least_ess: float) -> list[
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     most = max((len(entry.seeds) for entry in cells.values()), default=0)
     for condition, method in rows:
-        found = [cells.get((condition, method, figure)) for figure in figures]
-        n = max(len(entry.seeds) for entry in found if entry is not None)
+        row = [cells.get((condition, method, figure)) for figure in figures]
+        n = max(len(entry.seeds) for entry in row if entry is not None)
         name = f"{method}{_fewer(n, most)}"
-        values = ["-" if entry is None else f"{entry.shown()}{_fewer(len(entry.seeds), n)}" for entry in found]
+        values = ["-" if entry is None else f"{entry.shown()}{_fewer(len(entry.seeds), n)}" for entry in row]
         lines.append(f"| {' | '.join([*([condition] if conditions else []), name, *values])} |")
     return lines
 
 
 def _fewer(n: int, most: int) -> str:
     """How many seeds, where others have more."""
-    return "" if n == most else f" ({n} {'seed' if n == 1 else 'seeds'})"
+    return "" if n == most else f" ({_counted(n)})"
+
+
+def _counted(n: int) -> str:
+    return "1 seed" if n == 1 else f"{n} seeds"
 
 
 def _seeds(entries: Sequence[Entry]) -> str:

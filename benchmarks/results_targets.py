@@ -295,9 +295,10 @@ def _of_decoding(points: Mapping[str, tuple[float, float]]) -> dict[str, tuple[f
 
 
 def tells(figures: Figures, least_ess: float, condition: str, method: str, figure: str) -> bool:
-    """Whether enough draws count for it: of few that do, weights tell nothing of lengths and entropies."""
+    """Whether it is there and enough draws count for it: of few, weights tell nothing of lengths and entropies."""
     ess = figures.get((condition, method, ESS))
-    return figure not in _BY_WEIGHTS or ess is None or ess.mean >= least_ess
+    counts = figure not in _BY_WEIGHTS or ess is None or ess.mean >= least_ess
+    return counts and (condition, method, figure) in figures
 
 
 def shape_read(subtb: str, figures: Figures, least_ess: float) -> Sequence[str]:
@@ -308,7 +309,7 @@ def shape_read(subtb: str, figures: Figures, least_ess: float) -> Sequence[str]:
         found = {
             method: figures["", method, figure].mean
             for method in trained
-            if ("", method, figure) in figures and tells(figures, least_ess, "", method, figure)
+            if tells(figures, least_ess, "", method, figure)
         }
         best = sorted(found, key=lambda method: order(found[method]))[:_PLACES]
         if best:
@@ -317,11 +318,10 @@ def shape_read(subtb: str, figures: Figures, least_ess: float) -> Sequence[str]:
         changes = []
         for after in [method for method in trained if method.endswith(_SUBMODULAR)]:
             name = after.removesuffix(_SUBMODULAR)
-            pair = (subtb if name == "subtb" else name, after)
-            both = [("", method, figure) for method in pair]
-            if all(key in figures and tells(figures, least_ess, *key) for key in both):
-                was, now = (figures[key].mean for key in both)
-                changes.append(f"{pair[0]} {was:.3f} to {now:.3f}")
+            before = subtb if name == "subtb" else name
+            if all(tells(figures, least_ess, "", method, figure) for method in (before, after)):
+                was, now = (figures["", method, figure].mean for method in (before, after))
+                changes.append(f"{before} {was:.3f} to {now:.3f}")
         if changes:
             told.append(f"{SHAPE_FIGURES[figure]}, by submodular replay: {'; '.join(changes)}")
     return [f"{each[0].upper()}{each[1:]}." for each in told]

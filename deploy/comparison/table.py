@@ -178,10 +178,8 @@ class Table:
                 ess = means.get((condition, trained, ESS))
                 saved = dearer - (cost if ess is None else cost / ess if ess > 0 else math.inf)
                 samples = training / saved if saved > 0 else None
-                least, unconverged = (
-                    cost / dearer if dearer > 0 else None,
-                    means.get((condition, untrained, UNCONVERGED)),
-                )
+                least = cost / dearer if dearer > 0 else None
+                unconverged = means.get((condition, untrained, UNCONVERGED))
                 found.append(PayOff(condition, trained, untrained, samples, ess, least, unconverged))
         return found
 
