@@ -202,6 +202,18 @@ def classification(log_p: Floats, truths: Sequence[int]) -> dict[str, float]:
     return {"accuracy": float((log_p.argmax(axis=1) == of).mean()), **area}
 
 
+def area_by_one_rationale(groups: Sequence[Sequence[Trajectory]], truths: Sequence[int]) -> dict[str, float]:
+    """`auc_by_one`: the area under the ROC curve where each query's choice is made by one of its draws alone, mean over
+    the draws. What `auc` has more is what averaging over rationales brings. Nothing of what isn't drawn, as a beam
+    search's, nor of one draw a query."""
+    n = min(map(len, groups))
+    if n < 2 or not all(item.source in SAMPLED for group in groups for item in group):
+        return {}
+    each = (classification(choice_log_probs([[group[i]] for group in groups], truths), truths) for i in range(n))
+    areas = [found["auc"] for found in each if "auc" in found]
+    return {"auc_by_one": float(np.mean(areas))} if areas else {}
+
+
 def corrected_accuracy(
     groups: Mapping[str, Sequence[Trajectory]], weights: RewardWeights, tau: float, misleading_penalty: float
 ) -> dict[str, float | str | None]:

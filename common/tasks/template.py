@@ -20,6 +20,7 @@ from common.tasks.base import PolicyScorer, SampleRequest, SampleSets, SamplingT
 from common.tasks.figures import (
     accuracy,
     against_known,
+    area_by_one_rationale,
     batch_calibrated,
     choice_log_probs,
     classification,
@@ -392,7 +393,7 @@ class TemplateTask(TextTask[TemplateConfigT]):
         truths, each = [self._truths[key] for key in groups], list(groups.values())
         raw = choice_log_probs(each, truths)
         found = self._classified(raw, truths, lambda: choice_log_probs(each, truths, contextual=True))
-        return {**found, "accuracy": accuracy(groups)}
+        return {**found, **area_by_one_rationale(each, truths), "accuracy": accuracy(groups)}
 
     def _classified(self, raw: Floats, truths: Sequence[int], contextual: Callable[[], Floats]) -> dict[str, float]:
         """Figures of log P(Y|X), shape (queries, choices), and of the same calibrated, if that is wanted."""

@@ -19,6 +19,7 @@ from common.reward import RewardWeights
 from common.tasks import TASKS, Task, make_task
 from common.tasks.base import PolicyScorer
 from common.tasks.figures import (
+    area_by_one_rationale,
     batch_calibrated,
     choice_log_probs,
     classification,
@@ -211,6 +212,24 @@ def test_draws_of_what_has_no_probability_of_being_drawn_count_each() -> None:
         for raw, action in ((likely, 5), (likely, 5), (other, 6))
     ]
     assert np.exp(choice_log_probs([group], [0])[0, 0]) == pytest.approx((0.9 + 0.9 + 0.2) / 3, rel=1e-6)
+
+
+def test_what_averaging_over_rationales_brings_stands_beside_the_choice_by_one_of_them() -> None:
+    query = Query(task="t", prompt_ids=[1], target_ids=[2], alternatives=([3],))
+    right, wrong = np.log([0.9, 0.1]).tolist(), np.log([0.3, 0.7]).tolist()
+    groups = [[sample(query, right, action=5), sample(query, wrong, action=6)] for _ in range(4)]
+    truths = [0, 1, 0, 1]
+    assert classification(choice_log_probs(groups, truths), truths)["auc"] == 1.0
+    # The first draws put every pair of queries in order, and the second ones none.
+    assert area_by_one_rationale(groups, truths) == {"auc_by_one": 0.5}
+    assert area_by_one_rationale(groups, [1, 1, 1, 1]) == {}
+
+
+def test_there_is_no_choice_by_one_draw_of_several_where_nothing_is_drawn_or_one_alone() -> None:
+    query = Query(task="t", prompt_ids=[1], target_ids=[2], alternatives=([3],))
+    found = sample(query, np.log([0.9, 0.1]).tolist(), source="dataset")
+    assert area_by_one_rationale([[found, found]] * 2, [0, 1]) == {}
+    assert area_by_one_rationale([[sample(query, [-1.0, -2.0])]] * 2, [0, 1]) == {}
 
 
 def test_the_probabilities_of_targets_are_the_model_s_where_the_reward_is_calibrated() -> None:
