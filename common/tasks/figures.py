@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -205,11 +206,16 @@ def classification(log_p: Floats, truths: Sequence[int]) -> dict[str, float]:
 def area_by_one_rationale(groups: Sequence[Sequence[Trajectory]], truths: Sequence[int]) -> dict[str, float]:
     """`auc_by_one`: the area under the ROC curve where each query's choice is made by one of its draws alone, mean over
     the draws. What `auc` has more is what averaging over rationales brings. Nothing of what isn't drawn, as a beam
-    search's, nor of one draw a query."""
-    n = min(map(len, groups))
+    search's, nor where no query has two draws."""
+    n = max(map(len, groups))
     if n < 2 or not all(item.source in SAMPLED for group in groups for item in group):
         return {}
-    each = (classification(choice_log_probs([[group[i]] for group in groups], truths), truths) for i in range(n))
+    # Draws come in the order in which they ended, short ones first.
+    mixed = [random.Random(i).sample(group, len(group)) for i, group in enumerate(groups)]
+    each = (
+        classification(choice_log_probs([[group[i % len(group)]] for group in mixed], truths), truths)
+        for i in range(n)
+    )
     areas = [found["auc"] for found in each if "auc" in found]
     return {"auc_by_one": float(np.mean(areas))} if areas else {}
 

@@ -220,9 +220,11 @@ def test_what_averaging_over_rationales_brings_stands_beside_the_choice_by_one_o
     groups = [[sample(query, right, action=5), sample(query, wrong, action=6)] for _ in range(4)]
     truths = [0, 1, 0, 1]
     assert classification(choice_log_probs(groups, truths), truths)["auc"] == 1.0
-    # The first draws put every pair of queries in order, and the second ones none.
-    assert area_by_one_rationale(groups, truths) == {"auc_by_one": 0.5}
+    # One of the four pairs of a draw each is in the wrong order, that of two wrong ones.
+    assert area_by_one_rationale(groups * 100, truths * 100)["auc_by_one"] == pytest.approx(0.75, abs=0.03)
     assert area_by_one_rationale(groups, [1, 1, 1, 1]) == {}
+    # A query with fewer draws takes none of the others' away.
+    assert area_by_one_rationale([*groups[:3], groups[3][:1]], truths)
 
 
 def test_there_is_no_choice_by_one_draw_of_several_where_nothing_is_drawn_or_one_alone() -> None:
