@@ -58,18 +58,24 @@ class Loaded(Generic[ItemT]):
     items: list[ItemT]
     rejected: Rejected
     repeated: int
-    """Rows that stood there before, taken once."""
+    """Rows that stood there before and say nothing new, taken once."""
     spanning: list[tuple[int, int]] = field(default_factory=list)
     """First and last line of rows that stand on several: right, or the work of two stray quotes."""
 
 
 def load(
-    setting: str, source: str, convert: Callable[[Row], ItemT], key: Callable[[ItemT], Hashable], on_bad: OnBadRow
+    setting: str,
+    source: str,
+    convert: Callable[[Row], ItemT],
+    key: Callable[[ItemT], Hashable],
+    on_bad: OnBadRow,
+    together: Callable[[ItemT, ItemT], ItemT] = lambda first, _: first,
 ) -> Loaded[ItemT]:
-    """Rows of a source, converted; `convert` raises BadRow. Raises UserError naming the setting where nothing is left,
-    or, with `on_bad` refuse, where anything is bad."""
+    """Rows of a source, converted, those of one key as one item; `convert` raises BadRow, and `together` gives the item
+    of an earlier row and another one, the earlier itself where that says nothing new. Raises UserError naming the
+    setting where nothing is left, or, with `on_bad` refuse, where anything is bad."""
     items: dict[Hashable, ItemT] = {}
-    rejected, n = Rejected(source), 0
+    rejected, repeated = Rejected(source), 0
     missing: list[NoColumn] = []
     spanning: list[tuple[int, int]] = []
     for row in read(setting, source):
@@ -84,8 +90,10 @@ def load(
             rejected.problems.append((row.number, str(error)))
             missing += [error] if isinstance(error, NoColumn) else []
             continue
-        n += 1
-        items.setdefault(key(item), item)
+        before = items.get(key(item))
+        now = item if before is None else together(before, item)
+        repeated += now is before
+        items[key(item)] = now
     if missing and len(missing) == len(rejected.problems) and not items:
         raise _no_such_column(setting, source, missing)
     if rejected.problems and (on_bad == "refuse" or not items):
@@ -93,7 +101,7 @@ def load(
         raise UserError(setting, source, rejected.describe(), remedy)
     if not items:
         raise UserError(setting, source, "holds no row", "give a file with at least one")
-    return Loaded(list(items.values()), rejected, n - len(items), spanning)
+    return Loaded(list(items.values()), rejected, repeated, spanning)
 
 
 def _no_such_column(setting: str, source: str, missing: Sequence[NoColumn]) -> UserError:

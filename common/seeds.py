@@ -56,7 +56,10 @@ def make_seed_jobs(section: SeedSection, task: Task[Any]) -> list[SeedJob]:
     if section.data:
         given = task.rationales()
         if not given:
-            raise UserError("seeds.data", True, "no training row holds a usable rationale", "name the rationale column")
+            left_out = task.unusable_rationales()
+            if left_out is not None:
+                raise UserError("seeds.data", True, f"leaves out {left_out}", "change these settings, or the rows")
+            raise UserError("seeds.data", True, "no training row holds a rationale", "name the rationale column")
         jobs += [SeedJob(query, action_ids=tuple(ids)) for query, group in given.items() for ids in group]
     if section.hint is not None:
         jobs += [_hinted(section, query, task) for query in queries]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -57,10 +58,13 @@ class ArithmeticTask(TemplateTask[ArithmeticConfig]):
     def info(self, row: Row) -> dict[str, Any]:
         return {"answer": fill_row(self.config.answer, row, "task.answer")}
 
-    def known_rationale(self, example: Example) -> str | None:
-        """The one that it holds, else the sum as it is worked out from left to right."""
+    def known_texts(self, example: Example) -> Sequence[str]:
+        """Those that it holds, else the sum as it is worked out from left to right."""
+        if example.rationales:
+            return example.rationales
         query = example.query
-        return example.rationale or worked_out(self.codec.decode_prompt(query.prompt_ids), str(query.info["answer"]))
+        found = worked_out(self.codec.decode_prompt(query.prompt_ids), str(query.info["answer"]))
+        return [] if found is None else [found]
 
     def figures(self, groups: Groups, weights: RewardWeights) -> dict[str, Any]:
         found = super().figures(groups, weights)

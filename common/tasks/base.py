@@ -231,6 +231,10 @@ class Task(ABC, Generic[ConfigT]):
         """Given rationales of the training queries as action ids, by query id, to seed the buffer with."""
         return {}
 
+    def unusable_rationales(self) -> str | None:
+        """How many rationales of the training rows are left out and why; None where none is."""
+        return None
+
     def known_rationales(self) -> dict[str, list[list[int]]]:
         """Good rationales of test queries as action ids, by query id, to hold draws against; never trained on."""
         return {}

@@ -213,8 +213,7 @@ def area_by_one_rationale(groups: Sequence[Sequence[Trajectory]], truths: Sequen
     # Draws come in the order in which they ended, short ones first.
     mixed = [random.Random(i).sample(group, len(group)) for i, group in enumerate(groups)]
     each = (
-        classification(choice_log_probs([[group[i % len(group)]] for group in mixed], truths), truths)
-        for i in range(n)
+        classification(choice_log_probs([[group[i % len(group)]] for group in mixed], truths), truths) for i in range(n)
     )
     areas = [found["auc"] for found in each if "auc" in found]
     return {"auc_by_one": float(np.mean(areas))} if areas else {}

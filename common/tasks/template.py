@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
@@ -45,6 +48,16 @@ KNOWN = "known"
 _CORRECTED = "task.corrected_samples is how many a row"
 Prompt = str | list[Message]
 """A text, or a conversation where the task is a chat."""
+
+
+@dataclass(frozen=True)
+class _Shot:
+    """A training row, worked out."""
+
+    number: int
+    """Of the row."""
+    question: Prompt
+    answer: str
 
 
 class TemplateConfig(TextConfig):
@@ -89,6 +102,21 @@ class TemplateConfig(TextConfig):
     corrected_samples: int = Field(
         128, ge=0, description="rationales a test row that `amortis evaluate` corrects `accuracy` by; 0 for no more"
     )
+
+    @field_validator("choices", mode="before")
+    @classmethod
+    def _texts(cls, value: Any) -> Any:
+        if isinstance(value, list) and any(isinstance(item, bool) for item in value):
+            raise ValueError('holds true or false, as YAML reads yes and no too: write texts in quotes, e.g. "yes"')
+        return value
+
+    @field_validator("choices")
+    @classmethod
+    def _distinct(cls, value: list[str]) -> list[str]:
+        twice = [choice for i, choice in enumerate(value) if choice in value[:i]]
+        if twice:
+            raise ValueError(f"names {twice[0]!r} twice: name each choice once")
+        return value
 
     @model_validator(mode="after")
     def _calibrates_choices(self) -> Self:
@@ -147,6 +175,8 @@ class TemplateTask(TextTask[TemplateConfigT]):
         if target is not None and config.choices and target not in config.choices:
             raise BadRow(f"target {target!r} is none of task.choices")
         rationale, no_rationale = self._rationale(row)
+        if target is None and config.choices and rationale is not None and rationale not in config.choices:
+            raise BadRow(f"rationale {rationale!r} is none of task.choices")
         query = Query(
             task=self.config.name,
             prompt_ids=self.some(self._encoded(prompt), "the prompt"),
@@ -156,7 +186,7 @@ class TemplateTask(TextTask[TemplateConfigT]):
             content_free_ids=self.content_free_ids,
             info={**self.info(row), "rationale": rationale or ""},
         )
-        return Example(query, rationale, no_rationale)
+        return Example(query, () if rationale is None else (rationale,), no_rationale)
 
     @cached_property
     def content_free_ids(self) -> list[int]:
@@ -185,11 +215,11 @@ class TemplateTask(TextTask[TemplateConfigT]):
 
     def prompt(self, row: Row) -> Prompt:
         """What the policy reads; raises BadRow."""
-        return self._behind_shots("policy_shots", self.config.policy_shots, self._own_prompt(row))
+        return self._behind_shots("policy_shots", self.config.policy_shots, self._own_prompt(row), row)
 
     def reference_prompt(self, row: Row) -> Prompt:
         """What the reference reads; raises BadRow."""
-        return self._behind_shots("reference_shots", self.config.reference_shots, self._own_reference_prompt(row))
+        return self._behind_shots("reference_shots", self.config.reference_shots, self._own_reference_prompt(row), row)
 
     def _own_prompt(self, row: Row) -> Prompt:
         """Without the shots before it."""
@@ -219,16 +249,18 @@ class TemplateTask(TextTask[TemplateConfigT]):
         names = places(template)
         return names[0] if len(names) == 1 and template == f"{{{names[0]}}}" else None
 
-    def _behind_shots(self, setting: str, n: int, prompt: Prompt) -> Prompt:
+    def _behind_shots(self, setting: str, n: int, prompt: Prompt, row: Row | None = None) -> Prompt:
         """Training rows worked out, a line or two turns each, and then the prompt; raises UserError if there are too
-        few."""
+        few. No example has the own question of the row whose prompt it is, whose answer it would give."""
         if n == 0:
             return prompt
-        if len(self._worked) < n:
-            raise UserError(
-                f"task.{setting}", n, f"task.train_path holds {len(self._worked)} examples to show", "ask for fewer"
-            )
-        shots = self._worked[:n]
+        own = None if row is None else self._own_reference_prompt(row)
+        others = (shot for shot in self._worked if shot.question != own or not self._questions_differ)
+        shots = [(shot.question, shot.answer) for shot in itertools.islice(others, n)]
+        if len(shots) < n:
+            held_out = "" if self.config.test_path is not None else ", without those that are held out"
+            problem = f"task.train_path holds {len(shots)} examples of other rows to show{held_out}"
+            raise UserError(f"task.{setting}", n, problem, "ask for fewer")
         if isinstance(prompt, str):
             return "".join(f"{question}{answer}\n" for question, answer in shots) + prompt
         return [*self._turns(setting, n, shots), *prompt]
@@ -247,25 +279,55 @@ class TemplateTask(TextTask[TemplateConfigT]):
         return found
 
     @cached_property
-    def _worked(self) -> list[tuple[Prompt, str]]:
-        """Prompt, and rationale with the tool's insertions and target behind it, of each training row that has them."""
+    def _worked(self) -> list[_Shot]:
+        """The training rows that have an answer to show."""
         config = self.config
-        found = []
+        rows: dict[str, _Shot | None] = {}
         for row in read("task.train_path", config.train_path):
             if row.problem is not None:
                 continue
             with contextlib.suppress(BadRow):
-                prompt, answer = self._own_reference_prompt(row), ""
-                rationale = self._given_rationale(row)
-                if rationale is not None:
-                    answer = self._with_results(rationale.removesuffix(self.terminator))
-                    answer += self.terminator if config.terminator_in_text else ""
-                answer += "" if config.target is None else fill_row(config.target, row, "task.target")
-                found.append((prompt, answer))
-        found = found[: config.limit]
+                question = self._own_reference_prompt(row)
+                target = "" if config.target is None else fill_row(config.target, row, "task.target")
+                answer = self._answer(row, target)
+                key = json.dumps([self._own_prompt(row), question, target])
+                rows[key] = rows.get(key) or (None if answer is None else _Shot(row.number, question, answer))
+        usable = list(rows.values())[: config.limit]
+        found = [shot for shot in usable[: len(usable) - self.held_out(len(usable))] if shot is not None]
         if config.shots_seed is not None:
             random.Random(config.shots_seed).shuffle(found)
         return found
+
+    @cached_property
+    def _questions_differ(self) -> bool:
+        return any(shot.question != self._worked[0].question for shot in self._worked)
+
+    def _answer(self, row: Row, target: str) -> str | None:
+        """The row's rationale with the tool's insertions, and the target behind it; None without the rationale that is
+        asked for."""
+        try:
+            rationale = self._given_rationale(row)
+        except BadRow:
+            return None
+        if rationale is None:
+            return target
+        end = self.terminator if self.config.terminator_in_text else ""
+        return self._with_results(rationale.removesuffix(self.terminator)) + end + target
+
+    @cached_property
+    def examples(self) -> tuple[list[Example], list[Example]]:
+        config, (train, test) = self.config, super().examples
+        n = max(config.policy_shots, config.reference_shots)
+        # Those of some row: where its own is among the first n, the next one stands in for it.
+        shown = {shot.number for shot in self._worked[: n + 1]} if n and config.test_path is None else set()
+        if train is not test and any(example.number in shown for example in test):
+            raise UserError(
+                "task.train_path",
+                config.train_path,
+                "has its last rows held out, and some stand among the examples to show, as other rows can't be used",
+                "mend those, or give task.test_path",
+            )
+        return train, test
 
     def _with_results(self, rationale: str) -> str:
         """The tool's insertions in place."""
@@ -308,8 +370,11 @@ class TemplateTask(TextTask[TemplateConfigT]):
         if not self._are_rationales or config.rationale is None:
             return {}
         choices = [self.codec.encode(choice.removesuffix(self.terminator)) for choice in config.choices]
-        queries, number_of = self.queries("test"), {choice: i for i, choice in enumerate(config.choices)}
-        truths = [number_of.get(query.info["rationale"], -1) for query in queries]
+        number_of = {choice: i for i, choice in enumerate(config.choices)}
+        queries = [query for query in self.queries("test") if query.info["rationale"] in number_of]
+        if not queries:
+            return {}
+        truths = [number_of[query.info["rationale"]] for query in queries]
         raw = normalized(policy.log_prob_table(queries, choices))
         return self._classified(
             raw, truths, lambda: normalized(raw - policy.log_prob(self._content_free_query(), choices))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -126,9 +127,17 @@ class Example:
     """A usable row: its query, and its rationale where it has one."""
 
     query: Query
-    rationale: str | None = None
+    rationales: tuple[str, ...] = ()
+    """All that its rows hold."""
     no_rationale: str | None = None
     """Why there is none, where the task asks for one."""
+    number: int = 0
+    """Of its first row, a line or a record of the file."""
+
+    def with_rationales_of(self, other: Example) -> Example:
+        """With what another row of the same query adds; itself, where that is nothing."""
+        new = tuple(text for text in other.rationales if text not in self.rationales)
+        return replace(self, rationales=self.rationales + new, no_rationale=None) if new else self
 
 
 TextConfigT = TypeVar("TextConfigT", bound=TextConfig)
@@ -206,7 +215,7 @@ class TextTask(Task[TextConfigT]):
         """Training and test examples."""
         config, train = self.config, list(self._train.items)
         if config.test_path is None:
-            held_out = min(config.test_size, len(train) // 5)
+            held_out = self.held_out(len(train))
             # A handful of rows leaves nothing to hold out: they are evaluated on themselves.
             return (train[:-held_out], train[-held_out:]) if held_out else (train, train)
         test, seen = self._given_test, self._seen
@@ -222,6 +231,10 @@ class TextTask(Task[TextConfigT]):
             if not test:
                 raise UserError("task.test_path", config.test_path, "holds training rows only", "give other test rows")
         return train, test
+
+    def held_out(self, n: int) -> int:
+        """How many of `n` training rows, the last ones, are test rows."""
+        return min(self.config.test_size, n // 5) if self.config.test_path is None else 0
 
     @cached_property
     def _given_test(self) -> list[Example]:
@@ -282,18 +295,26 @@ class TextTask(Task[TextConfigT]):
                 f"leaves no room for a prompt within actor.max_model_len = {self.max_model_len}",
                 "lower it, or raise actor.max_model_len",
             )
-        found = load(setting, path, self.checked_example, lambda example: example.query.id, config.on_bad_row)
+        found = load(
+            setting,
+            path,
+            self.checked_example,
+            lambda example: example.query.id,
+            config.on_bad_row,
+            Example.with_rationales_of,
+        )
         return replace(found, items=found.items[part])
 
     def checked_example(self, row: Row) -> Example:
         """That of a row, held against the model's vocabulary and the engine's length; raises BadRow."""
-        example = self.example(row)
+        example = replace(self.example(row), number=row.number)
         if self.own_reward is not None:
             columns = row.as_json(self.own_reward.columns, "task.reward.columns")
             example = replace(example, query=example.query.model_copy(update={"row": columns}))
         needed = example.query.tokens_needed(self.config.max_len)
         if self.max_model_len is not None and needed > self.max_model_len:
-            raise BadRow(f"prompt, rationale and target take {needed} tokens of {self.max_model_len}")
+            limit = f"{needed} tokens, more than actor.max_model_len = {self.max_model_len}"
+            raise BadRow(f"prompt, rationale and target take {limit}: shorten them, or raise it")
         for what, ids in example.query.texts():
             reason = unreadable(self.codec, ids)
             if reason is not None:
@@ -323,10 +344,8 @@ class TextTask(Task[TextConfigT]):
         without = [example.no_rationale for example in train if example.no_rationale is not None]
         if without:
             notes.append(f"{len(without)} of {len(train)} training rows hold no rationale (the first: {without[0]})")
-        unusable = self._rationales[1]
-        if unusable:
-            notes.append(f"{unusable} rationales are outside the policy's mask or lengths: no seeds")
-        return notes
+        unusable = self.unusable_rationales()
+        return notes if unusable is None else [*notes, f"no seeds are {unusable}"]
 
     def rationales(self) -> dict[str, list[list[int]]]:
         return self._rationales[0]
@@ -334,31 +353,54 @@ class TextTask(Task[TextConfigT]):
     def known_rationales(self) -> dict[str, list[list[int]]]:
         return self._known[0]
 
-    def known_rationale(self, example: Example) -> str | None:
-        """A good rationale of a test example: the one that it holds."""
-        return example.rationale
+    def unusable_rationales(self) -> str | None:
+        usable, reasons = self._rationales
+        if not reasons:
+            return None
+        n = sum(map(len, usable.values())) + len(reasons)
+        counted = "; ".join(f"{count} {why}" for why, count in Counter(reasons).most_common())
+        return f"{len(reasons)} of {n} rationales, which the policy can't write: {counted}"
+
+    def known_texts(self, example: Example) -> Sequence[str]:
+        """Good rationales of a test example: those that it holds."""
+        return example.rationales
 
     @cached_property
-    def _rationales(self) -> tuple[dict[str, list[list[int]]], int]:
-        return self._usable((example.query, example.rationale) for example in self.examples[0])
+    def _rationales(self) -> tuple[dict[str, list[list[int]]], list[str]]:
+        return self._usable((example.query, example.rationales) for example in self.examples[0])
 
     @cached_property
-    def _known(self) -> tuple[dict[str, list[list[int]]], int]:
-        return self._usable((example.query, self.known_rationale(example)) for example in self.examples[1])
+    def _known(self) -> tuple[dict[str, list[list[int]]], list[str]]:
+        return self._usable((example.query, self.known_texts(example)) for example in self.examples[1])
 
-    def _usable(self, rationales: Iterable[tuple[Query, str | None]]) -> tuple[dict[str, list[list[int]]], int]:
-        """Usable rationales by query, and how many can't be used."""
+    def _usable(self, given: Iterable[tuple[Query, Sequence[str]]]) -> tuple[dict[str, list[list[int]]], list[str]]:
+        """Usable rationales by query, and why each of the others can't be used."""
         found: dict[str, list[list[int]]] = {}
-        unusable = 0
-        for query, rationale in rationales:
-            if rationale is None:
-                continue
-            ids = self.codec.encode(rationale.removesuffix(self.terminator))
-            if self.action_space.why_invalid(np.asarray(ids, np.int32)) is None:
-                found.setdefault(query.id, []).append(ids)
-            else:
-                unusable += 1
-        return found, unusable
+        reasons = []
+        for query, rationales in given:
+            for rationale in rationales:
+                ids = self.codec.encode(rationale.removesuffix(self.terminator))
+                why = self._why_unusable(ids)
+                if why is None:
+                    found.setdefault(query.id, []).append(ids)
+                else:
+                    reasons.append(why)
+        return found, reasons
+
+    def _why_unusable(self, ids: Sequence[int]) -> str | None:
+        """Why the policy can't write a rationale, by the setting that forbids it."""
+        config, array = self.config, np.asarray(ids, np.int32)
+        if self.action_space.why_invalid(array) is None:
+            return None
+        if len(ids) > config.max_len:
+            return f"of more than task.max_len = {config.max_len} tokens"
+        if len(ids) < config.min_len:
+            return f"of fewer than task.min_len = {config.min_len} tokens"
+        if self.action_space.terminator_id in ids:
+            return "with task.terminator before the end"
+        if self.action_space.grammar is not None:
+            return "not of the grammar"
+        return "with what task.allowed_characters or task.forbidden leaves out"
 
     @staticmethod
     def some(ids: list[int], what: str) -> list[int]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -357,7 +357,10 @@ def test_train_test_overlap_is_reported_removed_or_refused(codec: HuggingFaceCod
     [
         ({"label_text": "objective"}, "no column 'text'"),
         ({"text": " ", "label_text": "objective"}, "column 'text' is empty"),
-        ({"text": "word " * 300, "label_text": "objective"}, "prompt, rationale and target take 3.. tokens of 256"),
+        (
+            {"text": "word " * 300, "label_text": "objective"},
+            "take 3.. tokens, more than actor.max_model_len = 256: shorten them, or raise it",
+        ),
         ({"text": "fine", "label_text": "neutral"}, "' so it is neutral.' is none of task.choices"),
     ],
 )
@@ -468,6 +471,95 @@ def test_rows_without_a_rationale_are_noted_with_the_reason(codec: HuggingFaceCo
     path = write(tmp_path / "r.jsonl", [{"q": "a", "why": "it is."}, {"q": "b", "why": None}, {"q": "c"}])
     notes = task_of(codec, "jsonl", train_path=path, prompt="{q}", rationale=" {why}").data_notes()
     assert "2 of 3 training rows hold no rationale (the first: line 2: column 'why' is null)" in notes
+
+
+def sums(folder: Path, *rows: dict[str, Any]) -> Path:
+    return write(folder / "r.jsonl", [{"q": f"{i} and 1 is", "a": i + 1, "why": "so"} for i in range(10)] + list(rows))
+
+
+def shots_of(codec: HuggingFaceCodec, path: Path, split: Literal["train", "test"], **settings: Any) -> list[list[str]]:
+    """The lines before the own one of each query's prompt."""
+    task = task_of(codec, "jsonl", train_path=path, prompt="{q}", target=" {a}", **{"policy_shots": 3, **settings})
+    return [codec.decode(query.prompt_ids).split("\n")[:-1] for query in task.queries(split)]
+
+
+def test_no_row_is_an_example_of_its_own_prompt_nor_a_held_out_row_one_of_any(
+    codec: HuggingFaceCodec, tmp_path: Path
+) -> None:
+    path = sums(tmp_path)
+    first = ["0 and 1 is 1", "1 and 1 is 2", "2 and 1 is 3", "3 and 1 is 4"]
+    train = shots_of(codec, path, "train")
+    assert train[0] == first[1:] and train[2] == [*first[:2], first[3]] and train[5] == first[:3]
+    for seed in range(20):
+        lines = {
+            line
+            for split in ("train", "test")
+            for shots in shots_of(codec, path, split, shots_seed=seed)
+            for line in shots
+        }
+        assert lines <= {f"{i} and 1 is {i + 1}" for i in range(8)}, seed
+    # A test row that stands among the training rows isn't told its answer either.
+    assert shots_of(codec, path, "test", test_path=path)[1] == [first[0], *first[2:]]
+    with pytest.raises(UserError, match=r"task\.policy_shots = 3: task.train_path holds 2 examples of other rows"):
+        shots_of(codec, write(tmp_path / "s.jsonl", [{"q": f"{i} is", "a": i} for i in range(3)]), "train")
+
+
+def test_held_out_rows_that_other_rows_push_among_the_examples_are_refused(
+    codec: HuggingFaceCodec, tmp_path: Path
+) -> None:
+    long = [{"q": f"{i} {'and 1 ' * 300}is", "a": i} for i in range(10)]
+    with pytest.raises(
+        UserError, match=r"task\.train_path.*has its last rows held out, and some stand among the examples"
+    ):
+        shots_of(codec, sums(tmp_path, *long), "test", max_model_len=256, on_bad_row="skip", policy_shots=8)
+
+
+def test_rows_of_one_prompt_are_one_query_with_all_their_rationales(codec: HuggingFaceCodec, tmp_path: Path) -> None:
+    rows = [{"q": "Why is it", "why": why} for why in ("so it is", "by chance", "so it is")]
+    task = task_of(codec, "jsonl", train_path=write(tmp_path / "r.jsonl", rows), prompt="{q}", rationale=" {why}")
+    (query,) = task.queries("train")
+    assert [codec.decode(ids) for ids in task.rationales()[query.id]] == [" so it is", " by chance"]
+    assert any("1 repeated rows are used once" in note for note in task.data_notes())
+    assert len(make_seed_jobs(SeedSection(data=True), task)) == 2
+
+
+def test_rationales_that_cant_be_written_are_counted_by_the_setting_that_forbids_them(
+    codec: HuggingFaceCodec, tmp_path: Path
+) -> None:
+    rows = [
+        {"q": f"row {i}", "why": why}
+        for i, why in enumerate(("fine", "a (b", "c (d", "and so on " * 20, "a. b", "end"))
+    ]
+    settings: dict[str, Any] = {"prompt": "{q}", "rationale": " {why}"}
+    task = task_of(codec, "jsonl", train_path=write(tmp_path / "r.jsonl", rows), **settings)
+    (note,) = [note for note in task.data_notes() if "rationales" in note]
+    assert note == (
+        "no seeds are 4 of 5 rationales, which the policy can't write: 2 with what task.allowed_characters or "
+        "task.forbidden leaves out; 1 of more than task.max_len = 20 tokens; 1 with task.terminator before the end"
+    )
+    none = task_of(codec, "jsonl", train_path=write(tmp_path / "s.jsonl", rows[1:3]), **settings)
+    with pytest.raises(UserError, match=r"seeds\.data.*leaves out 2 of 2 rationales.*task\.allowed_characters"):
+        make_seed_jobs(SeedSection(data=True), none)
+
+
+def test_a_rationale_that_is_none_of_the_choices_makes_a_bad_row(codec: HuggingFaceCodec, tmp_path: Path) -> None:
+    rows = [{"q": f"row {i}", "label": ("good", "bad", "Good")[i % 3]} for i in range(6)]
+    path = write(tmp_path / "r.jsonl", rows)
+    settings: dict[str, Any] = {"prompt": "{q}", "rationale": " {label}", "choices": [" good", " bad"]}
+    with pytest.raises(UserError, match=r"lines 3, 6: rationale ' Good' is none of task\.choices"):
+        task_of(codec, "jsonl", train_path=path, **settings).queries("train")
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ([" good", " bad", " bad"], "names ' bad' twice"),
+        ([True, False], 'as YAML reads yes and no too: write texts in quotes, e.g. "yes"'),
+    ],
+)
+def test_choices_that_cant_be_told_apart_are_refused(choices: list[Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        TASKS["jsonl"].Config.model_validate({"name": "jsonl", "train_path": "r", "prompt": "{q}", "choices": choices})
 
 
 def test_bad_rows_are_no_shots(codec: HuggingFaceCodec, tmp_path: Path) -> None:
