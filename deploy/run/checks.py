@@ -24,7 +24,7 @@ from common.seeds import make_seed_jobs
 from common.tasks import Task, make_task
 from common.tasks.base import unreadable
 from common.tokens import codec_of
-from deploy.run.find_model import find_model
+from deploy.run.find_model import check_hub, find_model
 from deploy.run.inference_checks import check_inference
 from deploy.run.model_check import ModelCheck
 from deploy.run.own_task_check import check_log_constraint, check_own_task, own_errors
@@ -78,9 +78,15 @@ def prepare(config: RunConfig, say: Say = say) -> RunConfig:
 
 def _check_models(config: RunConfig) -> None:
     """Those besides the run's own: most are loaded for the evaluation, when all else is done."""
-    for name, kind, text in places(config):
-        if kind is Kind.MODEL and name != "model.name" and looks_like_path(str(text)) and not is_folder(str(text)):
-            raise UserError(name, str(text), "no such folder", "give an existing folder or a Hugging Face id")
+    for name, kind, found in places(config):
+        text = str(found)
+        if kind is not Kind.MODEL or name == "model.name" or is_folder(text):
+            continue
+        if looks_like_path(text):
+            raise UserError(name, text, "no such folder", "give an existing folder or a Hugging Face id")
+        # Sentence Transformers' own models go without their owner.
+        owner = "sentence-transformers/" if name.endswith("embedding_model") and "/" not in text else ""
+        check_hub(name, f"{owner}{text}")
 
 
 def _check_ports(config: RunConfig) -> None:

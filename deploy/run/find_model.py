@@ -39,7 +39,7 @@ def find_model(name: str | None) -> str:
         return str(path.resolve())
     if looks_like_path(name):
         raise UserError("model.name", name, "no such folder", "give an existing folder or a Hugging Face id")
-    _check_hub(name)
+    check_hub("model.name", name)
     _check_no_adapter(name, name)
     _check_not_quantized(name, None)
     return name
@@ -120,15 +120,16 @@ def _read_config(path: Path, name: str) -> dict[str, Any]:
     return found
 
 
-def _check_hub(name: str) -> None:
-    """Ask the hub once: transformers would try for half a minute before it says that a model can't be had."""
+def check_hub(setting: str, name: str) -> None:
+    """Ask the hub once: transformers would try for half a minute before it says that a model can't be had. Raises
+    UserError naming the setting."""
     import huggingface_hub as hub
 
     try:
         cached = isinstance(hub.try_to_load_from_cache(name, "config.json"), str)
     except hub.errors.HFValidationError as error:
         remedy = "give an existing folder, or an id written as OWNER/NAME"
-        raise UserError("model.name", name, "is no folder, and can't be an id on the hub", remedy) from error
+        raise UserError(setting, name, "is no folder, and can't be an id on the hub", remedy) from error
     if os.environ.get("HF_HUB_OFFLINE") and cached:
         return
     try:
@@ -137,7 +138,7 @@ def _check_hub(name: str) -> None:
         if not cached:
             reason = type(error).__name__
             raise UserError(
-                "model.name",
+                setting,
                 name,
                 f"is no local folder, and the hub gave no such model ({reason})",
                 "give a local folder, or a Hugging Face id that can be reached",

@@ -353,17 +353,30 @@ class Launcher:
     ) -> dict[str, Any]:
         """The task's figures of what is drawn of the test queries and, of the trained sampler's on training queries,
         those of `run.evaluate_training`; the samples are kept as they come."""
-        weights, most = self.config.reward_weights, self.config.run.evaluate_training
+        most = self.config.run.evaluate_training
         drawn: dict[Split, SampleSets] = {"test": self._drawn("evaluating samples", requests, actors)}
         keep_samples(folder / SAMPLES, self.config, task, drawn)
-        found = task.evaluate_samples(with_samples(drawn["test"]), weights)
+        found = self._figures(task, drawn["test"])
         found |= tokens_per_sample(drawn["test"], task.queries("test"))
         if most:
             trained = [request for request in requests if request.adapter]
             drawn["train"] = self._drawn("evaluating on training queries", trained, actors, most, "train")
             keep_samples(folder / SAMPLES, self.config, task, drawn)
-            found["training"] = measures(task.evaluate_samples(with_samples(drawn["train"]), weights))
+            found["training"] = measures(self._figures(task, drawn["train"]))
         return found
+
+    def _figures(self, task: Task[Any], drawn: SampleSets) -> dict[str, Any]:
+        """The task's of what was drawn; raises RunFault if they can't be made, as all else is kept."""
+        try:
+            return task.evaluate_samples(with_samples(drawn), self.config.reward_weights)
+        except Exception as error:
+            log.exception("no figures of what was drawn")
+            said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            place = self.config.run_folder
+            raise RunFault(
+                f"the evaluation can't be made of what was drawn ({said}); adapter and samples are kept in {place}, "
+                "go on with --run.resume true"
+            ) from error
 
     def _drawn(
         self,

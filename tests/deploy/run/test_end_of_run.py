@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 
 from common.config import RunConfig
+from common.errors import RunFault
 from common.tasks import make_task
+from common.tasks.base import SampleRequest
 from common.tokens import codec_of
 from deploy.run import summary
 from deploy.run.diagnosis import Subject
+from deploy.run.kept_samples import SAMPLES
 from deploy.run.launcher import Launcher
 from deploy.run.summary import wanted_requests
 from tests.deploy.run.runs import config_of
@@ -80,6 +83,24 @@ def test_no_diagnosis_is_spoken_of_where_none_is_made(folder: Path) -> None:
 
 def test_a_finished_diagnosis_takes_the_place_of_what_was_said_before(folder: Path) -> None:
     assert evaluate(folder, lambda launcher, subject: {"verdict": "good"})._diagnosis == {"verdict": "good"}
+
+
+def test_an_evaluation_that_fails_is_the_run_s_fault_and_loses_nothing(folder: Path) -> None:
+    def evaluate_samples(*_: object) -> dict[str, Any]:
+        raise ZeroDivisionError("no sample")
+
+    launcher = Launcher(RunConfig.model_validate({"task": {"name": "rng"}, "run": {"name": "mine"}}))
+    parts: Any = SimpleNamespace(
+        request_stop=lambda reason: None,
+        queries=lambda split: [],
+        sample_requests=lambda: [SampleRequest("trained", adapter=True, temperature=1.0, n=1)],
+        evaluate=lambda *_: {},
+        evaluate_samples=evaluate_samples,
+    )
+    launcher.control = parts
+    with pytest.raises(RunFault, match=r"\(ZeroDivisionError: no sample\); adapter and samples are kept in"):
+        launcher._evaluate(parts, parts, folder)
+    assert (folder / SAMPLES).is_file()
 
 
 def test_an_interrupt_ends_the_diagnosis_at_its_next_look(folder: Path) -> None:

@@ -12,9 +12,11 @@ import pytest
 from common.errors import UserError
 from common.models import load_causal_lm, load_config, load_tokenizer, vocabulary_size
 from common.tokens import load_codec
+from deploy.run.checks import prepare
 from deploy.run.find_model import find_model
 from deploy.run.model_check import ModelCheck
 from tests.architectures import ARCHITECTURES, make_tokenizer, save_model
+from tests.deploy.run.runs import config_of
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 16}
 SERVED = "choose a causal language model, such as one of Llama, Mistral, Qwen 2 and 3"
@@ -151,6 +153,21 @@ def test_a_name_that_neither_a_folder_nor_the_hub_can_have_is_refused(name: str)
     with pytest.raises(UserError, match=r"model\.name = .*is no folder, and can't be an id on the hub") as caught:
         find_model(name)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"), [("all-mpnet-bse-v2", "sentence-transformers/all-mpnet-bse-v2"), ("owner/none", "owner/none")]
+)
+def test_a_model_that_the_evaluation_needs_is_looked_for_before_the_run(
+    tmp_path: Path, digit_model: Path, monkeypatch: pytest.MonkeyPatch, name: str, asked: str
+) -> None:
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    (tmp_path / "rows.jsonl").write_text('{"x": "7"}')
+    task = f"task: {{name: continuation, train_path: {tmp_path / 'rows.jsonl'}, embedding_model: {name}}}"
+    with pytest.raises(UserError, match=rf"task\.embedding_model = '{asked}': .*the hub gave no such model"):
+        prepare(config_of(tmp_path, digit_model, task=task))
 
 
 @pytest.mark.parametrize("name", ["/" + "x" * 300, "~" + "x" * 300])
