@@ -100,6 +100,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--methods", nargs="+", metavar="NAME", help="run the cells of these alone (default: all)")
     sub.add_argument("--conditions", nargs="+", metavar="NAME", help="run the cells of these alone (default: all)")
     sub.add_argument("--folder", type=Path, help="where it is kept (default: comparisons/NAME)")
+    sub.add_argument("--overwrite", action="store_true", help="train finished cells anew that were made otherwise")
+    sub.add_argument("--dry-run", action="store_true", help="check all, and list what would become of each cell")
     sub.add_argument("--parallel", type=int, default=1, metavar="N", help="cells to run at a time (default: 1)")
     sub.add_argument("--data", type=Path, help="folder that relative paths of data are in (default: the working one)")
     add_sampler_commands(add)
@@ -179,7 +181,7 @@ def _no_garbage() -> Iterator[None]:
 
 def compare(options: argparse.Namespace, overrides: list[str], console: Console) -> int:
     """`amortis compare CONFIG…`."""
-    from deploy.comparison.compare import INTERRUPTED, run_comparison
+    from deploy.comparison.compare import INTERRUPTED, run_comparison, states
     from deploy.comparison.definition import Comparison, Part
 
     if options.parallel < 1:
@@ -187,10 +189,20 @@ def compare(options: argparse.Namespace, overrides: list[str], console: Console)
     comparison = Comparison.load(options.configs, seeds=options.seeds, data=options.data, overrides=overrides)
     folder = options.folder or Path("comparisons") / comparison.name
     part = Part(options.conditions, options.methods)
-    table, unfinished = run_comparison(comparison, folder, console, options.parallel, part)
+    if options.dry_run:
+        found = states(comparison, folder, part)
+        for name, state in found:
+            console.print(f"{name}: {state}", markup=False, highlight=False, soft_wrap=True)
+        if options.json:
+            print(dumps(dict(found)))
+        return 0
+    table, unfinished = run_comparison(comparison, folder, console, options.parallel, part, overwrite=options.overwrite)
     if options.json:
         print(table.to_json())
     table.show(console)
+    for figure in table.missing:
+        known = ", ".join(table.measured[0].figures)
+        print(f"amortis: figures: no cell has {figure!r}; there are {known}", file=sys.stderr)
     for problem in unfinished:
         print(f"amortis: {problem}", file=sys.stderr)
     if not unfinished:

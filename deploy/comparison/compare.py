@@ -7,6 +7,7 @@ evaluated anew and not trained.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -20,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 from rich.console import Console
 
 from common.config import POSTERIOR_DRAWS, WITHOUT_TRAINING, RunConfig
@@ -31,20 +31,26 @@ from common.files import check_writable, write_whole
 from common.folder_lock import LAUNCHER, locked
 from common.json_text import dumps
 from common.processes import die_with_parent
-from common.tasks import UNREAD, task_class
+from common.tasks import task_class
 from deploy.comparison.definition import WHOLE, Cell, Comparison, Part
 from deploy.comparison.table import COST, TEMPERATURE, Measurement, Table
+from deploy.comparison.wanted import Wanted
 from deploy.run.checks import prepare
 from deploy.run.curve import points, read_curve
 from deploy.run.kept_samples import SAMPLES, most_drawn
 from deploy.run.summary import can_go_on, read_json
 from learner.checkpoint import drop_older
 
-_WHERE_AND_HOW: Any = {
-    "run": {"folder", "name", "overwrite", "redis_name", "resume"},
-    **{section: True for section in ("metrics", "ray", "redis", "tracking")},
+DONE, EVALUATED, RESUMED, NEW, REPLACED = "done", "evaluated anew", "gone on with", "new", "trained anew"
+"""What becomes of a cell."""
+_OWN = {
+    "run.seed": "--seeds",
+    "run.folder": "--folder",
+    "run.name": "--folder",
+    "run.overwrite": "--overwrite",
+    "run.resume": "nothing",
 }
-"""Settings that a cell's figures don't depend on."""
+"""Settings of each cell that are the comparison's to make, by what is to be given in their place."""
 _MOST = 3
 """Texts that a table keeps of each choice."""
 _POLL_S = 0.2
@@ -60,8 +66,7 @@ class _Job:
     """From 1."""
     cell: Cell
     config: RunConfig
-    asked: Mapping[str, Any]
-    """What its mark keeps of how it was to be: its settings, and `before`, the same of the cell that it starts from."""
+    wanted: Wanted
 
 
 @dataclass
@@ -77,27 +82,54 @@ class _Begun:
 
 
 def run_comparison(
-    comparison: Comparison, folder: Path, console: Console, parallel: int = 1, part: Part = WHOLE
+    comparison: Comparison,
+    folder: Path,
+    console: Console,
+    parallel: int = 1,
+    part: Part = WHOLE,
+    *,
+    overwrite: bool = False,
 ) -> tuple[Table, list[str]]:
     """Run what of a part is not done yet, up to `parallel` cells at a time; the table of all that is, and what went
     wrong.
 
-    Saves after every cell.
+    Saves after every cell. Raises UserError, before anything is run, where finished cells would be trained anew
+    without `overwrite`.
     """
+    with _opened(comparison, folder, part) as cells:
+        jobs = _checked(comparison, cells, folder)
+        if not overwrite:
+            _check_replaced(folder, [job for job in jobs if job.cell in part])
+        return _run_cells(comparison, jobs, folder, console, parallel, part)
+
+
+def states(comparison: Comparison, folder: Path, part: Part = WHOLE) -> list[tuple[str, str]]:
+    """What would become of each cell of a part, by its name, when it is run; everything is checked as for that."""
+    with _opened(comparison, folder, part) as cells:
+        jobs = _checked(comparison, cells, folder)
+        return [(job.cell.name, _state(folder, job)) for job in jobs if job.cell in part]
+
+
+@contextlib.contextmanager
+def _opened(comparison: Comparison, folder: Path, part: Part) -> Iterator[list[Cell]]:
+    """The cells of a comparison whose folder nobody else works in."""
     part.check(comparison.file)
+    for text in comparison.overrides:
+        name = text.removeprefix("--").partition("=")[0]
+        if name in _OWN and text.startswith("--"):
+            raise UserError(name, None, "is each cell's own, made by the comparison", f"give {_OWN[name]} in its place")
     cells = list(comparison.cells(folder))
     remedy = "choose another --folder"
     check_writable("--folder", str(folder), folder, remedy)
     (folder / "cells").mkdir(parents=True, exist_ok=True)
     busy = UserError("--folder", str(folder), "is that of a comparison in progress", f"wait for its end, or {remedy}")
     with locked(folder, LAUNCHER, busy):
-        return _run_cells(comparison, cells, folder, console, parallel, part)
+        yield cells
 
 
 def _run_cells(
-    comparison: Comparison, cells: Sequence[Cell], folder: Path, console: Console, parallel: int, part: Part
+    comparison: Comparison, jobs: Sequence[_Job], folder: Path, console: Console, parallel: int, part: Part
 ) -> tuple[Table, list[str]]:
-    jobs = _checked(comparison, cells, folder)
     waiting = [job for job in jobs if job.cell in part and not _is_done(folder, job)]
     running: list[_Begun] = []
     problems: list[str] = []
@@ -110,7 +142,7 @@ def _run_cells(
                 if cell.after is not None and not read_json(_mark(folder, cell.after)).get("done"):
                     problems.append(f"cell {cell.name}: cell {cell.after}, whose adapter it starts from, is not done")
                     continue
-                console.print(f"cell {ready.number} of {len(cells)}: {cell.name}", markup=False, highlight=False)
+                console.print(f"cell {ready.number} of {len(jobs)}: {cell.name}", markup=False, highlight=False)
                 running.append(_begin(comparison, folder, ready, parallel))
             if running:
                 _wait_for_any(running)
@@ -152,8 +184,8 @@ def _checked(comparison: Comparison, cells: Sequence[Cell], folder: Path) -> lis
             problem = f"can't be written ({error.strerror})"
             raise UserError(f"methods.{cell.method}", str(path), problem, "shorten names or --folder") from error
         config = load_config(path, [*comparison.overrides, *_run_settings(folder, cell)])
-        asked = _as_now(_asked(config, None if cell.after is None else jobs[cell.after].asked))
-        jobs[cell.name] = job = _Job(number, cell, config, asked)
+        wanted = Wanted.of(config, None if cell.after is None else jobs[cell.after].wanted)
+        jobs[cell.name] = job = _Job(number, cell, config, wanted)
         # The same task with the same seeds need not be read twice.
         digest = hashlib.sha256(
             json.dumps(config.model_dump(mode="json", include={"task", "seeds", "actor", "model"})).encode()
@@ -185,14 +217,11 @@ def _begin(comparison: Comparison, folder: Path, job: _Job, parallel: int) -> _B
     """Start or resume a cell."""
     cell, mark, earlier_s = job.cell, _mark(folder, job.cell.name), 0.0
     earlier = read_json(mark)
-    resume = (
-        _of_training(_kept(earlier)) == _of_training(job.asked)
-        and can_go_on(folder / "cells" / cell.name)
-        and job.config.learner.objective not in WITHOUT_TRAINING
-    )
+    kept = _kept(earlier)
+    resume = kept is not None and not job.wanted.changes_of_training(kept) and _can_resume(folder, job)
     if resume:
         earlier_s = earlier.get("seconds", 0.0)
-    write_whole(mark, dumps({"asked": job.asked, "done": False, "seconds": earlier_s}))
+    write_whole(mark, dumps({"asked": job.wanted.as_data(), "done": False, "seconds": earlier_s}))
     with (folder / "cells" / f"{cell.name}.log").open("ab") as log:
         process = subprocess.Popen(
             _command(comparison, folder, cell, resume=resume),
@@ -229,7 +258,7 @@ def _end(folder: Path, begun: _Begun, parallel: int) -> str | None:
     summary = read_json(folder / "cells" / name / "summary.json")
     done = status == 0 and bool(summary) and not summary.get("fault") and not summary.get("interrupted")
     result = {
-        "asked": begun.job.asked,
+        "asked": begun.job.wanted.as_data(),
         "done": done,
         "seconds": begun.earlier_s + time.monotonic() - begun.started,
         "parallel": parallel,
@@ -252,46 +281,45 @@ def _mark(folder: Path, name: str) -> Path:
     return folder / "cells" / f"{name}.json"
 
 
-def _asked(config: RunConfig, before: Mapping[str, Any] | None) -> dict[str, Any]:
-    return {"settings": config.model_dump(mode="json", exclude=_WHERE_AND_HOW), "before": before}
-
-
-def _as_now(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """The same as this version reads it: settings that came later have their defaults. Raises ValidationError for one
-    that is no more."""
-    config = RunConfig.model_validate(asked["settings"], context=UNREAD)
-    return _asked(config, None if asked["before"] is None else _as_now(asked["before"]))
-
-
-def _kept(mark: Mapping[str, Any]) -> dict[str, Any] | None:
-    """How a mark's cell was to be; None where that can't be told any more."""
-    try:
-        return _as_now(mark["asked"]) if "asked" in mark else None
-    except ValidationError:
-        return None
-
-
-def _of_training(asked: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """What decides the training, and not how it is evaluated at its end."""
-    if asked is None:
-        return None
-    settings = {
-        section: {name: value for name, value in found.items() if not _is_of_evaluation(section, name)}
-        for section, found in asked["settings"].items()
-    }
-    return {"settings": settings, "before": _of_training(asked["before"])}
-
-
-def _is_of_evaluation(section: str, name: str) -> bool:
-    return (section, name) == ("run", "evaluate_training") or (section == "task" and name.startswith("evaluation_"))
+def _kept(mark: Mapping[str, Any]) -> Wanted | None:
+    """How a mark's cell was made; None where that can't be told any more."""
+    return Wanted.kept(mark["asked"]) if "asked" in mark else None
 
 
 def _is_done(folder: Path, job: _Job) -> bool:
     mark = read_json(_mark(folder, job.cell.name))
     kept = _kept(mark) if mark.get("done") else None
-    return (
-        kept is not None and kept["settings"] == job.asked["settings"] and _of_training(kept) == _of_training(job.asked)
-    )
+    return kept is not None and not job.wanted.changes(kept)
+
+
+def _state(folder: Path, job: _Job) -> str:
+    """What a comparison would do with a cell: one of `DONE`, `EVALUATED`, `RESUMED`, `NEW`, or `REPLACED` and why."""
+    mark = read_json(_mark(folder, job.cell.name))
+    kept, done = _kept(mark), bool(mark.get("done"))
+    if done and kept is not None and not job.wanted.changes(kept):
+        return DONE
+    changes = ["a setting that is no more"] if kept is None else job.wanted.changes_of_training(kept)
+    if not changes and _can_resume(folder, job):
+        return EVALUATED if done else RESUMED
+    if not done:
+        return NEW
+    if not changes and job.config.learner.objective in WITHOUT_TRAINING:
+        return EVALUATED
+    return f"{REPLACED}: {', '.join(changes)} changed" if changes else f"{REPLACED}: its checkpoint is gone"
+
+
+def _can_resume(folder: Path, job: _Job) -> bool:
+    return can_go_on(folder / "cells" / job.cell.name) and job.config.learner.objective not in WITHOUT_TRAINING
+
+
+def _check_replaced(folder: Path, jobs: Sequence[_Job]) -> None:
+    """Raises UserError where finished cells would be trained anew."""
+    found = [(job.cell.name, state) for job in jobs if (state := _state(folder, job)).startswith(REPLACED)]
+    if found:
+        name, state = found[0]
+        problem = f"holds {len(found)} finished cells that would be lost ({name} is {state})"
+        remedy = "choose another --folder, or train them anew in their place by --overwrite; --dry-run lists them"
+        raise UserError("--folder", str(folder), problem, remedy)
 
 
 def _table(comparison: Comparison, folder: Path, jobs: Sequence[_Job]) -> Table:

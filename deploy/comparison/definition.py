@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from common.config_loading import read_yaml
 from common.errors import UserError
@@ -36,6 +36,19 @@ class ComparisonFile(BaseModel):
     figures: list[str] = Field([], description="names of the table's figures; the task's own without it")
     plot: PlotSection = Field(PlotSection(), description="what the plot shows")
 
+    @field_validator("base", mode="before")
+    @classmethod
+    def _nothing(cls, value: Any) -> Any:
+        return {} if value is None else value
+
+    @field_validator("conditions", "methods", mode="before")
+    @classmethod
+    def _nothing_more(cls, value: Any) -> Any:
+        """YAML has null where a name is followed by nothing, as of a method that only the base describes."""
+        if not isinstance(value, dict):
+            return value
+        return {name: {} if settings is None else settings for name, settings in value.items()}
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -57,7 +70,8 @@ class Cell:
 def cell_name(condition: str, method: str, seed: int) -> str:
     """Of a cell's run."""
     parts = [part for part in (condition, method) if part]
-    words = "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", part).strip("-.") for part in parts)
+    latin = [re.sub(r"[^A-Za-z0-9.]+", "-", part).strip("-.") for part in parts]
+    words = "-".join(filter(None, latin)) or "cell"
     # Two names that differ in signs only must not share a folder.
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:6]
     return f"{words}-{digest}-seed{seed}"

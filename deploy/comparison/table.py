@@ -121,6 +121,11 @@ class PayOff:
         return f"{where}{self.trained} pays off against {self.untrained} from {n:,} samples on, {how}"
 
 
+def _is_of(main: str, name: str) -> bool:
+    """Whether a figure is the one that is to be shown, or the same of a test file."""
+    return name == main or name.endswith(f".{main}")
+
+
 def _is_same(temperature: float | None, other: float | None) -> bool:
     """Of two means over seeds, which 0.7 three times makes another number than 0.7; an unknown one may be any."""
     return temperature is None or other is None or math.isclose(temperature, other)
@@ -158,7 +163,13 @@ class Table:
     def columns(self) -> list[str]:
         """The figures that are shown."""
         names = dict.fromkeys(itertools.chain.from_iterable(item.figures for item in self.measured))
-        return [name for main in self.main for name in names if name == main or name.endswith(f".{main}")]
+        return [name for main in self.main for name in names if _is_of(main, name)]
+
+    @property
+    def missing(self) -> list[str]:
+        """Figures that are to be shown and that no cell has, where any is measured."""
+        shown = self.columns
+        return [main for main in self.main if self.measured and not any(_is_of(main, name) for name in shown)]
 
     def pay_offs(self) -> list[PayOff]:
         """Of each method that trained against each under the same condition that draws the same posterior without."""

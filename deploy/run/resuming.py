@@ -43,6 +43,9 @@ FREE: dict[str, str] = {
     "model.lora.start_from": "the checkpoint's weights take its place",
     "task.module_sha256": "of a module that is looked at on its own",
     "task.test_path": "the test is done at the end",
+    "task.test_skip": "of test rows",
+    "task.corrected_samples": "the test is done at the end",
+    "task.calibrate": "of figures; what the reward is calibrated by is looked at on its own",
     "task.on_overlap": "of test rows",
     "task.on_bad_row": "the rows that are left are held against the run's",
     "task.limit": "the rows that are left are held against the run's",
@@ -101,10 +104,11 @@ def adopted(config: RunConfig) -> RunConfig:
 
 def reason_to_keep(name: str) -> str | None:
     """Why a run keeps this setting, or None if it may change."""
-    return FIXED.get(max((head for head in (*FIXED, *FREE) if _is_below(name, head)), key=len))
+    return FIXED.get(max((head for head in (*FIXED, *FREE) if is_below(name, head)), key=len))
 
 
-def _is_below(name: str, head: str) -> bool:
+def is_below(name: str, head: str) -> bool:
+    """Whether a dotted name is `head`, is in that section, or begins with it where it ends in an underscore."""
     return name == head or name.startswith(head if head.endswith("_") else f"{head}.")
 
 
@@ -112,14 +116,15 @@ def _values(config: RunConfig) -> dict[str, Any]:
     """Every setting's value, by its dotted name."""
     data = config.model_dump(mode="json")
     data["run"]["redis_name"] = config.redis_name
-    return dict(_leaves(data))
+    return dict(leaves(data))
 
 
-def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested settings, by their dotted names."""
     for name, value in data.items():
         # A JSON schema that is given in place of a file is one value.
         if isinstance(value, dict) and name != "json_schema":
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 

@@ -209,9 +209,15 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> Begun:
     return found
 
 
-def run(folder: Path, methods: dict[str, Any], parallel: int = 1, part: Part | None = None) -> tuple[Table, list[str]]:
-    found = load(folder, {"base": {"task": {"name": "rng"}}, "methods": methods, "seeds": [0]})
-    return compare.run_comparison(found, folder, Console(quiet=True), parallel, part or Part())
+def run(
+    folder: Path, methods: dict[str, Any], parallel: int = 1, part: Part | None = None, *, overwrite: bool = False
+) -> tuple[Table, list[str]]:
+    found = comparison_of(folder, methods)
+    return compare.run_comparison(found, folder, Console(quiet=True), parallel, part or Part(), overwrite=overwrite)
+
+
+def comparison_of(folder: Path, methods: dict[str, Any], **options: Any) -> Comparison:
+    return load(folder, {"base": {"task": {"name": "rng"}}, "methods": methods, "seeds": [0]}, **options)
 
 
 @pytest.mark.parametrize(
@@ -245,6 +251,7 @@ def test_a_cell_that_was_begun_goes_on_from_its_checkpoints_those_of_em_steps_in
     [
         ({"task": {"name": "rng", "evaluation_samples": 8}}, True),
         ({"run": {"evaluate_training": 3}}, True),
+        ({"diagnose": {"final": False}}, True),
         ({"learner": {"lr": 1e-5}}, False),
     ],
 )
@@ -258,7 +265,7 @@ def test_where_the_evaluation_alone_changed_cells_are_evaluated_anew_and_not_tra
     run(tmp_path, methods)
     assert len(begun) == 2, "nothing changed"
     # What starts from a cell depends on how it was trained, and not on how it was evaluated.
-    run(tmp_path, {**methods, "first": changed})
+    run(tmp_path, {**methods, "first": changed}, overwrite=not resumes)
     assert begun[2:] == ([("first", True)] if resumes else [("first", False), ("second", False)])
 
 
@@ -274,8 +281,58 @@ def test_cells_of_a_version_that_lacked_a_setting_are_not_done_anew(tmp_path: Pa
     # One that this version no longer has may have meant anything.
     mark["asked"]["settings"]["learner"]["gone"] = 1
     path.write_text(json.dumps(mark))
-    run(tmp_path, methods)
+    run(tmp_path, methods, overwrite=True)
     assert len(begun) == 3
+
+
+def test_finished_cells_are_trained_anew_only_where_that_is_asked_for(tmp_path: Path, begun: Begun) -> None:
+    methods: dict[str, Any] = {"first": {}, "second": {}}
+    run(tmp_path, methods)
+    changed = {**methods, "first": {"learner": {"lr": 1e-5}}, "third": {}}
+    (first, second, third) = (cell.name for cell in comparison_of(tmp_path, changed).cells(tmp_path))
+    expected = {first: "trained anew: learner.lr changed", second: "done", third: "new"}
+    assert dict(compare.states(comparison_of(tmp_path, changed), tmp_path)) == expected
+    with pytest.raises(UserError, match=rf"--folder = .*holds 1 finished cells.*{first} is .*learner\.lr.*--overwrite"):
+        run(tmp_path, changed)
+    assert len(begun) == 2, "nothing is begun, the new cell either"
+    run(tmp_path, changed, part=Part(methods=["third"]))
+    run(tmp_path, changed, overwrite=True)
+    assert [method for method, _ in begun[2:]] == ["third", "first"]
+
+
+def test_a_cell_is_known_by_what_its_files_hold_and_not_by_where_they_lie(tmp_path: Path, begun: Begun) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    rows = [tmp_path / name for name in ("train.txt", "test.txt", "elsewhere/train.txt")]
+    for path in rows:
+        path.write_text("Once upon a time\n" * 2)
+
+    def methods(train: Path) -> dict[str, Any]:
+        return {"m": {"task": {"name": "continuation", "train_path": str(train), "test_path": str(rows[1])}}}
+
+    run(tmp_path, methods(rows[0]))
+    run(tmp_path, methods(rows[2]))
+    assert len(begun) == 1
+    rows[0].write_text("There was a king\n")
+    with pytest.raises(UserError, match=r"trained anew: task\.train_path changed"):
+        run(tmp_path, methods(rows[0]))
+    rows[1].write_text("There was a queen\n")
+    (cell,) = (path for path in (tmp_path / "cells").glob("*-seed0") if path.is_dir())
+    (cell / "checkpoints" / "step-5").mkdir(parents=True)
+    run(tmp_path, methods(rows[2]))
+    assert begun[1:] == [("m", True)], "the test alone changed"
+
+
+@pytest.mark.parametrize("given", [["--run.seed", "7"], ["--run.folder=/big"]])
+def test_what_a_comparison_sets_for_each_cell_is_refused(tmp_path: Path, begun: Begun, given: list[str]) -> None:
+    comparison = comparison_of(tmp_path, {"m": {}}, overrides=given)
+    with pytest.raises(UserError, match=r"run\.(seed|folder): is each cell's own.*give --(seeds|folder) in its place"):
+        compare.run_comparison(comparison, tmp_path, Console(quiet=True))
+
+
+def test_a_method_may_add_nothing_and_be_named_in_any_script(tmp_path: Path) -> None:
+    cells = list(comparison_of(tmp_path, {"基线": None, "a": None}).cells(tmp_path))
+    assert [cell.settings for cell in cells] == [{"task": {"name": "rng"}}] * 2
+    assert cells[0].name.startswith("cell-") and cells[1].name.startswith("a-")
 
 
 def test_cells_run_as_many_at_a_time_as_asked_each_with_its_share_of_the_cores(
@@ -374,15 +431,17 @@ def test_cells_on_a_user_s_own_task_are_done_anew_when_its_file_was_edited(
     file = tmp_path / "own.yaml"
     file.write_text(yaml.safe_dump({"task": {"module": str(own)}}))
 
-    def run_it() -> None:
+    def run_it(*, overwrite: bool = False) -> None:
         comparison = Comparison.load([file], seeds=[0], data=None, overrides=["--task.max_len", "2"])
-        compare.run_comparison(comparison, tmp_path, Console(quiet=True))
+        compare.run_comparison(comparison, tmp_path, Console(quiet=True), overwrite=overwrite)
 
     run_it()
     run_it()
     assert begun == [("own", False)]
     own.write_text(own.read_text().replace("% 2 == 0", "% 2 == 1"))
-    run_it()
+    with pytest.raises(UserError, match=r"task\.module_sha256 changed"):
+        run_it()
+    run_it(overwrite=True)
     assert begun == [("own", False), ("own", False)]
 
 
@@ -433,6 +492,13 @@ def test_training_pays_off_against_what_draws_the_same_posterior(tmp_path: Path)
     )
     pairs = {(item.trained, item.untrained) for item in found.pay_offs()}
     assert pairs == {("at 0.7", "mcmc"), ("at 0.9", "smc of before"), ("at 0.7", "smc of before")}
+
+
+def test_figures_that_no_cell_has_are_named() -> None:
+    measured = [Measurement("", "m", 0, {"accuracy": 0.5, "test.auc": 0.7}, 60.0)]
+    found = Table(measured, ["acuracy", "accuracy", "auc"], PlotSection(), planned=1)
+    assert found.missing == ["acuracy"]
+    assert Table([], ["acuracy"], PlotSection(), planned=1).missing == []
 
 
 def test_bars_are_of_each_test_file_and_not_of_training_rows() -> None:

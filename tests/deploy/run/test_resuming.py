@@ -87,6 +87,15 @@ def test_what_changes_nothing_that_is_stored_may_change(tmp_path: Path, digit_mo
     prepare(config_of(tmp_path, digit_model, "--run.name", "good", "--run.resume", "true", *changed))
 
 
+def test_what_is_of_test_rows_alone_may_change(tmp_path: Path, digit_model: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"x": f"number {i}"}) for i in range(10, 20)))
+    task = TEXT.format(tmp_path)
+    tested = ["--task.test_path", str(tmp_path / "rows.jsonl"), "--task.on_overlap", "report"]
+    make_run(config_of(tmp_path, digit_model, "--run.name", "good", *tested, task=task))
+    changed = ["--task.test_skip", "2", "--task.test_size", "3", "--task.corrected_samples", "9"]
+    prepare(config_of(tmp_path, digit_model, "--run.name", "good", "--run.resume", "true", *tested, *changed, task=task))
+
+
 def test_another_model_of_equal_shapes_is_noticed_and_the_same_one_elsewhere_is_taken(
     tmp_path: Path, digit_model: Path
 ) -> None:
