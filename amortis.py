@@ -115,9 +115,8 @@ def _diagnose(subject: Subject) -> dict[str, Any]:
 def _as_arguments(settings: Mapping[str, Any]) -> list[str]:
     """Settings as the command line takes them."""
     return [
-        part
+        f"--{name.replace('__', '.')}={value if isinstance(value, str) else _as_text(value)}"
         for name, value in settings.items()
-        for part in (f"--{name.replace('__', '.')}", value if isinstance(value, str) else _as_text(value))
     ]
 
 

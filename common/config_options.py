@@ -120,7 +120,8 @@ class _Parser(argparse.ArgumentParser):
             raise unknown(key.lstrip("-"), COMMAND_LINE, self._keys)
         if "expected" in message:
             name = message.split(":")[0].removeprefix("argument ").split("/")[0].lstrip("-")
-            raise UserError(name, None, message.partition(": ")[2], f"write --{name} VALUE")
+            dash = f", or --{name}=VALUE where it begins with a dash"
+            raise UserError(name, None, message.partition(": ")[2], f"write --{name} VALUE{dash}")
         raise UserError(COMMAND_LINE, None, message, "see amortis train --help")
 
 

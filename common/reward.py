@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 FloatArray = NDArray[np.float32]
 ValueT = TypeVar("ValueT", float, NDArray[np.float64])
@@ -30,6 +30,12 @@ class TemperatureSchedule(BaseModel):
     start: float = Field(1.0, gt=0, description="tau at step 0; above 1 flattens the target, easier to explore")
     end: float = Field(1.0, gt=0, description="tau from step `steps` on: the target that is learned")
     steps: int = Field(0, ge=0, description="learner steps from start to end; 0 uses `end` throughout")
+
+    @model_validator(mode="after")
+    def _starts_for_some_steps(self) -> Self:
+        if not self.steps and self.start not in (type(self).model_fields["start"].default, self.end):
+            raise ValueError(f"start {self.start:g} is of no step, as steps is 0: give steps, or leave start out")
+        return self
 
     def at(self, step: int) -> float:
         """Tau at a learner step."""

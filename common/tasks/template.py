@@ -360,6 +360,13 @@ class TemplateTask(TextTask[TemplateConfigT]):
             return only_turn(completion)
         return fill_row(self.config.rationale, row, "task.rationale")
 
+    def data_notes(self) -> list[str]:
+        notes, test = super().data_notes(), self.queries("test")
+        if self._classifies and len(test) > 1 and len({query.target_ids.tobytes() for query in test}) == 1:
+            same = f"have the target {self.codec.decode(test[0].target_ids)!r}"
+            notes.append(f"all {len(test)} test queries {same}: mix the rows, or give task.test_path")
+        return notes
+
     def info(self, row: Row) -> dict[str, Any]:
         """What the task's evaluation needs to know of a row."""
         return {}

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import itertools
 import json
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -120,7 +122,10 @@ def train(options: argparse.Namespace, overrides: list[str], console: Console) -
     from common.config_loading import read_given, whole
 
     with _no_garbage():
+        _check_files(options.configs, overrides)
         given = read_given(options.configs, overrides)
+        if "methods" in given.data:
+            raise UserError("methods", None, "are a comparison's", "run it by `amortis compare`")
         if options.dry_run:
             from deploy.cli.dry_run import dry_run
 
@@ -169,6 +174,23 @@ def train(options: argparse.Namespace, overrides: list[str], console: Console) -
     return EXIT_INTERRUPTED if summary["interrupted"] and not on_purpose else 0
 
 
+def _check_files(configs: Sequence[Path], overrides: Sequence[str]) -> None:
+    """Raises UserError where what stands in the place of a file is a setting, or the value of one."""
+    missing = [str(path) for path in configs if not path.exists()]
+    settings = [text for text in missing if re.fullmatch(r"[a-z_.]+=.*", text)]
+    if settings:
+        name, _, value = settings[0].partition("=")
+        raise UserError("CONFIG", settings[0], "is a setting and no file", f"write --{name} {value}")
+    empty = [
+        text
+        for text, after in itertools.pairwise([*overrides, "--"])
+        if text.startswith("--") and "=" not in text and after.startswith("--")
+    ]
+    if missing and empty:
+        problem = f"is no file, and {empty[0]} has no value"
+        raise UserError("CONFIG", missing[0], problem, f"give all files first, and then {empty[0]} {missing[0]}")
+
+
 @contextlib.contextmanager
 def _no_garbage() -> Iterator[None]:
     """Importing makes a million objects that stay: looking for garbage among them takes a fifth of a start."""
@@ -186,6 +208,7 @@ def compare(options: argparse.Namespace, overrides: list[str], console: Console)
 
     if options.parallel < 1:
         raise UserError("--parallel", options.parallel, "runs nothing", "give 1 or more")
+    _check_files(options.configs, overrides)
     comparison = Comparison.load(options.configs, seeds=options.seeds, data=options.data, overrides=overrides)
     folder = options.folder or Path("comparisons") / comparison.name
     part = Part(options.conditions, options.methods)

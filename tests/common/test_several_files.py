@@ -35,7 +35,8 @@ def load(*texts: str, overrides: tuple[str, ...] = ()) -> RunConfig:
 
 def test_later_files_come_over_earlier_ones_setting_by_setting(here: Path) -> None:
     config = load(
-        "task: {name: rng, high: 9}\nlearner: {lr: 0.1, steps: 7, reward: {temperature: {start: 2, end: 1.5}}}",
+        "task: {name: rng, high: 9}\n"
+        "learner: {lr: 0.1, steps: 7, reward: {temperature: {start: 2, end: 1.5, steps: 3}}}",
         "learner: {lr: 0.2, reward: {temperature: {end: 1}}}",
         "learner: {lr: 0.3}\ntask: {low: 3}",
     )

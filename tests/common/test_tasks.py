@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from common.action_space import ActionSpace
 from common.errors import UserError
@@ -196,7 +197,9 @@ def test_actions_that_the_mask_rules_out_are_explained() -> None:
 def test_the_reward_temperature_moves_linearly_and_then_stays() -> None:
     schedule = TemperatureSchedule(start=1.0, end=0.5, steps=10)
     assert [schedule.at(step) for step in (0, 5, 10, 99)] == [1.0, 0.75, 0.5, 0.5]
-    assert math.isclose(TemperatureSchedule(start=9.0, end=0.7, steps=0).at(0), 0.7)
+    assert math.isclose(TemperatureSchedule(end=0.7).at(0), 0.7)
+    with pytest.raises(ValidationError, match="start 9 is of no step, as steps is 0: give steps"):
+        TemperatureSchedule(start=9.0, end=0.7)
 
 
 def test_an_evaluation_leaves_out_what_has_no_samples() -> None:

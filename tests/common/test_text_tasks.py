@@ -571,6 +571,14 @@ def test_bad_rows_are_no_shots(codec: HuggingFaceCodec, tmp_path: Path) -> None:
     assert codec.decode(task.queries("train")[0].prompt_ids) == "Add: 1\nAdd: 3\nAdd:"
 
 
+def test_test_rows_of_one_label_alone_are_noted(codec: HuggingFaceCodec, tmp_path: Path) -> None:
+    by_label = sorted(REVIEWS, key=lambda row: str(row["label_text"]))
+    task = task_of(codec, "subjectivity", train_path=write(tmp_path / "r.jsonl", by_label), test_size=2)
+    assert "all 2 test queries have the target ' so it is subjective.': mix the rows" in " ".join(task.data_notes())
+    mixed = task_of(codec, "subjectivity", train_path=write(tmp_path / "s.jsonl", REVIEWS), test_size=2)
+    assert "have the target" not in " ".join(mixed.data_notes())
+
+
 def test_rows_on_several_lines_are_noted(codec: HuggingFaceCodec, tmp_path: Path) -> None:
     path = tmp_path / "r.csv"
     path.write_text('q,a\n"one\nand more",1\ntwo,2\n')

@@ -232,6 +232,14 @@ def test_commands_say_what_is_wrong_with_their_arguments(
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
+        (["train", "{rng}", "learner.lr=1e-4"], "'learner.lr=1e-4': is a setting and no file; write --learner.lr 1e-4"),
+        (["compare", "{rng}", "learner.lr=1e-4"], "is a setting and no file; write --learner.lr 1e-4"),
+        (
+            ["train", "--learner.steps", "5", "{rng}"],
+            "'5': is no file, and --learner.steps has no value; give all files first, and then --learner.steps 5",
+        ),
+        (["train", str(ROOT / "deploy/comparison/infilling.yaml")], "methods: are a comparison's; run it by `amortis"),
+        (["train", "{rng}", "--task.regex", "-?[0-9]+"], "or --task.regex=VALUE where it begins with a dash"),
         (["sample", "-n", "abc", "runs/x"], "argument -n: invalid int value: 'abc'; see `amortis sample --help`"),
         (["sample"], "the following arguments are required: RUN"),
         (["trian"], "invalid choice: 'trian'"),
@@ -239,10 +247,11 @@ def test_commands_say_what_is_wrong_with_their_arguments(
     ],
 )
 def test_a_command_that_is_written_wrongly_is_told_in_one_line(
-    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "rng.yaml").write_text(RNG)
     with pytest.raises(SystemExit) as ended:
-        main(arguments)
+        sys.exit(main([word.replace("{rng}", str(tmp_path / "rng.yaml")) for word in arguments]))
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert expected in line

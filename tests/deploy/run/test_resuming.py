@@ -76,7 +76,8 @@ def test_a_resumed_run_that_would_be_another_is_refused_with_both_values_and_lef
     "changed",
     [
         ["--learner.steps", "999", "--learner.lr", "1e-4", "--learner.sync_every", "2"],
-        ["--learner.reward.temperature.start", "2", "--learner.reward.prior_weight", "0.5"],
+        ["--learner.reward.temperature.start", "2", "--learner.reward.temperature.steps", "9"],
+        ["--learner.reward.prior_weight", "0.5"],
         ["--actor.count", "3", "--actor.temperature_high", "1.5", "--actor.max_in_flight", "8"],
         ["--task.evaluation_samples", "5", "--run.seed", "4", "--run.evaluate_base", "false"],
         ["--buffer.capacity", "5000", "--buffer.max_staleness", "9", "--tracking.project", "other"],
@@ -93,7 +94,8 @@ def test_what_is_of_test_rows_alone_may_change(tmp_path: Path, digit_model: Path
     tested = ["--task.test_path", str(tmp_path / "rows.jsonl"), "--task.on_overlap", "report"]
     make_run(config_of(tmp_path, digit_model, "--run.name", "good", *tested, task=task))
     changed = ["--task.test_skip", "2", "--task.test_size", "3", "--task.corrected_samples", "9"]
-    prepare(config_of(tmp_path, digit_model, "--run.name", "good", "--run.resume", "true", *tested, *changed, task=task))
+    resumed = ["--run.name", "good", "--run.resume", "true", *tested, *changed]
+    prepare(config_of(tmp_path, digit_model, *resumed, task=task))
 
 
 def test_another_model_of_equal_shapes_is_noticed_and_the_same_one_elsewhere_is_taken(
