@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -35,6 +37,10 @@ GFLOWNET = ("subtb", "tb", "vargrad", "db")
 """Objectives that end at the normalised reward, whatever drew the batch; the others are there for comparison."""
 
 
+LOG_Z_EPS = 1e-3
+"""Of log Z's optimiser, as AdamW's eps: gradients of rounding alone, far below it, move nothing."""
+
+
 class LogZTable(torch.nn.Module):
     """A learned log Z for each query, started at the first batch mean that is seen of it."""
 
@@ -43,6 +49,20 @@ class LogZTable(torch.nn.Module):
         self.index = {query_id: i for i, query_id in enumerate(sorted(query_ids))}
         self.values = torch.nn.Parameter(torch.zeros(len(self.index)))
         self.register_buffer("started", torch.zeros(len(self.index), dtype=torch.bool))
+
+    def group(self, lr: float) -> dict[str, Any]:
+        """Its parameters as an optimiser takes them."""
+        return {"params": [self.values], "lr": lr, "weight_decay": 0.0, "eps": LOG_Z_EPS}
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Around an optimiser's step: a query without a gradient, as it isn't in the batch, stays where it is, whatever
+        momentum it has."""
+        before = self.values.detach().clone()
+        yield
+        if self.values.grad is not None:
+            with torch.no_grad():
+                self.values.copy_(torch.where(self.values.grad == 0, before, self.values))
 
     def rows(self, trajectories: Sequence[Trajectory]) -> Int[Tensor, " batch"]:
         """The index of each trajectory's query."""
