@@ -109,10 +109,9 @@ class Actor:
         """Loop until the run stops; a fault is reported and ends it, but for the engine's: another actor may go on."""
         log.info("running with %d queries", len(self.queries))
         try:
-            while self._may_go_on() and self._score_seeds():
-                pass
             while self._may_go_on():
-                self._round()
+                if not self._score_seeds():
+                    self._round()
             self._push()
             if self._held_out is not None:
                 self._held_out.give_back()
@@ -160,7 +159,7 @@ class Actor:
         if version is not None:
             self._load(version)
         self._push()
-        if self._held_out is not None:
+        if self._held_out is not None and not self.engine.is_letting_go:
             self._held_out.housekeep()
         self._follow_back_pressure()
         self._count_tokens()
@@ -211,28 +210,38 @@ class Actor:
             self._held_out.renew()
 
     def _score_seeds(self) -> bool:
-        """Score some of the seeds that wait, and push them; whether there were any. No adapter is needed for it."""
+        """Score some of the seeds that wait, and push them; whether there were any. No adapter is needed for it.
+
+        Most are there at the start. Later ones are those that an actor had taken which is gone: what is in flight then
+        is finished beside them.
+        """
         jobs = self._seeds.take(self.id, SEED_JOBS_AT_ONCE)
         if not jobs:
             return False
         queries = {query.id: query for query in self.queries}
         for job in jobs:
             self.sampler.submit_seed(queries[job.query_id], job, every_state=self._every_state)
-        scored = self.sampler.accept([])
+        scored = self._seeds_among(self.sampler.accept([]))
         next_word = 0.0
         while self.sampler.in_flight:
-            scored += self.sampler.step()
+            scored += self._seeds_among(self._step())
             if time.monotonic() >= next_word:
                 next_word = time.monotonic() + HOUSEKEEPING_S
                 self.sampler.check_own_reward()
+                self._push()
+                self._keep_evaluation()
                 self._beat("scoring seeds")
                 if self.control.stop_reason() is not None:
                     # The jobs stay this actor's, for a resumed run.
-                    return False
-        if not self._push_or_wait(scored, from_actor=False):
-            return False
-        self._seeds.done(self.id, len(jobs))
+                    return True
+        if self._push_or_wait(scored, from_actor=False):
+            self._seeds.done(self.id, jobs)
         return True
+
+    def _seeds_among(self, done: Sequence[Trajectory]) -> list[Trajectory]:
+        """Those of seeds; the others are ready to be pushed as this actor's own."""
+        self._ready += [item for item in done if item.source != "seed"]
+        return [item for item in done if item.source == "seed"]
 
     @property
     def _every_state(self) -> bool:
@@ -256,7 +265,7 @@ class Actor:
         if self._first_adapter_at is None and self.adapters.current is not None:
             # What it waited while it scored seeds is no part of the share.
             self._first_adapter_at, self._blocked_s = now, 0.0
-        may_go_on = self._limiter.may_insert(inserted=stats.pushed, sampled=stats.trained)
+        may_go_on = self._limiter.may_insert(size=stats.size, inserted=stats.pushed, sampled=stats.trained)
         self._blocked_since = None if may_go_on else now
 
     def _feed(self) -> None:

@@ -120,6 +120,8 @@ class Engine:
         self._versions_in_flight: dict[str, int] = {}
         self._loaded: list[int] = []
         self._held: LoadedAdapter | None = None
+        self._is_released = False
+        """Whether what is held goes as soon as no request has it."""
         self._reference: LoadedAdapter | None = None
         if reference_adapter is not None:
             self._reference = self._load_reference(reference_adapter)
@@ -224,6 +226,7 @@ class Engine:
         """
         if not self.can_load:
             raise RuntimeError(f"adapter versions {sorted(set(self._versions_in_flight.values()))} are in flight")
+        self._let_go()
         while self._turns is None and len(self._loaded) >= ADAPTERS_IN_FLIGHT:
             self._drop(self._loaded.pop(0))
         adapter = self._add_adapter(version, sha256, folder)
@@ -232,15 +235,34 @@ class Engine:
         return adapter
 
     def hold_adapter(self, version: int, sha256: str, folder: Path) -> LoadedAdapter:
-        """Serve a version until `release_adapter`, however many newer ones are loaded; one at a time."""
+        """Serve a version until `release_adapter`, however many newer ones are loaded; one at a time.
+
+        Raises RuntimeError while `is_letting_go`.
+        """
+        if self.is_letting_go:
+            raise RuntimeError("requests of the version that was held before are in flight")
+        self._let_go()
         assert self._held is None
         self._held = self._add_adapter(version, sha256, folder)
         return self._held
 
     def release_adapter(self) -> None:
-        """What was held may be dropped; it must have no requests in flight, unless it is the newest all the same."""
-        if self._held is not None:
-            version, self._held = self._held.version, None
+        """What was held may be dropped, once it has no requests in flight: training may have some that are older than
+        the versions that are loaded."""
+        self._is_released = self._held is not None
+        self._let_go()
+
+    @property
+    def is_letting_go(self) -> bool:
+        """Whether requests in flight keep in its place what was held and is released."""
+        if self._held is None or not self._is_released or self._turns is not None:
+            return False
+        version = self._held.version
+        return version not in self._loaded and version in self._versions_in_flight.values()
+
+    def _let_go(self) -> None:
+        if self._held is not None and self._is_released and not self.is_letting_go:
+            version, self._held, self._is_released = self._held.version, None, False
             self._drop(version)
 
     def _add_adapter(self, version: int, sha256: str, folder: Path) -> LoadedAdapter:

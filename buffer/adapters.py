@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from buffer.connection import Client, Keys
@@ -42,7 +42,10 @@ class AdapterRegistry:
         self._publish = load_script(client, "publish")
 
     def publish(self, version: int, files: Mapping[str, bytes]) -> str:
-        """Make a version the newest; returns its sha256. Raises AdapterError if it isn't newer than the present one."""
+        """Make a version the newest; returns its sha256. Raises AdapterError if it isn't newer than the present one.
+
+        A lost answer does no harm: a command that the client sends again changes nothing.
+        """
         wrong = [name for name in files if not name.endswith(_SUFFIXES)]
         if wrong or not files:
             raise AdapterError(f"adapter version {version}: {wrong or 'no files'}; only safetensors and JSON are taken")
@@ -60,17 +63,23 @@ class AdapterRegistry:
             for start in range(0, max(1, len(data)), CHUNK_BYTES):
                 self._client.hset(key, f"{name}#{start // CHUNK_BYTES}", data[start : start + CHUNK_BYTES])
         self._client.hset(key, "manifest", json.dumps(manifest))
-        taken, *expired = self._publish(
-            keys=[self._keys.adapter_latest, self._keys.adapter_versions], args=[version, self._keep]
+        names = self._keys
+        taken = self._publish(
+            keys=[names.adapter_latest, names.adapter_versions, names.adapter_sha256s, names.adapter_pinned],
+            args=[version, sha256, self._keep, names.adapter_prefix],
         )
         if not taken:
             raise AdapterError(f"adapter version {version} is not newer than version {self.latest()}")
-        # Looked at after they have left the list of versions, as `unpin` looks at that list last: one of both deletes.
-        pinned = self._client.smembers(self._keys.adapter_pinned) if expired[0] else set()
-        for old in expired[0]:
-            if old not in pinned:
-                self._client.delete(self._keys.adapter(int(old)))
         return sha256
+
+    def published(self, versions: Iterable[int] | None = None) -> dict[int, str]:
+        """The sha256 of each of these versions, or of all, that the run has published, whether it is kept or not."""
+        if versions is None:
+            known = self._client.hgetall(self._keys.adapter_sha256s)
+            return {int(version): sha256.decode() for version, sha256 in known.items()}
+        asked = sorted(set(versions))
+        found = self._client.hmget(self._keys.adapter_sha256s, asked) if asked else []
+        return {version: sha256.decode() for version, sha256 in zip(asked, found, strict=True) if sha256 is not None}
 
     def pin(self, version: int) -> None:
         """Keep a version until it is unpinned, however many newer ones there are."""

@@ -66,7 +66,9 @@ class Keys:
         self.seeds_left = f"{self.base}seeds-left"
         self.adapter_latest = f"{self.base}adapter:latest"
         self.adapter_versions = f"{self.base}adapter:versions"
+        self.adapter_sha256s = f"{self.base}adapter:sha256s"
         self.adapter_pinned = f"{self.base}adapter:pinned"
+        self.adapter_prefix = f"{self.base}adapter:v"
         self.evaluation = f"{self.base}evaluation"
         self.evaluation_lease = f"{self.base}evaluation:lease"
         self.evaluation_drawn = f"{self.base}evaluation:drawn"
@@ -84,7 +86,7 @@ class Keys:
 
     def adapter(self, version: int) -> str:
         """The hash that holds a version's files and manifest."""
-        return f"{self.base}adapter:v{version}"
+        return f"{self.adapter_prefix}{version}"
 
     def shard(self, index: int) -> ShardKeys:
         """The names of one shard of the buffer."""

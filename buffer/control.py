@@ -11,6 +11,7 @@ from typing import Any, Literal
 from redis.exceptions import ResponseError
 
 from buffer.connection import Client, Keys, is_out_of_memory
+from buffer.seed_queue import SeedQueue
 from common.config import RunConfig
 from common.tasks import UNREAD
 
@@ -45,8 +46,10 @@ class Control:
         self._client, self._keys = client, keys
 
     def reset(self) -> None:
-        """Forget an earlier run's signals; its buffer and adapters stay."""
+        """Forget an earlier run's signals, before any actor starts; its buffer and adapters stay, and the seeds that
+        its actors have not finished wait for those to come."""
         keys = self._keys
+        SeedQueue(self._client, keys).give_all_back()
         self._client.delete(keys.control, keys.learner, keys.actors, keys.processes)
 
     def request_stop(self, reason: str) -> None:
@@ -68,10 +71,11 @@ class Control:
         self._client.hset(self._keys.control, f"retire:{actor_id}", "fewer actors are wanted")
 
     def forget_actor(self, actor_id: str) -> None:
-        """An actor is gone for good: another may have its name."""
+        """An actor is gone for good: another may have its name, and others take the seeds that it has not finished."""
         self._client.hdel(self._keys.control, f"retire:{actor_id}")
         self._client.hdel(self._keys.actors, actor_id)
         self._client.hdel(self._keys.processes, actor_id)
+        SeedQueue(self._client, self._keys).give_back(actor_id)
 
     def tell_ended(self) -> None:
         """All parts have ended: what they said last is no sign of life."""

@@ -13,8 +13,9 @@ class RateLimiter:
     """Pure arithmetic on the buffer's counters; whoever may not go on asks again a moment later.
 
     With r = sampled / inserted, the learner waits where r is above `samples_per_insert` + `band`, and actors where it
-    is below `samples_per_insert` − `band`, after `slack` inserts that are free. The two never wait at once: r can't be
-    above the upper end and below the lower one. A lower end of 0 or less never makes actors wait.
+    is below `samples_per_insert` − `band`, after `slack` inserts that are free. A lower end of 0 or less never makes
+    actors wait. The two never wait at once: r can't be above the upper end and below the lower one, and before an empty
+    buffer, as where all that is in it went stale before it was used, only the learner waits.
     """
 
     min_size: int
@@ -64,6 +65,6 @@ class RateLimiter:
             return False
         return sampled <= self.highest * (inserted + seeded)
 
-    def may_insert(self, *, inserted: int, sampled: int) -> bool:
+    def may_insert(self, *, size: int, inserted: int, sampled: int) -> bool:
         """Whether actors may go on sampling."""
-        return self.lowest * inserted - sampled <= self.slack
+        return size == 0 or self.lowest * inserted - sampled <= self.slack

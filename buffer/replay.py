@@ -18,6 +18,7 @@ import msgpack
 import numpy as np
 from redis.exceptions import ResponseError
 
+from buffer.adapters import AdapterRegistry
 from buffer.connection import Client, Keys, ShardKeys, delete_matching, is_out_of_memory, memory_of, retry
 from buffer.near_duplicates import Known, Mirror, as_letters, screen
 from buffer.quarantine import Quarantine
@@ -36,7 +37,8 @@ ITEM_OVERHEAD_BYTES = 450
 _VERSION_STEP = 2**32
 """Between versions in the index by version; what lies between two is the order of arrival, still exact in a double."""
 _NEVER_STALE = 2**20
-"""The version of what no adapter sampled (seeds, data sets): it is as off-policy today as it was."""
+"""The version of what no adapter of this run sampled (seeds, data sets, another run's trajectories): it is as
+off-policy today as it was."""
 _EXPIRE_AT_ONCE = 2_000
 _SCAN = 500
 _QUERY_BYTES = 16 * 2**20
@@ -79,7 +81,7 @@ class ReplayBuffer:
         self._sample = load_script(client, "sample")
         self._trained, self._discard = load_script(client, "trained"), load_script(client, "discard")
         self._tolerance = near_duplicate_tolerance
-        self._mirror = Mirror(client)
+        self._mirror, self._adapters = Mirror(client), AdapterRegistry(client, keys)
         self._next_look, self._fullest = 0.0, 0.0
         self._unseen_bytes, self._look_after_bytes = 0.0, 0.0
         self.quarantine = Quarantine(client, keys)
@@ -156,8 +158,9 @@ class ReplayBuffer:
     def push(self, trajectories: Sequence[Trajectory], *, from_actor: bool = True) -> PushResult:
         """Insert; acknowledged once it returns. What belongs to one query or shard goes in at once or not at all.
 
-        `from_actor` says whether rate control counts them: seeds and imports it does not. Raises BufferFull when Redis
-        has no memory left: nothing of the refused part is stored, and pushing it again later is safe.
+        `from_actor` says whether rate control counts them: seeds and imports it does not. Of these, what no adapter of
+        this run sampled never goes stale. Raises BufferFull when Redis has no memory left: nothing of the refused part
+        is stored, and pushing it again later is safe.
         """
         self._check_memory(len(trajectories))
         total = PushResult()
@@ -199,10 +202,13 @@ class ReplayBuffer:
             _VERSION_STEP,
         ]
         groups: dict[str, list[Any]] = {}
+        versions = () if from_actor else (item.behaviour.adapter_version for item in trajectories)
+        published = self._adapters.published(versions)
         for item in trajectories:
             group = groups.setdefault(item.query_id, [])
+            own = from_actor or published.get(item.behaviour.adapter_version) == item.behaviour.adapter_sha256
             payload = item.to_bytes()
-            group += (bytes.fromhex(item.id), self._log_reward(item), _version_score(item), payload)
+            group += (bytes.fromhex(item.id), self._log_reward(item), _version_score(item, own=own), payload)
             self._unseen_bytes += len(payload) + ITEM_OVERHEAD_BYTES
         packed = [part for entry in groups.items() for part in entry]
         keys = self._shards[shard]
@@ -443,13 +449,17 @@ class ReplayBuffer:
             yield from ((key, payload) for key, payload in zip(part, payloads, strict=True) if payload is not None)
 
     def _build_indexes(self, names: Sequence[str]) -> None:
+        published = self._adapters.published()
         for query_id in self.counts():
             keys = self._shards[self._shard_of(query_id)]
             for key, payload in self._stored(query_id):
                 item = self._decode(query_id.encode(), key, payload)
                 if item is None:
                     continue
-                scores = {"version": float(_version_score(item)), "loss": 0.0}
+                # Of versions before the first that is known, an older amortis kept no record.
+                sha256 = item.behaviour.adapter_sha256
+                own = published.get(item.behaviour.adapter_version, sha256) == sha256
+                scores = {"version": float(_version_score(item, own=own)), "loss": 0.0}
                 for name in names:
                     self._client.zadd(keys.of_query(query_id, name), {key: scores[name]}, nx=True)
 
@@ -485,8 +495,8 @@ def _by_query(answer: list[Any]) -> Iterator[tuple[bytes, list[bytes], list[byte
         yield query, [ids[i : i + _ID_BYTES] for i in range(0, len(ids), _ID_BYTES)], payloads
 
 
-def _version_score(item: Trajectory) -> int:
-    return _VERSION_STEP * (item.behaviour.adapter_version if item.source in SAMPLED else _NEVER_STALE)
+def _version_score(item: Trajectory, *, own: bool) -> int:
+    return _VERSION_STEP * (item.behaviour.adapter_version if own and item.source in SAMPLED else _NEVER_STALE)
 
 
 def _pack(value: Any) -> bytes:

@@ -70,8 +70,14 @@ def drop_older(folder: Path, keep: int) -> None:
 def checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first. One that was to be replaced when a crash came still counts."""
     replaced = [path for path in folder.glob(f".step-*{_REPLACED}") if not place_of(path).exists()]
-    whole = [path for path in (*folder.glob("step-*"), *replaced) if (path / _STATE).is_file()]
-    return sorted(whole, key=lambda path: place_of(path).name)
+    whole = [path for path in (*folder.glob("step-*"), *replaced) if _step_of(path) >= 0 and (path / _STATE).is_file()]
+    return sorted(whole, key=_step_of)
+
+
+def _step_of(checkpoint: Path) -> int:
+    """By its name, whose number is longer from step 1,000,000 on; -1 for what is none."""
+    number = place_of(checkpoint).name.removeprefix("step-")
+    return int(number) if number.isdecimal() else -1
 
 
 def place_of(checkpoint: Path) -> Path:

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common.trajectory import Query, Trajectory
+from common.trajectory import Behaviour, Query, Trajectory
 from learner.policy import Actions, LoraPolicy
 
 MAX_COMPARED = 16
@@ -90,25 +90,25 @@ class GapMonitor:
         self._pooled: list[NDArray[np.float64]] = []
         self.means: list[float] = []
         """Of each pool, the last of which may still be growing."""
-        self._published: OrderedDict[int, dict[str, Tensor]] = OrderedDict()
+        self._published: OrderedDict[int, tuple[str, dict[str, Tensor]]] = OrderedDict()
 
-    def remember(self, version: int) -> None:
-        """Keep the present weights as those of `version`."""
-        self._published[version] = self._policy.snapshot()
+    def remember(self, version: int, sha256: str) -> None:
+        """Keep the present weights as those of `version`, whose files have this sha256."""
+        self._published[version] = sha256, self._policy.snapshot()
         while len(self._published) > self._keep:
             self._published.popitem(last=False)
 
     def compare(self, trajectories: Sequence[Trajectory], queries: Mapping[str, Query]) -> Gap | None:
         """The gap on all tokens since a pool was last enough, with those of these untempered samples that the newest
-        version gave; None if no such version is kept."""
+        version gave; None if no such version is kept. What another run's adapters gave is passed over."""
         by_version: dict[int, list[Trajectory]] = {}
         for item in trajectories:
-            if item.source == "policy" and item.behaviour.adapter_version in self._published:
+            if item.source == "policy" and self._is_kept(item.behaviour):
                 by_version.setdefault(item.behaviour.adapter_version, []).append(item)
         if not by_version:
             return None
         version = max(by_version)
-        with self._policy.swapped(self._published[version]):
+        with self._policy.swapped(self._published[version][1]):
             found = token_gaps(self._policy, by_version[version][:MAX_COMPARED], queries)
         if not len(found):
             return None
@@ -119,3 +119,8 @@ class GapMonitor:
         if gap.enough:
             self._pooled.clear()
         return gap
+
+    def _is_kept(self, behaviour: Behaviour) -> bool:
+        """Whether the weights that sampled are kept: versions of different runs have the same numbers."""
+        kept = self._published.get(behaviour.adapter_version)
+        return kept is not None and kept[0] == behaviour.adapter_sha256

@@ -94,7 +94,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": list(policy.trainable().values()), "lr": self.section.lr},
-                {"params": [self.log_z.values], "lr": self.section.log_z_lr, "weight_decay": 0.0},
+                self.log_z.group(self.section.log_z_lr),
             ],
             lr=self.section.lr,
             weight_decay=self.section.weight_decay,
@@ -202,7 +202,9 @@ class Trainer:
         progress.step += 1
         progress.trained += len(batch)
         progress.tokens += self._tokens(batch)
-        progress.versions_trained_on |= {item.behaviour.adapter_version for item in batch}
+        versions = self._versions(batch)
+        progress.versions_trained_on |= set(versions)
+        row["staleness"] = progress.version - float(np.mean(versions)) if versions else 0.0
         if progress.step % self.section.sync_every == 0:
             self.publish()
         self._check_gap(batch)
@@ -213,6 +215,18 @@ class Trainer:
         self._report(row)
         if progress.step % self.section.checkpoint_every == 0:
             self._checkpoint()
+
+    def _versions(self, batch: Sequence[Trajectory]) -> list[int]:
+        """Of the trajectories that this run's adapters sampled; seeds and another run's would count as ever staler."""
+        sampled = [item.behaviour for item in batch if item.source in SAMPLED]
+        published = self.registry.published(own.adapter_version for own in sampled)
+        return [
+            own.adapter_version
+            for own in sampled
+            if own.adapter_version <= self.progress.version
+            # Of what an older amortis published, the number alone is known.
+            and published.get(own.adapter_version, own.adapter_sha256) == own.adapter_sha256
+        ]
 
     def _tokens(self, batch: Sequence[Trajectory]) -> int:
         prompts = {item.query_id: len(self.queries[item.query_id].prompt_ids) for item in batch}
@@ -310,10 +324,9 @@ class Trainer:
         loss, gradient_norm = float(found.loss.detach()), float(norm)
         if not np.isfinite([loss, gradient_norm]).all():
             raise RunFault(f"loss {loss} and gradient norm {gradient_norm} at step {self.progress.step}: not finite")
-        self.optimizer.step()
+        with self.log_z.held():
+            self.optimizer.step()
         self._when_there_is_memory(lambda: self.buffer.update_priorities(batch, found.residuals.tolist()))
-        # Seeds were sampled by no version, and would count as ever staler.
-        lags = [self.progress.version - item.behaviour.adapter_version for item in batch if item.source in SAMPLED]
         row = {
             "loss": loss,
             "log_reward": float(np.mean([item.log_reward(weights)[-1] for item in batch])),
@@ -326,7 +339,6 @@ class Trainer:
             "mean_actions": float(np.mean([len(item.action_ids) for item in batch])),
             "queries_alone": queries_alone(batch),
             "adapter_version": self.progress.version,
-            "staleness": float(np.mean(lags)) if lags else 0.0,
         }
         return row if found.log_z_learned is None else {**row, "log_z_learned": found.log_z_learned}
 
@@ -364,7 +376,7 @@ class Trainer:
             self.progress.version = max(self.progress.version, self.registry.latest()) + 1
             files = self.policy.adapter_files()
             sha256 = self._when_there_is_memory(lambda: self.registry.publish(self.progress.version, files))
-        self.gaps.remember(self.progress.version)
+        self.gaps.remember(self.progress.version, sha256)
         add_log_context(adapter_version=self.progress.version)
         log.info("published adapter version %d, sha256 %s", self.progress.version, sha256)
 

@@ -1,9 +1,11 @@
--- Begin with what is to be looked at, if nobody else is at it.
+-- Begin with what is to be looked at, if nobody else is at it. An owner that has the lease lost the answer, and gets it
+-- again.
 -- KEYS: evaluation (hash), lease (string). ARGV: owner, seconds that the lease lasts.
 -- Returns the request and its parts (bits), or nothing.
 local call = redis.call
 local version = call('HGET', KEYS[1], 'version')
-if not version or not call('SET', KEYS[2], ARGV[1], 'NX', 'EX', ARGV[2]) then return false end
+if not version then return false end
+if not call('SET', KEYS[2], ARGV[1], 'NX', 'EX', ARGV[2]) and call('GET', KEYS[2]) ~= ARGV[1] then return false end
 local parts = tonumber(call('HGET', KEYS[1], 'parts'))
 local before = call('HGET', KEYS[1], 'taken')
 if before and before ~= version then

@@ -99,4 +99,4 @@ def _best(folder: Path) -> bytes:
 
 
 def _newest(folder: Path) -> str:
-    return max((place_of(path).name for path in checkpoints(folder / "checkpoints")), default="")
+    return "".join(place_of(path).name for path in checkpoints(folder / "checkpoints")[-1:])

@@ -9,16 +9,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 import actors.actor
 from actors.actor import Actor
 from actors.scoring import Scored, TokenScores
+from buffer.connection import Keys
+from buffer.control import Control
 from buffer.replay import BufferFull
+from buffer.seed_queue import SeedQueue
 from common.config import RunConfig
 from common.errors import EngineFault, RunFault
 from common.metrics import ActorMetrics, new_registry
+from common.seeds import SeedJob
 from common.tasks import SampleRequest
+from common.trajectory import Query, Trajectory
+from tests.conftest import make_query, make_trajectory
 
 
 class Words:
@@ -172,3 +179,80 @@ def test_the_share_that_an_actor_waited_is_of_its_loop_and_not_of_the_evaluation
     assert actor._wait_share() == 0.25
     actor._over_at = 110.0
     assert actor._wait_share() == 0.5
+
+
+class Scoring:
+    """A sampler with so many trajectories of training in flight, and a second of it for each step."""
+
+    def __init__(self, in_flight: list[Trajectory]) -> None:
+        self.flying = in_flight
+
+    @property
+    def in_flight(self) -> int:
+        return len(self.flying)
+
+    def submit_seed(self, query: Query, job: SeedJob, *, every_state: bool) -> None:
+        self.flying.append(make_trajectory(query, list(job.action_ids or ()), source="seed"))
+
+    def accept(self, results: list[object]) -> list[Trajectory]:
+        return []
+
+    def step(self) -> list[Trajectory]:
+        return [self.flying.pop(0)]
+
+    def check_own_reward(self) -> None:
+        """Nothing is wrong with it."""
+
+
+def test_seeds_of_an_actor_that_is_gone_are_scored_by_one_that_samples_already(
+    redis_client: Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query, control, queue = make_query(), Control(redis_client, keys), SeedQueue(redis_client, keys)
+    queue.put([SeedJob(query.id, action_ids=(token,)) for token in (3, 4)])
+    assert len(queue.take("actor-1", 2)) == 2
+    actor, pushed = Actor.__new__(Actor), list[tuple[str, bool]]()
+    actor.id, actor.control, actor.queries, actor._seeds = "actor-0", control, [query], queue
+    actor.config = RunConfig.model_validate({"task": {"name": "rng"}})
+    sampler = Scoring([make_trajectory(query, [7]), make_trajectory(query, [8])])
+    actor.sampler, actor._held_out, actor._ready = sampler, None, []  # type: ignore[assignment]
+    actor.metrics, actor._pushed = ActorMetrics(new_registry()), 0
+
+    def push(items: list[Trajectory], *, from_actor: bool) -> Any:
+        pushed.extend((item.source, from_actor) for item in items)
+        return SimpleNamespace(refused=0)
+
+    rounds: list[bool] = []
+
+    def play(actor: Actor) -> None:
+        """The other actor goes after the first round, and the run ends soon."""
+        rounds.append(queue.all_done)
+        if len(rounds) == 1:
+            control.forget_actor("actor-1")
+        if queue.all_done or len(rounds) == 5:
+            control.request_stop("over")
+
+    actor.buffer = SimpleNamespace(push=push)  # type: ignore[assignment]
+    monkeypatch.setattr(Actor, "_round", play)
+    monkeypatch.setattr(Actor, "_beat", lambda self, phase: None)
+    monkeypatch.setattr(Actor, "_count_tokens", lambda self: None)
+    actor.run()
+    assert rounds == [False, True]
+    assert sorted(pushed) == [("policy", True)] * 2 + [("seed", False)] * 2
+
+
+@pytest.mark.parametrize("letting_go", [True, False])
+def test_no_other_version_is_held_while_requests_keep_the_last_one_in_its_place(
+    letting_go: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actor, looked = Actor.__new__(Actor), list[str]()
+    actor.engine = SimpleNamespace(is_letting_go=letting_go)  # type: ignore[assignment]
+    actor.adapters = SimpleNamespace(is_behind=lambda: None)  # type: ignore[assignment]
+    actor._held_out = SimpleNamespace(  # type: ignore[assignment]
+        housekeep=lambda: looked.append("housekeep"), training_is_over=False
+    )
+    actor._blocked_since = None
+    for name in ("_push", "_follow_back_pressure", "_count_tokens"):
+        monkeypatch.setattr(Actor, name, lambda self: None)
+    monkeypatch.setattr(Actor, "_beat", lambda self, phase: None)
+    actor._housekeep()
+    assert looked == ([] if letting_go else ["housekeep"])

@@ -7,6 +7,7 @@ import tempfile
 import threading
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -398,6 +399,44 @@ def test_a_held_version_may_be_one_that_is_loaded_before_or_after(
         load(engine, policy, tmp_path)
         load(engine, policy, tmp_path)
         assert not is_loaded(engine, version)
+
+
+def test_a_version_that_is_released_stays_until_training_s_requests_of_it_are_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As where they take longer than two newer versions take to come, which do not wait for what is held."""
+    served: list[int] = []
+
+    def add(engine: Engine, version: int, sha256: str, folder: Path) -> LoadedAdapter:
+        served.append(version)
+        assert len(served) <= 3, "the last slot is never filled"
+        return LoadedAdapter(version, sha256, None)
+
+    monkeypatch.setattr(Engine, "_add_adapter", add)
+    engine = Engine.__new__(Engine)
+    engine._engine = SimpleNamespace(remove_lora=served.remove)
+    engine._turns = engine._held = None
+    engine._loaded, engine._is_released = [2, 3], False
+    engine._versions_in_flight = {"training": 1, "evaluation": 1}
+    served[:] = [2, 3]
+    engine.hold_adapter(1, "", Path())
+    del engine._versions_in_flight["evaluation"]
+    engine.release_adapter()
+    assert engine.is_letting_go and served == [2, 3, 1]
+    with pytest.raises(RuntimeError, match="are in flight"):
+        engine.hold_adapter(3, "", Path())
+    engine.load_adapter(4, "", Path())
+    assert served == [3, 1, 4]
+    del engine._versions_in_flight["training"]
+    assert not engine.is_letting_go
+    engine.load_adapter(5, "", Path())
+    assert served == [4, 5]
+    # Of one that is loaded too, requests go on.
+    engine._versions_in_flight["training"] = 5
+    engine._held = LoadedAdapter(5, "", None)
+    engine.release_adapter()
+    engine.release_adapter()
+    assert engine.hold_adapter(6, "", Path()).version == 6 and served == [4, 5, 6]
 
 
 def test_a_known_text_is_not_scored_again(engine: Engine, policy: LoraPolicy, tmp_path: Path) -> None:

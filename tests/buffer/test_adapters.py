@@ -9,6 +9,7 @@ import buffer.adapters
 from buffer.adapters import AdapterError, AdapterRegistry
 from buffer.connection import Keys
 from common.adapter_files import files_sha256
+from tests.buffer.lost_answers import sent_again
 
 FILES = {"adapter_config.json": b"{}", "adapter_model.safetensors": bytes(range(256)) * 10}
 
@@ -77,3 +78,36 @@ def test_a_version_half_written_is_never_the_newest(redis_client: Redis, keys: K
 def test_pickled_weights_are_not_taken(redis_client: Redis, keys: Keys) -> None:
     with pytest.raises(AdapterError, match="only safetensors and JSON"):
         AdapterRegistry(redis_client, keys).publish(1, {"adapter_model.bin": b"x"})
+
+
+def test_a_version_whose_answer_was_lost_is_published_once_and_what_it_expires_is_gone(
+    redis_client: Redis, keys: Keys
+) -> None:
+    registry = AdapterRegistry(redis_client, keys, keep=1)
+    registry.publish(1, FILES)
+    registry.pin(1)
+    registry.publish(2, FILES)
+    sent_again(registry, "_publish")
+    sha256 = registry.publish(3, FILES)
+    assert registry.fetch(registry.latest()).sha256 == sha256 and registry.latest() == 3
+    stored = [version for version in (1, 2, 3) if redis_client.exists(keys.adapter(version))]
+    assert stored == [1, 3], "version 1 is pinned"
+    registry.unpin(1)
+    assert not redis_client.exists(keys.adapter(1))
+
+
+def test_another_version_of_the_same_number_is_refused(redis_client: Redis, keys: Keys) -> None:
+    registry = AdapterRegistry(redis_client, keys)
+    sha256 = registry.publish(1, FILES)
+    registry.latest = lambda: 0  # type: ignore[method-assign]
+    with pytest.raises(AdapterError, match="version 1 is not newer"):
+        registry.publish(1, {**FILES, "more.json": b"{}"})
+    assert registry.published() == {1: sha256}
+
+
+def test_what_was_published_is_known_when_it_is_kept_no_longer(redis_client: Redis, keys: Keys) -> None:
+    registry = AdapterRegistry(redis_client, keys, keep=1)
+    sha256s = {version: registry.publish(version, {**FILES, "n.json": b"%d" % version}) for version in (1, 2, 3)}
+    assert not redis_client.exists(keys.adapter(1)) and len(set(sha256s.values())) == 3
+    assert registry.published([3, 1, 4, 1]) == {1: sha256s[1], 3: sha256s[3]} and registry.published([]) == {}
+    assert registry.published() == sha256s

@@ -11,6 +11,7 @@ from buffer.adapters import AdapterError, AdapterRegistry
 from buffer.connection import Keys
 from buffer.evaluations import Drawn, Evaluations, Wanted
 from common.held_out import Part
+from tests.buffer.lost_answers import sent_again
 from tests.conftest import make_query
 
 BOTH = Part.EVALUATION | Part.DIAGNOSIS
@@ -174,3 +175,11 @@ def test_a_pinned_version_outlives_newer_ones_and_goes_with_its_pin(redis_client
     registry.unpin(5)
     assert registry.fetch(5).version == 5
     assert sorted(redis_client.keys(f"{keys.base}adapter:v[0-9]*")) == [keys.adapter(v).encode() for v in (4, 5)]
+
+
+def test_an_owner_whose_answer_was_lost_is_told_again_what_it_has_taken(evaluations: Evaluations) -> None:
+    wanted = Wanted(3, 20)
+    evaluations.want(wanted)
+    sent_again(evaluations, "_take")
+    assert evaluations.take("a") == wanted and evaluations.take("b") is None
+    assert evaluations.finish("a", drawn(wanted)) and evaluations.skipped() == 0

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from redis import Redis
 
+from buffer.adapters import AdapterRegistry
 from buffer.connection import Keys
 from buffer.exchange import FORMAT, MAGIC, export_buffer, import_buffer
 from buffer.replay import ReplayBuffer
@@ -23,8 +24,8 @@ from tests.conftest import make_query, make_trajectory
 WEIGHTS = RewardWeights(prior=0, likelihood=0)
 
 
-def make_buffer(client: Redis, name: str) -> ReplayBuffer:
-    return ReplayBuffer(client, Keys(name), BufferSection(), WEIGHTS)
+def make_buffer(client: Redis, name: str, **settings: Any) -> ReplayBuffer:
+    return ReplayBuffer(client, Keys(name), BufferSection(**settings), WEIGHTS)
 
 
 @pytest.fixture
@@ -245,3 +246,35 @@ def test_queries_that_the_run_does_not_have_and_what_the_task_forbids_are_reject
     assert report.added == 3
     foreign = "its query is none of this run's"
     assert sorted(why for _, why in report.rejected) == ["forbidden tokens [2]", *[foreign] * 3]
+
+
+def sampled(client: Redis, run: str, version: int, action: int) -> Trajectory:
+    """One that a run's adapter sampled, published by now."""
+    item, files = make_trajectory(make_query(), [action], version=version), {"n.json": f"{run} {version}".encode()}
+    sha256 = AdapterRegistry(client, Keys(run), keep=1).publish(version, files)
+    behaviour = item.behaviour.model_copy(update={"adapter_sha256": sha256})
+    return item.model_copy(update={"behaviour": behaviour})
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_of_an_import_what_this_run_sampled_goes_stale_and_what_another_did_never(
+    redis_client: Redis, tmp_path: Path, late: bool
+) -> None:
+    """Versions of another run's adapters are numbers that this run's adapters have too."""
+    run, other = make_buffer(redis_client, "run", max_staleness=None if late else 2), make_buffer(redis_client, "other")
+    for buffer in (run, other):
+        buffer.open()
+        buffer.put_queries([make_query()])
+    other.push([sampled(redis_client, "other", version, 100 + version) for version in (3, 9, 60)])
+    export_buffer(other, tmp_path / "other.jsonl")
+    run.push([sampled(redis_client, "run", version, version) for version in range(1, 11)])
+    export_buffer(run, tmp_path / "own.jsonl")
+    run.clear()
+    for name in ("other", "own"):
+        import_buffer(run, tmp_path / f"{name}.jsonl")
+    if late:
+        # The index is made of what is stored.
+        run = make_buffer(redis_client, "run", max_staleness=2)
+        run.open()
+    found = {item.action_ids.item() for item in run.sample(1, 99, seed=0, version=10)}
+    assert found == {8, 9, 10, 103, 109, 160} and run.stats().expired == 7

@@ -123,7 +123,7 @@ def test_an_older_adapter_under_a_newer_name_is_caught_by_the_monitor_that_runs_
     stale = sample(trained, trained.older, "float32", n=32)
     query = trained.task.queries("test")[0]
     monitor = GapMonitor(trained.policy, keep=2)
-    monitor.remember(1)
+    monitor.remember(1, stale[0].behaviour.adapter_sha256)
     gap = monitor.compare(stale, {query.id: query})
     assert gap is not None and gap.version == 1
     assert gap.mean > 0.01, "older weights under this version's name must exceed the limit that stops a run"

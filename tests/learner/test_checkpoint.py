@@ -67,6 +67,16 @@ def test_only_the_newest_are_kept_and_half_written_ones_are_never_seen(tmp_path:
     assert {path.suffix for path in (tmp_path / "step-000015").iterdir()} == {".json", ".safetensors"}
 
 
+def test_the_newest_are_those_of_the_last_steps_however_many_digits_these_have(tmp_path: Path) -> None:
+    for step in (999_998, 999_999, 1_000_000, 1_000_001):
+        save_checkpoint(tmp_path, step, {"x": torch.ones(1)}, {}, keep=2)
+        assert find_checkpoint(tmp_path).state["step"] == step
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-1000000", "step-1000001"]
+    (tmp_path / "step-1000001").rename(tmp_path / ".step-1000001.replaced")
+    (tmp_path / "step-1000000").rename(tmp_path / "step-copy")
+    assert [path.name for path in checkpoints(tmp_path)] == [".step-1000001.replaced"]
+
+
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "truncated": lambda path: truncate(path / "tensors.safetensors", -9),
     "empty": lambda path: truncate(path / "tensors.safetensors", 0),

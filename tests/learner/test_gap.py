@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from common.config import LoraSection
-from common.trajectory import Query, Trajectory
+from common.trajectory import NO_SHA256, Query, Trajectory
 from learner.gap import ENOUGH_TOKENS, LEAST_TOKENS, Gap, GapMonitor
 from learner.policy import Actions, LoraPolicy
 from tests.actors.test_engine import SPACE
@@ -64,7 +64,7 @@ def test_checks_are_pooled_over_versions_until_they_are_enough_and_then_begin_an
     monitor = GapMonitor(policy, keep=100)
     needed = -(-ENOUGH_TOKENS // 3)
     for check in range(needed):
-        monitor.remember(check + 1)
+        monitor.remember(check + 1, NO_SHA256)
         gap = monitor.compare([sampled(policy, 0.1 if check % 2 else 0.3, check + 1)], {QUERY.id: QUERY})
         assert gap is not None and gap.tokens == 3 * (check + 1) and gap.version == check + 1
         assert gap.enough == (check == needed - 1)
@@ -72,3 +72,14 @@ def test_checks_are_pooled_over_versions_until_they_are_enough_and_then_begin_an
     fresh = monitor.compare([sampled(policy, 0.5, needed)], {QUERY.id: QUERY})
     assert fresh is not None and fresh.tokens == 3 and fresh.mean == pytest.approx(0.5, abs=1e-4)
     assert monitor.means == [gap.mean, fresh.mean]
+
+
+def test_what_another_run_s_adapter_of_the_same_number_sampled_is_no_gap(policy: LoraPolicy) -> None:
+    monitor, queries = GapMonitor(policy, keep=2), {QUERY.id: QUERY}
+    own, foreign = sampled(policy, 0.0, 3), sampled(policy, 5.0, 3)
+    behaviour = own.behaviour.model_copy(update={"adapter_sha256": "a" * 64})
+    own = own.model_copy(update={"behaviour": behaviour})
+    monitor.remember(3, "a" * 64)
+    assert monitor.compare([foreign] * 100, queries) is None
+    gap = monitor.compare([foreign] * 100 + [own], queries)
+    assert gap is not None and gap.tokens == 3 and gap.mean < 1e-6

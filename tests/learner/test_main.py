@@ -15,6 +15,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 from redis import Redis
 
+from buffer.adapters import AdapterRegistry
 from buffer.connection import Keys
 from buffer.control import DONE, STARTING, STOPPED, Control
 from buffer.rate_limiter import RateLimiter
@@ -24,6 +25,7 @@ from common.config import RunConfig
 from common.errors import RunFault, SamplerGapFault, StallError
 from common.metrics import LearnerMetrics
 from common.seeds import SeedJob
+from common.trajectory import Trajectory
 from learner import __main__ as process
 from learner.gap import Gap
 from learner.trainer import LONGEST_START, Progress, Trainer
@@ -197,17 +199,33 @@ def test_seeds_that_were_set_aside_are_not_waited_for(redis_client: Redis) -> No
     trainer = a_learner_of_seeds(redis_client, 7, rejected=1)
     with pytest.raises(StallError, match=r"6 of 7 first .*, 1 set aside, the last: task\.reward unusable: NaN for"):
         trainer._wait_for_trajectories()
-    trainer.seeds.done("actor-0", 7)
+    trainer.seeds.done("actor-0", trainer.seeds.take("actor-0", 7))
     assert trainer._wait_for_trajectories() < 0.3
 
 
 def test_seeds_that_were_all_set_aside_end_the_run_at_once(redis_client: Redis) -> None:
     trainer = a_learner_of_seeds(redis_client, 2, rejected=2)
-    trainer.seeds.done("actor-0", 2)
+    trainer.seeds.done("actor-0", trainer.seeds.take("actor-0", 2))
     started = time.monotonic()
     with pytest.raises(RunFault, match=r"none of the seeds can be trained on: 2 set aside, the last: .* for \(4,\)"):
         trainer._wait_for_trajectories()
     assert time.monotonic() - started < 0.3
+
+
+def test_a_batch_s_versions_are_those_of_this_run_s_adapters(redis_client: Redis) -> None:
+    trainer = a_learner_of_seeds(redis_client, 2, rejected=2)
+    trainer.registry, trainer.progress = AdapterRegistry(redis_client, Keys("test")), Progress(version=4)
+    sha256s = {version: trainer.registry.publish(version, {"n.json": b"%d" % version}) for version in (2, 3, 4)}
+
+    def of(version: int, sha256: str, source: str = "policy") -> Trajectory:
+        item = make_trajectory(make_query(), [3], version=version, source=source)
+        return item.model_copy(update={"behaviour": item.behaviour.model_copy(update={"adapter_sha256": sha256})})
+
+    own = [of(2, sha256s[2]), of(4, sha256s[4], "tempered")]
+    # Imported from another run, whose version 60 this one has not got to, and of a time without a record.
+    others = [of(3, "f" * 64), of(60, "f" * 64), of(0, "0" * 64, "seed"), of(1, "e" * 64)]
+    assert trainer._versions([*own, *others]) == [2, 4, 1]
+    assert trainer._versions(others[:3]) == []
 
 
 class Stopping:

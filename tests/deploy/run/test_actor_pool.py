@@ -12,8 +12,10 @@ from redis import Redis
 
 from buffer.connection import Keys
 from buffer.control import ALIVE_S, STARTING, Control
+from buffer.seed_queue import SeedQueue
 from common.config import RunConfig
 from common.errors import EngineDisturbed, EngineFault, RunFault, UserError
+from common.seeds import SeedJob
 from deploy.run.actor_pool import DISTURBANCES, RETRIES, SILENT_LIMIT_S, ActorPool, EvaluationStopped, _Member
 
 CONFIG = RunConfig.model_validate(
@@ -47,6 +49,20 @@ def test_an_actor_whose_node_is_lost_retires_before_those_that_work(redis_client
     pool = pool_of_three(control)
     pool.follow(2)
     assert retiring(pool) == ["actor-1"]
+
+
+def test_an_actor_that_retires_leaves_the_seeds_it_has_not_finished_to_the_others(
+    redis_client: Redis, keys: Keys
+) -> None:
+    queue, jobs = SeedQueue(redis_client, keys), [SeedJob("00000000000000aa", action_ids=(3,))]
+    queue.put(jobs)
+    assert queue.take("actor-2", 1) == jobs and queue.take("actor-0", 1) == []
+    pool = pool_of_three(Control(redis_client, keys))
+    pool._ray = SimpleNamespace(kill=lambda handle: None)
+    for member in pool._members:
+        member.done, member.retiring = True, member.index == 2
+    assert pool.look_after() is None and [member.index for member in pool._members] == [0, 1]
+    assert queue.take("actor-0", 1) == jobs
 
 
 class _Loops:
