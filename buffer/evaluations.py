@@ -153,7 +153,7 @@ class Evaluations:
 
     def next_drawn(self) -> Drawn | None:
         """What waits for its figures to be made, once."""
-        raw = self._client.lpop(self._keys.evaluation_drawn)
+        raw = self._first(self._keys.evaluation_drawn)
         return Drawn.from_bytes(raw) if raw else None
 
     def put_figures(self, row: dict[str, Any]) -> None:
@@ -162,8 +162,15 @@ class Evaluations:
 
     def next_figures(self) -> dict[str, Any] | None:
         """Figures to write down, once."""
-        raw = self._client.lpop(self._keys.evaluation_figures)
+        raw = self._first(self._keys.evaluation_figures)
         return dict(json.loads(raw)) if raw else None
+
+    def _first(self, key: str) -> bytes | None:
+        """Take the first of a list that nobody else takes of; none is lost with an answer, as by LPOP sent again."""
+        raw = self._client.lindex(key, 0)
+        if raw is not None:
+            self._client.lrem(key, 1, raw)
+        return raw
 
     def skipped(self) -> int:
         """Versions that were wanted and left out for newer ones, or could not be had."""

@@ -183,3 +183,18 @@ def test_an_owner_whose_answer_was_lost_is_told_again_what_it_has_taken(evaluati
     sent_again(evaluations, "_take")
     assert evaluations.take("a") == wanted and evaluations.take("b") is None
     assert evaluations.finish("a", drawn(wanted)) and evaluations.skipped() == 0
+
+
+def test_figures_whose_answer_was_lost_are_handed_over_all_the_same(
+    evaluations: Evaluations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2):
+        evaluations.put_figures({"step": step})
+    execute = evaluations._client.execute_command
+
+    def twice(*command: object, **options: object) -> object:
+        execute(*command, **options)
+        return execute(*command, **options)
+
+    monkeypatch.setattr(evaluations._client, "execute_command", twice)
+    assert [evaluations.next_figures() for _ in range(3)] == [{"step": 1}, {"step": 2}, None]
