@@ -176,7 +176,7 @@ def train(options: argparse.Namespace, overrides: list[str], console: Console) -
 
 def _check_files(configs: Sequence[Path], overrides: Sequence[str]) -> None:
     """Raises UserError where what stands in the place of a file is a setting, or the value of one."""
-    missing = [str(path) for path in configs if not path.exists()]
+    missing = [str(path) for path in configs if not os.path.exists(path)]
     settings = [text for text in missing if re.fullmatch(r"[a-z_.]+=.*", text)]
     if settings:
         name, _, value = settings[0].partition("=")
