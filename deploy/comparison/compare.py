@@ -296,7 +296,7 @@ def _state(folder: Path, job: _Job) -> str:
     """What a comparison would do with a cell: one of `DONE`, `EVALUATED`, `RESUMED`, `NEW`, or `REPLACED` and why."""
     mark = read_json(_mark(folder, job.cell.name))
     kept, done = _kept(mark), bool(mark.get("done"))
-    if done and kept is not None and not job.wanted.changes(kept):
+    if _is_done(folder, job):
         return DONE
     changes = ["a setting that is no more"] if kept is None else job.wanted.changes_of_training(kept)
     if not changes and _can_resume(folder, job):

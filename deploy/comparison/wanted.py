@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -11,9 +10,9 @@ from typing import Any, Self
 from pydantic import ValidationError
 
 from common.config import RunConfig
-from common.places import Kind, absolute, places
+from common.places import Kind, absolute
 from common.tasks import UNREAD
-from deploy.run.identity import source_of
+from deploy.run.identity import digest_of_files, named_paths
 from deploy.run.resuming import is_below, leaves
 
 _WHERE_AND_HOW: Any = {
@@ -49,7 +48,7 @@ class Wanted:
     @classmethod
     def of(cls, config: RunConfig, before: Wanted | None) -> Self:
         """As a configuration says it, by what the files hold now."""
-        return cls(_settings(config), dict(_digests(config)), before)
+        return cls(_settings(config), _digests(config), before)
 
     @classmethod
     def kept(cls, data: Mapping[str, Any]) -> Self | None:
@@ -97,15 +96,10 @@ def _settings(config: RunConfig) -> dict[str, Any]:
     return absolute(config).model_dump(mode="json", exclude=_WHERE_AND_HOW)
 
 
-def _digests(config: RunConfig) -> Iterator[tuple[str, str]]:
+def _digests(config: RunConfig) -> dict[str, str]:
     """Of every setting that names files, by its dotted name."""
-    folders = {name: Path(text) for name, kind, text in places(config) if kind is Kind.FOLDER}
-    contents: dict[str, list[bytes]] = {}
-    for name, kind, text in places(config):
-        path = Path(text)
-        if kind is Kind.FUNCTION:
-            path = source_of(str(text), folders[f"{name.rpartition('.')[0]}.folder"])
+    files: dict[str, list[Path]] = {}
+    for name, kind, _, path in named_paths(config):
         if kind in (Kind.FILE, Kind.ROWS, Kind.FUNCTION) and path.is_file():
-            contents.setdefault(name, []).append(hashlib.sha256(path.read_bytes()).digest())
-    for name, digests in contents.items():
-        yield name, hashlib.sha256(b"".join(digests)).hexdigest()
+            files.setdefault(name, []).append(path)
+    return {name: digest_of_files(paths) for name, paths in files.items()}

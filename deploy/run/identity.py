@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -48,24 +48,29 @@ def identity_of(config: RunConfig, task: Task[Any]) -> dict[str, str]:
 def files_identity(config: RunConfig) -> dict[str, str]:
     """The part of it that needs no task: models, adapters and files; what can't be found here is left out."""
     found: dict[str, str] = {}
-    folders = {name: Path(text) for name, kind, text in places(config) if kind is Kind.FOLDER}
-    for name, kind, text in places(config):
-        path = Path(text)
-        if kind is Kind.FUNCTION:
-            path = source_of(str(text), folders[f"{name.rpartition('.')[0]}.folder"])
+    for name, kind, text, path in named_paths(config):
         if kind is Kind.MODEL:
             digest = model_digest(str(text))
         elif (path / "adapter_config.json").is_file():
-            digest = _digest_of_files(sorted(path.glob("adapter_*")))
+            digest = digest_of_files(sorted(path.glob("adapter_*")))
         elif kind is Kind.MODULE:
             digest = module_sha256(name, str(text))
         elif kind in (Kind.FILE, Kind.FUNCTION) and path.is_file():
-            digest = _digest_of_files([path])
+            digest = digest_of_files([path])
         else:
             continue
         if digest is not None:
             found[name] = digest
     return found
+
+
+def named_paths(config: RunConfig) -> Iterator[tuple[str, Kind, str | Path, Path]]:
+    """Every place that settings name: the setting, what it names, its text, and the path, of a function its file's."""
+    folders = {name: Path(text) for name, kind, text in places(config) if kind is Kind.FOLDER}
+    for name, kind, text in places(config):
+        is_function = kind is Kind.FUNCTION
+        folder = f"{name.rpartition('.')[0]}.folder"
+        yield name, kind, text, source_of(str(text), folders[folder]) if is_function else Path(text)
 
 
 def source_of(function: str, folder: Path) -> Path:
@@ -191,7 +196,8 @@ def _content(file: BinaryIO, start: int, length: int, whole: bool) -> str:
     return hasher.hexdigest()
 
 
-def _digest_of_files(paths: list[Path]) -> str:
+def digest_of_files(paths: Sequence[Path]) -> str:
+    """Of what they hold, in this order."""
     return _digest(*(f"{path.suffix} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in paths))
 
 
