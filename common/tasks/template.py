@@ -251,16 +251,17 @@ class TemplateTask(TextTask[TemplateConfigT]):
 
     def _behind_shots(self, setting: str, n: int, prompt: Prompt, row: Row | None = None) -> Prompt:
         """Training rows worked out, a line or two turns each, and then the prompt; raises UserError if there are too
-        few. No example has the own question of the row whose prompt it is, whose answer it would give."""
+        few. No example has the own question of the row whose prompt it is, whose answer it would give; where none is
+        left to stand in for it, the row has one fewer."""
         if n == 0:
             return prompt
+        if len(self._worked) < n:
+            held_out = "" if self.config.test_path is not None else ", without those that are held out"
+            problem = f"task.train_path holds {len(self._worked)} examples to show{held_out}"
+            raise UserError(f"task.{setting}", n, problem, "ask for fewer")
         own = None if row is None else self._own_reference_prompt(row)
         others = (shot for shot in self._worked if shot.question != own or not self._questions_differ)
         shots = [(shot.question, shot.answer) for shot in itertools.islice(others, n)]
-        if len(shots) < n:
-            held_out = "" if self.config.test_path is not None else ", without those that are held out"
-            problem = f"task.train_path holds {len(shots)} examples of other rows to show{held_out}"
-            raise UserError(f"task.{setting}", n, problem, "ask for fewer")
         if isinstance(prompt, str):
             return "".join(f"{question}{answer}\n" for question, answer in shots) + prompt
         return [*self._turns(setting, n, shots), *prompt]

@@ -500,8 +500,19 @@ def test_no_row_is_an_example_of_its_own_prompt_nor_a_held_out_row_one_of_any(
         assert lines <= {f"{i} and 1 is {i + 1}" for i in range(8)}, seed
     # A test row that stands among the training rows isn't told its answer either.
     assert shots_of(codec, path, "test", test_path=path)[1] == [first[0], *first[2:]]
-    with pytest.raises(UserError, match=r"task\.policy_shots = 3: task.train_path holds 2 examples of other rows"):
-        shots_of(codec, write(tmp_path / "s.jsonl", [{"q": f"{i} is", "a": i} for i in range(3)]), "train")
+
+
+def test_a_row_that_is_itself_one_of_all_the_examples_has_one_fewer(codec: HuggingFaceCodec, tmp_path: Path) -> None:
+    path = write(tmp_path / "s.jsonl", [{"q": f"{i} is", "a": i} for i in range(3)])
+    settings = {"test_path": sums(tmp_path)}
+    assert shots_of(codec, path, "train", **settings) == [
+        ["1 is 1", "2 is 2"],
+        ["0 is 0", "2 is 2"],
+        ["0 is 0", "1 is 1"],
+    ]
+    assert shots_of(codec, path, "test", **settings)[0] == ["0 is 0", "1 is 1", "2 is 2"]
+    with pytest.raises(UserError, match=r"task\.policy_shots = 4: task.train_path holds 3 examples to show;"):
+        shots_of(codec, path, "test", **settings, policy_shots=4)
 
 
 def test_held_out_rows_that_other_rows_push_among_the_examples_are_refused(
