@@ -52,7 +52,7 @@ class HeldOutSampler:
         self._planned: Counter[Part] = Counter()
         """How many samples serve each part."""
         self._open = 0
-        self._done: list[tuple[Part, Trajectory]] = []
+        self._done: list[tuple[int, Part, Trajectory]] = []
         self._last_failure: str | None = None
         self._is_lost = False
         self._training_is_over = False
@@ -116,16 +116,17 @@ class HeldOutSampler:
                 every_state=request.every_state,
                 top_p=request.top_p,
                 top_k=request.top_k,
-                tell=partial(self._take, parts),
+                tell=partial(self._take, len(self._waiting), parts),
                 aside=True,
             )
             self._open += 1
 
-    def _take(self, parts: Part, draft: Draft) -> None:
-        """One is done; the sampler gives it to nobody else, so that none of them can be pushed."""
+    def _take(self, left: int, parts: Part, draft: Draft) -> None:
+        """One is done, which so many were to be asked for after; the sampler gives it to nobody else, so that none of
+        them can be pushed."""
         self._open -= 1
         if draft.trajectory is not None:
-            self._done.append((parts, draft.trajectory))
+            self._done.append((left, parts, draft.trajectory))
         else:
             self._last_failure = visible(draft.rejected or "it makes no trajectory")
 
@@ -181,7 +182,9 @@ class HeldOutSampler:
         assert self._wanted is not None and self._time is not None and self._adapter is not None
         done, self._done = self._done, []
         if not self._is_lost:
-            samples = {part: tuple(item.to_bytes() for parts, item in done if part in parts) for part in Part}
+            # In the order in which they were asked for: the first to end are the shortest.
+            done.sort(key=lambda each: -each[0])
+            samples = {part: tuple(item.to_bytes() for _, parts, item in done if part in parts) for part in Part}
             self._hand_over(
                 Drawn(
                     self._wanted,

@@ -290,24 +290,23 @@ class TrajectorySampler:
         max_in_flight: int,
         told: Callable[[int, int], None] = lambda done, n: None,
     ) -> dict[str, list[Trajectory]]:
-        """All samples of a request, by query id; nothing else may be in flight. Beam search is the model's alone, and
-        given rationales are nobody's: they have no log q. `told` hears of each that is done, and how many there are.
+        """All samples of a request, by query id, in the order in which they were asked for: in that in which they end
+        the first would be the shortest. Nothing else may be in flight. Beam search is the model's alone, and given
+        rationales are nobody's: they have no log q. `told` hears of each that is done, and how many there are.
 
         Those that make no valid trajectory are missing. Where it is interrupted or fails, nothing is left in flight.
         """
         n, waiting = self._submissions(queries, request, adapter)
-        found: dict[str, list[Trajectory]] = {query.id: [] for query in queries}
+        drafts: list[Draft] = []
         self._collecting = True
-        submitted = done = 0
+        done = 0
         try:
             submit = next(waiting, None)
             while submit is not None or self.in_flight:
                 while submit is not None and self.in_flight < max_in_flight:
-                    submit()
-                    submitted += 1
+                    drafts.append(submit())
                     submit = next(waiting, None)
-                for trajectory in self.step():
-                    found[trajectory.query_id].append(trajectory)
+                for _ in self.step():
                     done += 1
                     told(done, n)
                 self.check_own_reward()
@@ -317,14 +316,18 @@ class TrajectorySampler:
             raise
         finally:
             self._collecting = False
-        if done < submitted:
-            missing = submitted - done
+        if done < len(drafts):
+            missing = len(drafts) - done
             log.warning("%d samples of %s are missing, the last: %s", missing, request.label, self.last_rejection)
+        found: dict[str, list[Trajectory]] = {query.id: [] for query in queries}
+        for draft in drafts:
+            if draft.trajectory is not None:
+                found[draft.origin.query.id].append(draft.trajectory)
         return found
 
     def _submissions(
         self, queries: Sequence[Query], request: SampleRequest, adapter: LoadedAdapter | None
-    ) -> tuple[int, Iterator[Callable[[], object]]]:
+    ) -> tuple[int, Iterator[Callable[[], Draft]]]:
         """How many samples of a request there are, and one call for each. Beams are searched for as they are asked for,
         and may be fewer where the mask allows no more."""
         if request.beams:
@@ -341,9 +344,9 @@ class TrajectorySampler:
             n = sum(map(len, given.values()))
             return n, self._of_given(queries, lambda query: given[query.id], request)
         source: Source = "policy" if request.temperature == 1.0 else "tempered"
-        sampled = (
-            partial(
-                self.submit,
+
+        def one(query: Query) -> Draft:
+            (draft,) = self.submit(
                 query,
                 1,
                 request.temperature,
@@ -353,14 +356,13 @@ class TrajectorySampler:
                 top_p=request.top_p,
                 top_k=request.top_k,
             )
-            for query in queries
-            for _ in range(request.n)
-        )
-        return request.n * len(queries), sampled
+            return draft
+
+        return request.n * len(queries), (partial(one, query) for query in queries for _ in range(request.n))
 
     def _of_given(
         self, queries: Sequence[Query], rationales: Callable[[Query], Sequence[Sequence[int]]], request: SampleRequest
-    ) -> Iterator[Callable[[], object]]:
+    ) -> Iterator[Callable[[], Draft]]:
         for query in queries:
             for ids in rationales(query):
                 yield partial(self.submit_given, query, ids, every_state=request.every_state)

@@ -61,6 +61,8 @@ class Judged:
     note: str = ""
     why: str = ""
     """What other figures say of it, or nothing."""
+    alone: bool = False
+    """Whether a figure is of one seed, which tells nothing of what others give."""
 
     @property
     def met(self) -> bool:
@@ -69,7 +71,9 @@ class Judged:
 
     @property
     def by_chance(self) -> bool:
-        """Whether a t-test can't tell the difference from none, at 5%."""
+        """Whether a t-test can't tell the difference from none, at 5%, or one seed is all that there is."""
+        if self.alone:
+            return True
         if self.error is None:
             return False
         return abs(self.found - self.least) < float(stats.t.ppf(0.975, self.error.freedom)) * self.error.size
@@ -121,8 +125,11 @@ class Target:
             value.mean,
             _of_sum([_error(each, self._of_rows(each)) for each in (value, other)], (1.0, self.factor)),
             ", ".join(notes),
+            alone=_is_alone(value) or _is_alone(other),
         )
-        return found if found.met or found.by_chance else replace(found, why=self._why(figures, least, least_ess))
+        if found.met or (found.by_chance and not found.alone):
+            return found
+        return replace(found, why=self._why(figures, least, least_ess))
 
     def _of_rows(self, entry: Entry) -> float | None:
         return None if self.rows is None else _of_share(entry.mean, self.rows)
@@ -161,6 +168,10 @@ class Target:
                 said.append(f"its draws are {abs(bias.mean):.1f} tokens too {'long' if bias.mean > 0 else 'short'}")
         where = f" with {self.condition}" if self.condition else ""
         return f"{self.method}{where}: {'; '.join(said)}." if said else ""
+
+
+def _is_alone(entry: Entry) -> bool:
+    return len(entry.values) < 2
 
 
 def _of_seeds(entry: Entry, other: Entry) -> list[str]:
@@ -225,7 +236,8 @@ def continuation_target(table: Figures, _: float) -> list[Judged]:
         note = ", ".join(_of_seeds(entry, min(ends, key=lambda end: len(end.seeds))))
         by_length, why = _by_length(table, method)
         error = _above_frontier(table, entry, decoding)
-        first = Judged(method, f"log p of the best: {where}", frontier, likelihood, error, note, why)
+        asked = f"log p of the best: {where}"
+        first = Judged(method, asked, frontier, likelihood, error, note, why, alone=_is_alone(entry))
         found += [first, *([by_length] if by_length else [])]
     return found
 

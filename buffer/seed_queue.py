@@ -51,6 +51,11 @@ class SeedQueue:
             self._give_back(keys=[self._keys.seeds, key])
 
     @property
+    def was_filled(self) -> bool:
+        """Whether there were jobs."""
+        return bool(self._client.exists(self._keys.seeds_left))
+
+    @property
     def all_done(self) -> bool:
         """Whether there were jobs, and each is in the buffer or set aside by now."""
         left = self._client.get(self._keys.seeds_left)

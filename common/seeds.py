@@ -60,10 +60,33 @@ def make_seed_jobs(section: SeedSection, task: Task[Any]) -> list[SeedJob]:
             if left_out is not None:
                 raise UserError("seeds.data", True, f"leaves out {left_out}", "change these settings, or the rows")
             raise UserError("seeds.data", True, "no training row holds a rationale", "name the rationale column")
-        jobs += [SeedJob(query, action_ids=tuple(ids)) for query, group in given.items() for ids in group]
+        usable, unusable = usable_rationales(given, task)
+        if not usable:
+            raise UserError(
+                "seeds.data", True, f"leaves out {unusable}", "change the task's settings, or its rationales"
+            )
+        jobs += [SeedJob(query, action_ids=tuple(ids)) for query, ids in usable]
     if section.hint is not None:
         jobs += [_hinted(section, query, task) for query in queries]
     return jobs
+
+
+def usable_rationales(
+    given: Mapping[str, Sequence[Sequence[int]]], task: Task[Any]
+) -> tuple[list[tuple[str, Sequence[int]]], str | None]:
+    """Given rationales with their query's id, as far as the policy can write them, and how many it can't; raises
+    UserError for an id that no training query has."""
+    unknown = given.keys() - {query.id for query in task.queries("train")}
+    if unknown:
+        problem = f"gives rationales of {min(unknown)!r}, which is the id of no training query"
+        raise UserError("task.name", task.name, problem, "give them by the ids of the task's own queries")
+    each = [(key, ids) for key, group in given.items() for ids in group]
+    why = [task.action_space.why_invalid(np.asarray(ids, np.int32)) for _, ids in each]
+    reasons = [reason for reason in why if reason is not None]
+    usable = [item for item, reason in zip(each, why, strict=True) if reason is None]
+    if not reasons:
+        return usable, None
+    return usable, f"{len(reasons)} of {len(each)} rationales, which the policy can't write (the first: {reasons[0]})"
 
 
 def _hinted(section: SeedSection, query: Query, task: Task[Any]) -> SeedJob:

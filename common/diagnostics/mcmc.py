@@ -53,8 +53,9 @@ class Chains(Generic[StateT]):
 
     def spread(self, n: int) -> list[StateT]:
         """`n` of all states, spread evenly over chains and steps; with repetitions where there are fewer."""
-        in_turn = [state for step in zip(*self.states, strict=True) for state in step]
-        return [in_turn[(2 * i + 1) * len(in_turn) // (2 * n)] for i in range(n)]
+        # One chain after the other, as a stride over all of them in turn can meet the same one again and again.
+        chains, steps = len(self.states), len(self.states[0])
+        return [self.states[i % chains][(2 * i + 1) * steps // (2 * n)] for i in range(n)]
 
 
 def metropolis_hastings(

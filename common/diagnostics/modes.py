@@ -67,4 +67,4 @@ def _ratio(log_q: Floats, log_p: Floats) -> float | None:
     """Σ q / Σ p from their logarithms, at most e."""
     if not len(log_q):
         return None
-    return min(2.0, float(np.exp(min(1.0, np.logaddexp.reduce(log_q) - np.logaddexp.reduce(log_p)))))
+    return float(np.exp(min(1.0, np.logaddexp.reduce(log_q) - np.logaddexp.reduce(log_p))))

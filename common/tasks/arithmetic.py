@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
@@ -10,7 +11,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from common.reward import RewardWeights
-from common.row import Row
+from common.row import BadRow, Row
 from common.tasks.base import SamplingTemperature
 from common.tasks.figures import majority
 from common.tasks.template import Groups, TemplateConfig, TemplateTask
@@ -56,7 +57,7 @@ class ArithmeticTask(TemplateTask[ArithmeticConfig]):
     main_figures = ("accuracy", "sample_accuracy")
 
     def info(self, row: Row) -> dict[str, Any]:
-        return {"answer": fill_row(self.config.answer, row, "task.answer")}
+        return {"answer": str(_integer(fill_row(self.config.answer, row, "task.answer")))}
 
     def known_texts(self, example: Example) -> Sequence[str]:
         """Those that it holds, else the sum as it is worked out from left to right."""
@@ -77,6 +78,18 @@ class ArithmeticTask(TemplateTask[ArithmeticConfig]):
         """The last result in the text, what the calculator wrote included; None without one."""
         found = _RESULT.findall(self.codec.decode(item.input_ids))
         return str(int(found[-1].replace("−", "-"))) if found else None
+
+
+def _integer(text: str) -> int:
+    """The integer that a text is, also as `4.0`, which columns with gaps are written as; raises BadRow."""
+    try:
+        value = float(text.replace("−", "-"))
+        found = int(value)
+    except (ValueError, OverflowError):
+        value, found = math.nan, 0
+    if found != value:
+        raise BadRow(f"task.answer: {text!r} is no integer")
+    return found
 
 
 def worked_out(prompt: str, answer: str) -> str | None:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from common.action_space import ActionSpace
 from common.chat import Chat, user
-from common.errors import UserError
+from common.errors import RunFault, UserError
 from common.own_reward import OwnRewardSection
 from common.places import Kind, Place
 from common.reward import FloatArray, RewardWeights
@@ -140,9 +140,19 @@ SampleSets = Mapping[str, Mapping[str, Sequence[Trajectory]]]
 
 
 def with_samples(samples: SampleSets) -> SampleSets:
-    """Without queries and labels that have none, as a reward of the user's own may have failed on all of theirs."""
+    """Without queries and labels that have none, as a reward of the user's own may have failed on all of theirs. Raises
+    RunFault where the trained sampler is such a one, as the base model's figures would be taken for its own."""
     kept = {label: {key: group for key, group in groups.items() if group} for label, groups in samples.items()}
+    if not kept.get("trained", True):
+        raise RunFault("none of the trained sampler's samples has a valid reward")
     return {label: groups for label, groups in kept.items() if groups}
+
+
+def missing_samples(requests: Sequence[SampleRequest], samples: SampleSets) -> dict[str, int]:
+    """`samples_missing`: how many of the trained sampler's make no valid trajectory; nothing where none is missing."""
+    asked = {request.label: request.n for request in requests if request.adapter}
+    missing = sum(n - len(group) for label, n in asked.items() for group in samples.get(label, {}).values())
+    return {"samples_missing": missing} if missing else {}
 
 
 ConfigT = TypeVar("ConfigT", bound=TaskConfig)

@@ -197,7 +197,8 @@ def classification(log_p: Floats, truths: Sequence[int]) -> dict[str, float]:
         own = of == choice
         n, rest = int(own.sum()), int((~own).sum())
         if n and rest:
-            ranks = rankdata(log_p[:, choice])
+            # By log-odds: of probabilities near 1 rounding makes ties.
+            ranks = rankdata(log_p[:, choice] - np.logaddexp.reduce(np.delete(log_p, choice, axis=1), axis=1))
             areas.append((float(ranks[own].sum()) - n * (n + 1) / 2) / (n * rest))
     area = {"auc": float(np.mean(areas))} if areas else {}
     return {"accuracy": float((log_p.argmax(axis=1) == of).mean()), **area}
@@ -210,7 +211,7 @@ def area_by_one_rationale(groups: Sequence[Sequence[Trajectory]], truths: Sequen
     n = max(map(len, groups))
     if n < 2 or not all(item.source in SAMPLED for group in groups for item in group):
         return {}
-    # Draws come in the order in which they ended, short ones first.
+    # What other versions kept stands in the order in which it ended, short ones first.
     mixed = [random.Random(i).sample(group, len(group)) for i, group in enumerate(groups)]
     each = (
         classification(choice_log_probs([[group[i % len(group)]] for group in mixed], truths), truths) for i in range(n)

@@ -110,7 +110,8 @@ class PayOff:
         where = f"{self.condition}: " if self.condition else ""
         how = "taking its draws for the posterior's"
         if self.ess is not None:
-            how = f"each of its draws counted as {self.ess:.3f} of an independent one (ess)"
+            how = f"each of its draws counted as {self.ess:.3f} of an independent one (ess), without the reading that "
+            how += "weighs it"
         if self.ess is None and self.samples is not None and self.least_ess is not None:
             how += f", which wasn't measured; it never does below an effective sample size of {self.least_ess:.3f}"
         if self.unconverged:

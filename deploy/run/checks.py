@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import random
 import socket
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from actors.drafting import Draft, Origin, use_tool
 from buffer.connection import connect_impatiently
 from buffer.embedded import find_redis_server
 from common.action_space import ActionSpace
@@ -18,9 +21,10 @@ from common.devices import resolve_devices
 from common.errors import UserError
 from common.evaluation import evaluated_queries
 from common.grammar import COMPILE_LIMIT_S, compile_limit
+from common.metrics import ActorMetrics, new_registry
 from common.places import Kind, absolute, is_folder, looks_like_path, places
 from common.reward_calls import Subject, check_own_reward
-from common.seeds import make_seed_jobs
+from common.seeds import make_seed_jobs, usable_rationales
 from common.tasks import Task, make_task
 from common.tasks.base import unreadable
 from common.tokens import codec_of
@@ -32,6 +36,9 @@ from deploy.run.ray_needs import check_ray
 from deploy.run.resuming import adopted, check_resume
 from deploy.run.run_folder import Say, check_folder, check_name_in_redis, say
 from learner.tracking import check_tracking
+
+_TRIED = 4
+"""Known rationales that the tool is tried on."""
 
 
 def prepare(config: RunConfig, say: Say = say) -> RunConfig:
@@ -53,14 +60,17 @@ def prepare(config: RunConfig, say: Say = say) -> RunConfig:
     _check_redis(config)
     check_name_in_redis(config, say)
     _check_models(config)
+    _check_untrained(config)
     config = config.model_copy(update={"model": config.model.model_copy(update={"name": find_model(model_name)})})
     assert config.model.name is not None
     model = ModelCheck.of(config.model.name)
     with compile_limit(COMPILE_LIMIT_S), own_errors(config.task):
         task, n_seeds = _check_task(config, model, say)
     if config.learner.objective == "sft":
-        # All of them are waited for, but for those that are set aside, and nothing else.
-        config = config.model_copy(update={"buffer": config.buffer.model_copy(update={"min_size": n_seeds})})
+        # All of them are waited for, but for those that are set aside, and nothing else; each is as likely as another.
+        update = {"min_size": n_seeds, "fresh": 0.0, "replay_priority": "uniform", "replay_choice": "drawn"}
+        update["query_selection"] = "uniform"
+        config = config.model_copy(update={"buffer": config.buffer.model_copy(update=update)})
     lora = config.model.lora
     model.check_target_modules(lora.target_modules)
     model.check_tensor_parallel(config.actor.tensor_parallel_size)
@@ -87,6 +97,23 @@ def _check_models(config: RunConfig) -> None:
         # Sentence Transformers' own models go without their owner.
         owner = "sentence-transformers/" if name.endswith("embedding_model") and "/" not in text else ""
         check_hub(name, f"{owner}{text}")
+
+
+def _check_untrained(config: RunConfig) -> None:
+    """Refuse what is of a trained sampler alone where there is none, or where none is drawn from."""
+    objective, run = config.learner.objective, config.run
+    if objective in WITHOUT_TRAINING and config.model.lora.start_from is not None:
+        raise UserError(
+            "model.lora.start_from",
+            str(config.model.lora.start_from),
+            f"has no effect with learner.objective {objective}, which draws from the base model",
+            "leave it out, or use `amortis evaluate` on the run whose adapter it is",
+        )
+    if run.evaluate_training and (objective in WITHOUT_TRAINING or not run.evaluate_samples):
+        why = f"learner.objective {objective} trains none" if run.evaluate_samples else "run.evaluate_samples is false"
+        raise UserError(
+            "run.evaluate_training", run.evaluate_training, f"no trained sampler is drawn from, as {why}", "set it to 0"
+        )
 
 
 def _check_ports(config: RunConfig) -> None:
@@ -120,7 +147,7 @@ def _check_redis(config: RunConfig) -> None:
 def _check_task(config: RunConfig, model: ModelCheck, say: Say) -> tuple[Task[Any], int]:
     """Make the task's queries, mask and seeds, and hold them against the model's and the engine's limits.
 
-    Returns the task, and how many distinct seeds there are.
+    Returns the task, and how many distinct seeds there are at most.
     """
     assert config.model.name is not None
     task = make_task(config.task, codec_of(config.model), config.actor.max_model_len)
@@ -141,13 +168,21 @@ def _check_task(config: RunConfig, model: ModelCheck, say: Say) -> tuple[Task[An
         queries, trained_on = evaluated_queries(task, n) if every else ([], 0)
         if trained_on:
             say(f"{trained_on} of the {len(queries)} queries that {setting} looks at are trained on as well")
-    needed = max(query.tokens_needed(space.max_len) for query in task.queries("train"))
+    needed = max(query.tokens_needed(space.max_len) for query in (*task.queries("train"), *task.queries("test")))
     if needed > config.actor.max_model_len:
         raise UserError(
             "actor.max_model_len",
             config.actor.max_model_len,
             f"the longest prompt, rationale and target take {needed} tokens",
             f"raise it to {needed}",
+        )
+    inserted = _most_inserted(task)
+    if needed + inserted > config.actor.max_model_len:
+        raise UserError(
+            "actor.max_model_len",
+            config.actor.max_model_len,
+            f"the longest prompt, rationale and target take {needed} tokens, and what task.tool writes {inserted}",
+            f"raise it to {needed + inserted}",
         )
     for query in (*task.queries("train"), *task.queries("test")):
         for what, ids in query.texts():
@@ -164,6 +199,10 @@ def _check_task(config: RunConfig, model: ModelCheck, say: Say) -> tuple[Task[An
             "give 2 or more",
         )
     jobs = make_seed_jobs(config.seeds, task)
+    if config.seeds.data:
+        _, unusable = usable_rationales(task.rationales(), task)
+        if unusable is not None:
+            say(f"no seeds are {unusable}")
     for job in jobs:
         if job.hint_ids is not None and len(job.hint_ids) + space.max_len + 2 > config.actor.max_model_len:
             raise UserError(
@@ -180,7 +219,25 @@ def _check_task(config: RunConfig, model: ModelCheck, say: Say) -> tuple[Task[An
             f"the model's context has {limit} tokens",
             f"lower it to {limit}",
         )
-    return task, max(1, len({(job.query_id, job.action_ids) for job in jobs}))
+    given = {(job.query_id, job.action_ids) for job in jobs if job.action_ids is not None}
+    return task, max(1, len(given) + sum(job.n for job in jobs if job.hint_ids is not None))
+
+
+def _most_inserted(task: Task[Any]) -> int:
+    """Tokens that the tool writes into known rationales, the longest of them; one where none is known."""
+    if task.tool is None:
+        return 0
+    known = {**task.known_rationales(), **task.rationales()}
+    queries = task.queries_by_id
+    each = [(queries[key], ids) for key, group in known.items() if key in queries for ids in group]
+    metrics, found = ActorMetrics(new_registry()), [1]
+    for query, ids in sorted(each, key=lambda item: len(item[1]))[-_TRIED:]:
+        draft = Draft(Origin(query, None, 1.0, "seed"))
+        for token in ids:
+            draft.act(token, math.nan)
+            use_tool(draft, task, metrics, sys.maxsize)
+        found.append(len(draft.inputs) - len(draft.actions))
+    return max(found)
 
 
 def _check_own_reward(task: Task[Any], *, every_state: bool) -> None:

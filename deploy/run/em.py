@@ -104,6 +104,8 @@ def _m_step(config: RunConfig, iteration: int, model: Path | None, drawn: Path) 
             "sft_prompt": "reference",
             "steps": em.m_steps,
             "lr": em.m_lr,
+            # That of the E step's training can be longer than the whole M step.
+            "warmup_steps": min(config.learner.warmup_steps, em.m_steps // 2),
             "stop_when": None,
             # With `min_size` as below actors have scored all that there is before the first step, and then wait.
             "threads": config.learner.threads or available_cores(),
@@ -113,8 +115,11 @@ def _m_step(config: RunConfig, iteration: int, model: Path | None, drawn: Path) 
         update={
             "fresh": 0.0,
             "replay_priority": "reward",
+            "replay_choice": "drawn",
             "replay_temperature": 1.0,
             "replacement": True,
+            "query_selection": "uniform",
+            "near_duplicate_tolerance": 0.0,
             "min_size": max(1, len(drawn.read_text(encoding="utf-8").splitlines())),
         }
     )
@@ -137,6 +142,7 @@ def _step(
             "redis_name": f"{config.redis_name}-{name}",
             "folder": config.run_folder,
             "evaluate_samples": False,
+            "evaluate_training": 0,
             "resume": resume,
         }
     )

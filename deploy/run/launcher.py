@@ -43,7 +43,7 @@ from common.metrics import LauncherMetrics, new_registry, serve, targets
 from common.processes import die_with_parent
 from common.seeds import make_seed_jobs
 from common.tasks import SampleRequest, Split, Task, make_task
-from common.tasks.base import SampleSets, with_samples
+from common.tasks.base import SampleSets, missing_samples, with_samples
 from common.tokens import codec_of
 from common.trajectory import Trajectory
 from deploy.run.actor_pool import ActorPool, EvaluationStopped
@@ -167,8 +167,10 @@ class Launcher:
         task = make_task(self.config.task, codec, limit, self.config.final_temperature)
         keep_identity(self.config, task)
         self.buffer.put_queries([*task.queries("train")])
-        if not self.config.run.resume:
-            SeedQueue(client, keys).put(make_seed_jobs(self.config.seeds, task))
+        seeds = SeedQueue(client, keys)
+        # A Redis that knows nothing of a resumed run has lost its seeds too.
+        if not seeds.was_filled:
+            seeds.put(make_seed_jobs(self.config.seeds, task))
         self._serve_metrics(url)
         evaluator = self._evaluator(stack, task, client, keys)
         stack.callback(self._tell_ended)
@@ -357,6 +359,7 @@ class Launcher:
         drawn: dict[Split, SampleSets] = {"test": self._drawn("evaluating samples", requests, actors)}
         keep_samples(folder / SAMPLES, self.config, task, drawn)
         found = self._figures(task, drawn["test"])
+        found |= missing_samples(requests, drawn["test"])
         found |= tokens_per_sample(drawn["test"], task.queries("test"))
         if most:
             trained = [request for request in requests if request.adapter]
@@ -371,7 +374,7 @@ class Launcher:
             return task.evaluate_samples(with_samples(drawn), self.config.reward_weights)
         except Exception as error:
             log.exception("no figures of what was drawn")
-            said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            said = str(error) if isinstance(error, UserError | RunFault) else f"{type(error).__name__}: {error}"
             place = self.config.run_folder
             raise RunFault(
                 f"the evaluation can't be made of what was drawn ({said}); adapter and samples are kept in {place}, "

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -201,7 +201,7 @@ def diagnose(subject: Subject, samples: int, truth: Truth | None = None) -> Diag
     known = {
         query.id: _best([*stored.get(query.id, ()), *found[GIVEN].get(query.id, ())], subject) for query in queries
     }
-    # What a test row holds is too little to show a collapse by: the base model's draws do that for such a query.
+    # What a test row holds is too little to show a collapse by: the base model's draws stand beside it.
     of_training = task.rationales()
     trained_on = {key for key, group in known.items() if group and (stored.get(key) or key in of_training)}
     held_out = [query.id for query in queries if query.id not in trained_on]
@@ -209,7 +209,10 @@ def diagnose(subject: Subject, samples: int, truth: Truth | None = None) -> Diag
     by_base = {query.id: found.get(BASE, {}).get(query.id, ()) for query in queries}
     held_against = _with_log_q(subject, queries, by_base, tau)
     # Of these the base model's own draws are what a collapsed sampler can be held against.
-    modes |= {key: _best_of(held_against[key]) for key in held_out if key in held_against}
+    for key in held_out:
+        parts = [each[key] for each in (modes, held_against) if key in each]
+        if parts:
+            modes[key] = _best_of(reduce(Draws.joined, parts))
     maker = PosteriorMaker(config, task)
 
     def witness(query: Query) -> Witness | None:
@@ -255,7 +258,7 @@ def diagnose(subject: Subject, samples: int, truth: Truth | None = None) -> Diag
         trained_for=trained_for(config.learner),
         verdict=judge_run({finding.query_id: finding.figures for finding in findings}, len(left_out)),
         reward_precision=measured(config, task, by_id, scored, tau, subject.should_stop),
-        known=_known_words(modes, queries, held_out, why_none),
+        known=_known_words(modes, queries, known, why_none),
         queries=findings,
         left_out=left_out,
     )
@@ -330,10 +333,14 @@ def _with_log_q(
 
 
 def _known_words(
-    modes: Mapping[str, Draws], queries: Sequence[Query], held_out: Sequence[str], why_none: str | None
+    modes: Mapping[str, Draws],
+    queries: Sequence[Query],
+    known: Mapping[str, Sequence[Trajectory]],
+    why_none: str | None,
 ) -> str:
     n = sum(found.n for found in modes.values())
-    drawn = sum(found.n for key, found in modes.items() if key in held_out)
+    given = {key: {tuple(item.action_ids.tolist()) for item in group} for key, group in known.items()}
+    drawn = sum(actions not in given[key] for key, found in modes.items() for actions in found.actions)
     if not n:
         return why_none or "the replay buffer and the data hold no rationale of these queries, which are held out"
     parts = [f"{n}, for {len(modes)} of {len(queries)} queries"]

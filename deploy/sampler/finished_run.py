@@ -18,12 +18,13 @@ from common.config import RunConfig
 from common.config_loading import load_run
 from common.devices import resolve_devices
 from common.errors import UserError
+from common.evaluation import measures, spread
 from common.metrics import ActorMetrics
 from common.places import absolute
 from common.reward_calls import load_own_reward
 from common.row import BadRow, Row
-from common.tasks import Task, make_task
-from common.tasks.base import unreadable, with_samples
+from common.tasks import SampleRequest, Split, Task, make_task
+from common.tasks.base import SampleSets, missing_samples, unreadable, with_samples
 from common.tasks.template import TemplateTask
 from common.tasks.text import TextTask
 from common.tokens import HuggingFaceCodec, codec_of
@@ -217,14 +218,27 @@ class FinishedRun:
         found: dict[str, Any] = dict(self.task.evaluate_policy(policy or self.policy()))
         if requests:
             sampler, adapter = start() if start is not None else self.sampler(self.config.run.seed)
-            queries, limit = self.task.queries("test"), self.config.actor.max_in_flight
-            samples = {
-                request.label: sampler.collect(queries, request, adapter, limit, of_samples(say, request.label))
-                for request in requests
-            }
+            config = self.config
+            limit, most, weights = config.actor.max_in_flight, config.run.evaluate_training, config.reward_weights
+
+            def drawn(wanted: Sequence[SampleRequest], queries: Sequence[Query], where: str = "") -> SampleSets:
+                found = {}
+                for request in wanted:
+                    told = of_samples(say, f"{request.label}{where}")
+                    found[request.label] = sampler.collect(queries, request, adapter, limit, told)
+                return found
+
+            samples: dict[Split, SampleSets] = {"test": drawn(requests, self.task.queries("test"))}
+            if most:
+                trained = [request for request in wanted_requests(self.task, config) if request.adapter]
+                queries = spread(self.task.queries("train"), most)
+                samples["train"] = drawn(trained, queries, " on training queries")
             if keep is not None:
-                keep_samples(keep, self.config, self.task, {"test": samples})
-            found.update(self.task.evaluate_samples(with_samples(samples), self.config.reward_weights))
+                keep_samples(keep, self.config, self.task, samples)
+            found |= self.task.evaluate_samples(with_samples(samples["test"]), weights)
+            found |= missing_samples(requests, samples["test"])
+            if most:
+                found["training"] = measures(self.task.evaluate_samples(with_samples(samples["train"]), weights))
         return found
 
     def check_own_reward(self) -> None:

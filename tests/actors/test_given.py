@@ -11,7 +11,7 @@ from actors.sampler import TrajectorySampler
 from common.metrics import ActorMetrics, new_registry
 from common.tasks import TASKS, SampleRequest, make_task
 from common.tokens import load_codec
-from common.trajectory import Query
+from common.trajectory import Query, Trajectory
 from tests.actors.test_own_reward import ONE, THREE, TWO, QuickEngine
 
 
@@ -74,3 +74,33 @@ def test_beams_are_searched_for_one_query_at_a_time_and_it_is_told_how_many_are_
     }
     assert order == [queries["7"].id, (1, 4), queries["6"].id, (2, 4), (3, 4)]
     assert not sampler.last_rejection
+
+
+class LastFirst(QuickEngine):
+    """Its newest request ends first."""
+
+    def step(self) -> list[Any]:
+        return [self._results.pop()] if self._results else []
+
+
+def test_samples_stand_in_the_order_in_which_they_were_asked_for_and_not_in_that_in_which_they_ended(
+    tmp_path: Path, digit_model: Path
+) -> None:
+    for name in ("rows", "test"):
+        (tmp_path / f"{name}.jsonl").write_text('{"x": "7", "z": "1"}\n')
+    sampler, queries = make(tmp_path, digit_model)
+    actions = [[ONE], [TWO, ONE], [THREE], [ONE, ONE], [TWO], [ONE, TWO]]
+    engine: Any = LastFirst(actions)
+    sampler.policy = sampler.reference = engine
+    query, ended = queries["7"], list[list[int]]()
+    step = sampler.step
+
+    def watched() -> list[Trajectory]:
+        found = step()
+        ended.extend(item.action_ids.tolist() for item in found)
+        return found
+
+    sampler.step = watched  # type: ignore[method-assign]
+    found = sampler.collect([query], SampleRequest("drawn", False, 1.0, 6), None, 4)
+    assert [item.action_ids.tolist() for item in found[query.id]] == actions
+    assert sorted(ended) == sorted(actions) and ended != actions

@@ -65,7 +65,8 @@ class Sampler:
         self.open.append((query, adapter.version, more["tell"]))
 
     def finish(self, rejected: str | None = None) -> None:
-        for query, version, tell in self.open:
+        # The last first: what ends first need not be what was asked for first.
+        for query, version, tell in self.open[::-1]:
             made = make_trajectory(query, [3], version=version) if rejected is None else None
             tell(SimpleNamespace(trajectory=made, rejected=rejected))
         self.open.clear()
@@ -109,6 +110,7 @@ def test_every_held_out_query_is_sampled_from_under_the_version_that_is_wanted(e
     assert drawn is not None and (drawn.wanted, drawn.sha256, drawn.actor) == (wanted, SHA256, "actor-0")
     items = [Trajectory.from_bytes(item) for item in drawn.trajectories]
     assert sorted(item.query_id for item in items) == sorted(query.id for query in QUERIES for _ in range(2))
+    assert [item.query_id for item in items] == [query.id for query in sampler.submitted]
     assert {item.behaviour.adapter_version for item in items} == {7}
     assert follower.held == [] and held_out.version is None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from redis import Redis
 
-from buffer.connection import Keys
+from buffer.connection import Keys, forget
 from buffer.control import Control
 from buffer.seed_queue import SeedQueue
 from common.seeds import SeedJob
@@ -79,3 +79,13 @@ def test_seeds_are_taken_done_and_given_back_where_redis_has_no_memory_left(redi
     finally:
         redis_client.config_set("maxmemory", 0)
     assert queue.all_done
+
+
+def test_a_queue_was_filled_once_there_were_jobs_and_stays_so(redis_client: Redis, keys: Keys) -> None:
+    queue = SeedQueue(redis_client, keys)
+    assert not queue.was_filled
+    queue.put(JOBS)
+    queue.done("actor-0", queue.take("actor-0", 3))
+    assert queue.was_filled and queue.all_done
+    forget(redis_client, keys)
+    assert not queue.was_filled

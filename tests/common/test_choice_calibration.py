@@ -183,6 +183,17 @@ def test_the_area_under_the_curve_counts_pairs_that_are_in_order_and_ties_half()
     assert "auc" not in classification(log_p, [1, 1, 1, 1, 1])
 
 
+def test_a_preference_for_one_choice_however_large_leaves_the_area_as_it_is() -> None:
+    generator = np.random.default_rng(0)
+    truths = generator.integers(2, size=400)
+    log_odds = generator.normal(size=400) + np.where(truths == 0, 1, -1)
+    areas = [
+        classification(normalized(np.stack([log_odds, np.full(400, -preference)], 1)), truths.tolist())["auc"]
+        for preference in (0.0, 36.0, 60.0, 600.0)
+    ]
+    assert areas == pytest.approx([areas[0]] * 4, abs=1e-9) and areas[0] > 0.85
+
+
 def test_each_rationale_is_calibrated_before_the_mean_over_them() -> None:
     query = Query(task="t", prompt_ids=[1], target_ids=[2], alternatives=([3],))
     group = [sample(query, [-1.0, -3.0], [-0.5, -0.7]), sample(query, [-9.0, -7.0], [-8.0, -9.0], action=6)]

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from common.errors import RunFault
 from common.evaluation import evaluated_queries, figures_of, request_of, spread
 from common.reward import RewardWeights
 from common.shown import shortened
 from common.tasks import SampleRequest, SampleSets
+from common.tasks.base import base_and_trained, missing_samples, with_samples
 from common.terminal import visible
 from common.trajectory import Query
 from tests.conftest import make_query, make_trajectory
@@ -112,3 +114,21 @@ def test_queries_that_are_trained_on_as_well_are_counted(train: range, trained_o
 
 def test_a_long_prompt_is_shown_by_its_end() -> None:
     assert shortened("0123456789", 10) == "0123456789" and shortened("0123456789x", 10) == "…23456789x"
+
+
+def test_a_trained_sampler_without_any_sample_is_not_evaluated_as_the_base_model() -> None:
+    query = make_query(0)
+    drawn = {query.id: [make_trajectory(query, [3])]}
+    with pytest.raises(RunFault, match="none of the trained sampler's samples has a valid reward"):
+        with_samples({"base": drawn, "trained": {query.id: []}})
+    assert with_samples({"base": drawn}) == {"base": drawn}, "of prompting there is no other"
+    assert with_samples({"base": {query.id: []}, "trained": drawn}) == {"trained": drawn}
+
+
+def test_samples_of_the_trained_sampler_that_are_missing_are_counted() -> None:
+    query, other = make_query(0), make_query(1)
+    item = make_trajectory(query, [3])
+    requests = base_and_trained(2)
+    drawn = {"base": {query.id: [], other.id: []}, "trained": {query.id: [item, item], other.id: [item]}}
+    assert missing_samples(requests, drawn) == {"samples_missing": 1}
+    assert missing_samples(requests, {**drawn, "trained": {query.id: [item, item]}}) == {}

@@ -675,7 +675,7 @@ def test_an_empty_list_of_test_files_is_refused() -> None:
 
 
 def test_reasoning_gym_scores_with_the_generators_own_verifier(codec: HuggingFaceCodec) -> None:
-    task = task_of(codec, "reasoning_gym", dataset="chain_sum", size=6, test_size=3, penalty=4.0, options={"seed": 1})
+    task = task_of(codec, "reasoning_gym", dataset="chain_sum", size=6, test_size=3, penalty=4.0, seed=1)
     queries = task.queries("train")
     assert len(queries) == 6 and len(task.queries("test")) == 3
     assert not {query.id for query in queries} & {query.id for query in task.queries("test")}
@@ -811,3 +811,33 @@ def test_dates_become_text_and_bytes_that_are_none_make_a_row_bad() -> None:
     assert row.as_json(None, "s") == {"day": "2024-05-01", "price": "1.50", "name": "abc"}
     with pytest.raises(BadRow, match=r"no JSON \(holds bytes that are no UTF-8\): name in s those"):
         Row(1, {"image": b"\xff\xd8"}).as_json(None, "s")
+
+
+def test_an_answer_is_the_integer_that_it_is_however_it_is_written(codec: HuggingFaceCodec, tmp_path: Path) -> None:
+    def answers(*given: Any) -> list[Any]:
+        rows = [{**SUMS[0], "str_query": f"Question: {i} + 1 = ? Answer:", "num_sol": x} for i, x in enumerate(given)]
+        task = task_of(codec, "arithmetic", train_path=write(tmp_path / "r.jsonl", rows), reference_shots=0)
+        return [query.info["answer"] for query in task.queries("train")]
+
+    assert answers(4, 4.0, "−4", -4.0) == ["4", "4", "-4", "-4"]
+    with pytest.raises(UserError, match=r"task\.answer: '4\.5' is no integer"):
+        answers(4.5)
+    with pytest.raises(UserError, match=r"task\.answer: 'four' is no integer"):
+        answers("four")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "why"),
+    [
+        ("infilling", {"tool": {"name": "calculator"}}, "evaluation_beam is a beam search, which knows no tools"),
+        ("jsonl", {"prompt": "{q}", "misleading_penalty": 5.0}, "misleading_penalty is about choices"),
+        ("reasoning_gym", {"options": {"size": 1}}, r"holds size, .*set task\.size"),
+        ("constrained", {"prompt": "{q}", "tool": {"name": "calculator"}, "keywords": ["12"]}, "leave out tool, or"),
+    ],
+)
+def test_settings_that_would_do_nothing_or_fail_at_the_end_are_refused(
+    name: str, settings: dict[str, Any], why: str
+) -> None:
+    given = {"name": name, **({} if name == "reasoning_gym" else {"train_path": "r.jsonl"}), **settings}
+    with pytest.raises(ValidationError, match=why):
+        TASKS[name].Config.model_validate(given)

@@ -139,8 +139,17 @@ def test_a_proposal_of_the_old_state_is_accepted_as_any_other() -> None:
 def test_states_are_taken_evenly_from_all_chains_and_steps() -> None:
     chains = Chains([[1, 3, 5, 7], [2, 4, 6, 8]], np.zeros((2, 4)), np.zeros(2))
     assert chains.spread(8) == [1, 2, 3, 4, 5, 6, 7, 8]
-    assert chains.spread(4) == [2, 4, 6, 8] and chains.after(2).spread(2) == [6, 8]
+    assert chains.spread(4) == [1, 4, 5, 8] and chains.after(2).spread(2) == [5, 8]
     assert len(chains.spread(12)) == 12 and set(chains.spread(12)) == set(range(1, 9))
+
+
+@pytest.mark.parametrize(("n_chains", "steps", "n"), [(4, 120, 10), (4, 1000, 100), (8, 1024, 512), (4, 60, 10)])
+def test_no_chain_gives_more_than_its_share(n_chains: int, steps: int, n: int) -> None:
+    states = [[(chain, step) for step in range(steps)] for chain in range(n_chains)]
+    found = Chains(states, np.zeros((n_chains, steps)), np.zeros(n_chains)).spread(n)
+    of_chains = [sum(chain == i for chain, _ in found) for i in range(n_chains)]
+    assert max(of_chains) - min(of_chains) <= 1
+    assert [step for _, step in found] == [(2 * i + 1) * steps // (2 * n) for i in range(n)]
 
 
 def test_there_is_nothing_to_draw_anew_at_the_greatest_length() -> None:

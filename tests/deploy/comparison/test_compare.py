@@ -476,8 +476,9 @@ def test_chains_that_do_not_agree_are_told_where_training_is_held_against_them()
         Measurement("", "mcmc", 0, of_mcmc, 5.0),
     )
     assert (
-        "subtb pays off against mcmc from 30 samples on, each of its draws counted as 0.100 of an independent one (ess)"
-        "; the chains of 25% of the queries don't agree, so that more of them are needed."
+        "subtb pays off against mcmc from 30 samples on, each of its draws counted as 0.100 of an independent one "
+        "(ess), without the reading that weighs it; the chains of 25% of the queries don't agree, so that more of them "
+        "are needed."
     ) in found.to_markdown()
 
 
@@ -519,7 +520,9 @@ def test_a_draw_that_is_far_from_the_posterior_counts_for_the_share_that_it_is_w
     )
     (pay_off,) = found.pay_offs()
     assert pay_off.samples == (None if samples is None else pytest.approx(samples))
-    assert pay_off.shown().endswith(f"each of its draws counted as {ess:.3f} of an independent one (ess)")
+    assert pay_off.shown().endswith(
+        f"each of its draws counted as {ess:.3f} of an independent one (ess), without the reading that weighs it"
+    )
 
 
 def test_the_cost_of_a_sample_is_shown_where_a_method_draws_without_training(tmp_path: Path, begun: Begun) -> None:

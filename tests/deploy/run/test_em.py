@@ -36,6 +36,25 @@ def test_an_m_step_waits_for_all_samples_and_takes_every_core_then(
     assert config.evaluation.every == 5 and step.evaluation.every is None, "its adapter is no sampler"
 
 
+def test_an_m_step_draws_in_proportion_to_the_reward_whatever_the_sampler_s_buffer_does(tmp_path: Path) -> None:
+    (tmp_path / "samples.jsonl").write_text("{}\n")
+    config = RunConfig.model_validate(
+        {
+            "task": {"name": "rng"},
+            "run": {"name": "em", "folder": tmp_path, "evaluate_training": 5},
+            "em": {"iterations": 1, "m_steps": 40},
+            "learner": {"warmup_steps": 500},
+            "buffer": {"replay_choice": "submodular", "query_selection": "loss", "near_duplicate_tolerance": 0.2},
+        }
+    )
+    step = _m_step(config, 1, None, tmp_path / "samples.jsonl")
+    buffer = step.buffer
+    assert (buffer.replay_choice, buffer.query_selection, buffer.near_duplicate_tolerance) == ("drawn", "uniform", 0.0)
+    assert (buffer.replay_priority, buffer.fresh, buffer.replacement) == ("reward", 0.0, True)
+    assert step.learner.warmup_steps == 20, "it reaches its learning rate"
+    assert step.run.evaluate_training == 0, "it is no run of its own that is evaluated"
+
+
 def test_a_rule_that_ends_training_is_of_e_steps_alone(tmp_path: Path) -> None:
     (tmp_path / "samples.jsonl").write_text("{}\n")
     settings = {"task": {"name": "rng"}, "run": {"name": "em", "folder": tmp_path}, "em": {"iterations": 1}}

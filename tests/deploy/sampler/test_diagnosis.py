@@ -210,7 +210,7 @@ def test_where_the_buffer_is_gone_it_says_so_and_the_base_model_s_draws_stand_in
     assert said in found.known and f"{modes.known}, for 1 of 1 queries; all drawn from the base model" in found.known
 
 
-def test_one_rationale_of_a_test_row_leaves_the_base_model_s_draws_in_their_place(
+def test_a_rationale_of_a_test_row_stands_beside_the_base_model_s_draws(
     run: FinishedRun, by_hand: ByHand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queries = run.task.queries("test")[:1]
@@ -222,7 +222,9 @@ def test_one_rationale_of_a_test_row_leaves_the_base_model_s_draws_in_their_plac
     monkeypatch.setattr(run.task, "rationales", dict)
     found = diagnose(subject, 50).queries[0]
     assert found.figures.modes is not None and found.base is not None
-    assert found.figures.modes.known == found.base.figures.distinct
+    drawn = {sample.text for sample in found.base.samples}
+    own = run.codec.decode(by_hand.trajectory(queries[0], 0, np.nan, "seed").action_ids)
+    assert found.figures.modes.known == found.base.figures.distinct + (own not in drawn)
 
 
 def test_the_run_s_figures_are_means_over_its_queries(run: FinishedRun, by_hand: ByHand) -> None:
@@ -441,7 +443,7 @@ def test_both_a_diagnosis_and_an_evaluation_say_how_far_their_drawing_is(
 
     def collect(queries: Any, request: SampleRequest, adapter: Any, limit: int, told: Any) -> dict[str, Any]:
         told(3, 4)
-        return {}
+        return {query.id: [None] for query in queries}
 
     said: list[str] = []
     sampler: Any = SimpleNamespace(collect=collect)

@@ -234,7 +234,34 @@ def test_evaluating_a_classifier_draws_enough_to_correct_it_and_a_run_s_end_poin
     assert found["corrected_pareto_k"] is not None
     at_the_end = figures(corrected=False)
     assert [item.label for item in requests] == ["base", "trained"]
-    assert at_the_end["accuracy"] == 0
+    assert at_the_end["accuracy"] == 0 and "training" not in at_the_end
+
+
+def test_an_evaluation_anew_is_on_training_queries_too_where_the_run_s_was(
+    run: FinishedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def collect(queries: list[Query], request: SampleRequest, *_: Any) -> dict[str, list[Trajectory]]:
+        asked.append((request.label, len(queries)))
+        # By Z = 3 another target is likelier.
+        items = [drawn(run, 3).model_copy(update={"log_alternatives": np.array([LOG_P_Y[3, 1], -9.0])})] * request.n
+        return {query.id: items for query in queries}
+
+    run.config = run.config.model_copy(update={"run": run.config.run.model_copy(update={"evaluate_training": 1})})
+    stand_in: Any = SimpleNamespace(collect=collect)
+    n = len(run.task.queries("test"))
+    kept: list[Any] = []
+    monkeypatch.setattr(
+        "deploy.sampler.finished_run.keep_samples", lambda path, config, task, drawn: kept.append(drawn)
+    )
+    found = run.figures(stand_in, lambda: (stand_in, stand_in), corrected=False, keep=Path("kept"))
+    assert asked == [("base", n), ("trained", n), ("trained", 1)]
+    assert found["training"]["accuracy"] == found["accuracy"] and "samplers" not in found["training"]
+    assert {split: list(drawn) for split, drawn in kept[0].items()} == {
+        "test": ["base", "trained"],
+        "train": ["trained"],
+    }
 
 
 def test_an_evaluation_with_draws_enough_takes_no_more(run: FinishedRun) -> None:

@@ -1,0 +1,128 @@
+"""What a start refuses, tells or sets by itself, of settings that would do nothing or something else."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.config import RunConfig
+from common.errors import UserError
+from deploy.run.checks import prepare
+from tests.deploy.run.runs import config_of
+
+ROWS = [{"x": f"{i} :", "y": str(i), "z": " 1 2"} for i in range(4)]
+
+
+def rows_task(folder: Path, rows: list[dict[str, Any]] = ROWS, **settings: Any) -> str:
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {"name": "jsonl", "train_path": str(folder / "rows.jsonl"), "prompt": "{x}", "rationale": "{z}"}
+    return f"task: {json.dumps({**task, 'min_len': 1, 'max_len': 6, 'allowed_characters': '[0-9 ]', **settings})}"
+
+
+@pytest.mark.parametrize("objective", ["prompting", "mcmc", "smc", "rejection"])
+def test_an_adapter_to_start_from_is_refused_where_the_base_model_is_drawn_from(
+    tmp_path: Path, digit_model: Path, objective: str
+) -> None:
+    options = ("--learner.objective", objective, "--model.lora.start_from", str(tmp_path))
+    with pytest.raises(UserError, match=rf"model\.lora\.start_from = .*no effect with learner\.objective {objective}"):
+        prepare(config_of(tmp_path, digit_model, *options))
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (("--learner.objective", "prompting"), r"learner\.objective prompting trains none"),
+        (("--run.evaluate_samples", "false"), r"run\.evaluate_samples is false"),
+    ],
+)
+def test_an_evaluation_on_training_queries_is_refused_where_no_trained_sampler_is_drawn_from(
+    tmp_path: Path, digit_model: Path, options: tuple[str, ...], why: str
+) -> None:
+    with pytest.raises(UserError, match=rf"run\.evaluate_training = 3: .*{why}"):
+        prepare(config_of(tmp_path, digit_model, "--run.evaluate_training", "3", *options))
+
+
+def sft(folder: Path, model: Path, *options: str, **settings: Any) -> RunConfig:
+    given = ("--learner.objective", "sft", "--buffer.fresh", "0.5", "--buffer.replay_choice", "submodular")
+    return prepare(config_of(folder, model, *given, *options, task=rows_task(folder, **settings)))
+
+
+def test_supervised_training_draws_each_seed_as_often_as_another(tmp_path: Path, digit_model: Path) -> None:
+    rows = [{**row, "z": z} for row in ROWS for z in (" 1", " 2", " 3")]
+    buffer = sft(tmp_path, digit_model, "--seeds.data", "true", rows=rows).buffer
+    assert (buffer.fresh, buffer.replay_priority, buffer.replay_choice) == (0.0, "uniform", "drawn")
+    assert buffer.query_selection == "uniform" and buffer.min_size == 12
+
+
+def test_supervised_training_on_hinted_draws_begins_when_all_are_there(tmp_path: Path, digit_model: Path) -> None:
+    options = ("--seeds.hint", "{prompt} 7 :", "--seeds.samples_per_query", "5")
+    assert sft(tmp_path, digit_model, *options).buffer.min_size == 4 * 5
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The head of a task of the user's own, whose queries and rationales are still to be written."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    example = Path(__file__).parents[3] / "docs" / "examples" / "even_task.py"
+    return example.read_text(encoding="utf-8")
+
+
+def test_a_test_query_that_is_too_long_is_found_at_the_start(tmp_path: Path, digit_model: Path, own: str) -> None:
+    text = own.replace(
+        "def queries(self, split: Split) -> list[Query]:\n",
+        "def queries(self, split):\n"
+        "        if split == 'test':\n"
+        "            return [Query(task=self.name, prompt_ids=self.codec.encode_prompt('1' * 70))]\n",
+    )
+    assert text != own
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(UserError, match=r"actor\.max_model_len = 64: the longest prompt"):
+        prepare(config_of(tmp_path, digit_model, task=f"task: {{module: {tmp_path / 'mine.py'}}}"))
+
+
+def test_an_own_task_s_rationales_that_the_policy_cannot_write_are_told_and_no_seeds(
+    tmp_path: Path, digit_model: Path, own: str
+) -> None:
+    def start(rationales: str) -> list[str]:
+        told: list[str] = []
+        more = f"\n    def rationales(self):\n        return {{self.queries('train')[0].id: {rationales}}}\n"
+        (tmp_path / "mine.py").write_text(own.rstrip() + "\n" + more)
+        task = f"task: {{module: {tmp_path / 'mine.py'}}}"
+        prepare(config_of(tmp_path, digit_model, "--seeds.data", "true", task=task), told.append)
+        return told
+
+    assert not any(line.startswith("no seeds are") for line in start("[[4]]"))
+    why = "1 of 2 rationales, which the policy can't write (the first: 40 actions, allowed are 1..3)"
+    assert f"no seeds are {why}" in start("[[4], [4] * 40]")
+    with pytest.raises(UserError, match=r"seeds\.data = True: leaves out 1 of 1 rationales"):
+        start("[[4] * 40]")
+
+
+def test_an_own_task_s_rationales_of_no_query_are_refused(tmp_path: Path, digit_model: Path, own: str) -> None:
+    more = "\n    def rationales(self):\n        return {'nobody': [[2]]}\n"
+    (tmp_path / "mine.py").write_text(own.rstrip() + "\n" + more)
+    task = f"task: {{module: {tmp_path / 'mine.py'}}}"
+    with pytest.raises(UserError, match=r"'nobody', which is the id of no training query"):
+        prepare(config_of(tmp_path, digit_model, "--seeds.data", "true", task=task))
+
+
+def test_what_a_tool_writes_must_fit_behind_the_longest_prompt(tmp_path: Path, digit_model: Path) -> None:
+    (tmp_path / "tool.py").write_text("def more(text):\n    return ' 3' * 4\n")
+    tool = {"name": f"{tmp_path / 'tool.py'}:more", "trigger": "2"}
+
+    def start(limit: int) -> None:
+        task = rows_task(tmp_path, tool=tool)
+        prepare(config_of(tmp_path, digit_model, "--actor.max_model_len", str(limit), task=task))
+
+    with pytest.raises(
+        UserError, match=r"actor\.max_model_len = 11: .*and what task\.tool writes \d+; raise it to"
+    ) as e:
+        start(11)
+    least = int(str(e.value).rsplit(" ", 1)[1])
+    start(least)
+    with pytest.raises(UserError, match=r"actor\.max_model_len"):
+        start(least - 1)
