@@ -75,6 +75,10 @@ class Control:
         self._client.hdel(self._keys.control, f"retire:{actor_id}")
         self._client.hdel(self._keys.actors, actor_id)
         self._client.hdel(self._keys.processes, actor_id)
+        self.give_back_seeds(actor_id)
+
+    def give_back_seeds(self, actor_id: str) -> None:
+        """Others take the seeds that this actor has not finished; what it finishes all the same counts once."""
         SeedQueue(self._client, self._keys).give_back(actor_id)
 
     def tell_ended(self) -> None:

@@ -54,6 +54,8 @@ class _Member:
     retiring: bool = False
     done: bool = False
     """Whether its loop has returned."""
+    silent: bool = False
+    """Whether nothing was heard of it for a while, after its start."""
 
     @property
     def id(self) -> str:
@@ -125,16 +127,26 @@ class ActorPool:
 
     def look_after(self) -> str | None:
         """Take away who retired, call actors again whose loop failed; what makes going on pointless, or None."""
-        heard = self._control.actors() if any(member.retiring for member in self._members) else {}
+        heard = self._control.actors()
         for member in self._finished():
             problem = self._ended(member)
             if problem is not None:
                 return problem
+        self._share_seeds(heard)
         for member in [member for member in self._members if member.retiring]:
             # One on a lost node never answers.
             if member.done or not heard.get(member.id, {}).get("alive"):
                 self._remove(member)
         return None
+
+    def _share_seeds(self, heard: Mapping[str, Any]) -> None:
+        """Give the others what a silent actor had taken: its node may be lost, and no other have room for it."""
+        for member in self._members:
+            word = heard.get(member.id, {"alive": True})
+            silent = not word["alive"] and not word["starting"]
+            if silent and not member.silent:
+                self._control.give_back_seeds(member.id)
+            member.silent = silent
 
     def _finished(self) -> list[_Member]:
         open_loops = {member.loop: member for member in self._members if not member.done}

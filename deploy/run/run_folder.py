@@ -75,7 +75,8 @@ def check_name_in_redis(config: RunConfig, say: Say = say) -> None:
                 refuse_the_living(client, name)
                 _refuse_another_s(config, client, name)
         if config.run.resume and all(Control(client, Keys(name)).config() is None for name in _redis_names(config)):
-            say(f"redis.url holds nothing of {config.redis_name}: the run goes on with an empty buffer and its seeds anew")
+            lost = f"redis.url holds nothing of {config.redis_name}"
+            say(f"{lost}: the run goes on with an empty buffer and its seeds anew")
     except RedisError as error:
         raise RunFault(f"Redis was lost: {error}") from error
     finally:

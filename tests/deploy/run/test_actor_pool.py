@@ -65,6 +65,32 @@ def test_an_actor_that_retires_leaves_the_seeds_it_has_not_finished_to_the_other
     assert queue.take("actor-0", 1) == jobs
 
 
+def test_what_a_silent_actor_had_taken_goes_to_the_others_once_and_not_what_a_starting_one_has(
+    redis_client: Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control, queue = Control(redis_client, keys), SeedQueue(redis_client, keys)
+    jobs = [SeedJob("00000000000000aa", action_ids=(token,)) for token in range(3)]
+    queue.put(jobs)
+    for index, phase in enumerate(("scoring seeds", "scoring seeds", f"{STARTING}, compiling")):
+        control.heartbeat(f"actor-{index}", {"phase": phase})
+        assert queue.take(f"actor-{index}", 1) == [jobs[index]]
+    pool = pool_of_three(control)
+    for member in pool._members:
+        member.done = True
+    assert pool.look_after() is None and queue.take("another", 3) == []
+    later = time.time() + ALIVE_S + 1
+    monkeypatch.setattr("time.time", lambda: later)
+    control.heartbeat("actor-0", {"phase": "scoring seeds"})
+    assert pool.look_after() is None and queue.take("another", 3) == [jobs[1]]
+    # It was slow, and not dead: what it says of them now counts for nothing, and the other's word does.
+    queue.done("actor-1", [jobs[1]])
+    assert pool.look_after() is None and queue.take("a third", 3) == []
+    for actor, job in (("actor-0", jobs[0]), ("actor-2", jobs[2]), ("another", jobs[1])):
+        assert not queue.all_done
+        queue.done(actor, [job])
+    assert queue.all_done
+
+
 class _Loops:
     """Ray's `wait` on loops that have returned where this says so; what is asked of it is counted."""
 
