@@ -56,7 +56,7 @@ _TARGETS = (
     "What is asked of a method, as the paper's order of methods has it or as a target of our own, and what came out. ± "
     "is the standard error of the difference: over seeds, and of accuracies and of log p of the best over test rows "
     "too, as if each method had its own. Undecided is what Welch's t-test can't tell from no difference, two-sided at "
-    "5%, and what one seed says alone:"
+    "5%, and what one seed says alone, decoding aside, whose error is over prompts:"
 )
 
 

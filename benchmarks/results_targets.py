@@ -116,8 +116,8 @@ class Target:
         more = "" if self.more == 0 else f" + {self.more:g}"
         where = "" if not self.condition else f" with {self.condition}"
         least = self.factor * other.mean + self.more
-        notes = ["nothing is above 1"] if least > 1 and "accuracy" in self.figure else []
-        notes += _of_seeds(value, other)
+        beyond = least > 1 and "accuracy" in self.figure
+        notes = [*(["nothing is above 1"] if beyond else []), *_of_seeds(value, other)]
         found = Judged(
             self.method,
             f"{self.words}{where}: {times}{self.than}{more}",
@@ -125,7 +125,7 @@ class Target:
             value.mean,
             _of_sum([_error(each, self._of_rows(each)) for each in (value, other)], (1.0, self.factor)),
             ", ".join(notes),
-            alone=_is_alone(value) or _is_alone(other),
+            alone=not beyond and (_is_alone(value) or _is_alone(other)),
         )
         if found.met or (found.by_chance and not found.alone):
             return found

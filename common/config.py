@@ -663,17 +663,6 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _has_some_to_compare(self) -> Self:
-        if self.learner.objective in WITHIN_QUERIES and self.buffer.capacity_per_query < 2:
-            raise UserError(
-                "buffer.capacity_per_query",
-                self.buffer.capacity_per_query,
-                f"objective {self.learner.objective} compares trajectories of one query",
-                "give at least learner.trajectories_per_query",
-            )
-        return self
-
-    @model_validator(mode="after")
     def _sft_has_data(self) -> Self:
         seeds = self.seeds
         if self.learner.objective == "sft" and not (seeds.data or seeds.file or seeds.hint):

@@ -54,7 +54,7 @@ def make_seed_jobs(section: SeedSection, task: Task[Any]) -> list[SeedJob]:
     queries = task.queries("train")
     jobs = [] if section.file is None else _given(section.file, queries, task)
     if section.data:
-        given = task.rationales()
+        given = {key: group for key, group in task.rationales().items() if group}
         if not given:
             left_out = task.unusable_rationales()
             if left_out is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
@@ -11,7 +10,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from common.reward import RewardWeights
-from common.row import BadRow, Row
+from common.row import Row
 from common.tasks.base import SamplingTemperature
 from common.tasks.figures import majority
 from common.tasks.template import Groups, TemplateConfig, TemplateTask
@@ -21,6 +20,7 @@ from common.tools import ToolSection
 from common.trajectory import Trajectory
 
 _RESULT = re.compile(r"=\s*([-−]?\d+)")
+_INTEGER = re.compile(r"([-+]?\d+)(?:\.0*)?")
 _SUM = re.compile(r"(-?\d+)((?: [+-] \d+)+) =")
 
 
@@ -57,7 +57,13 @@ class ArithmeticTask(TemplateTask[ArithmeticConfig]):
     main_figures = ("accuracy", "sample_accuracy")
 
     def info(self, row: Row) -> dict[str, Any]:
-        return {"answer": str(_integer(fill_row(self.config.answer, row, "task.answer")))}
+        return {"answer": _integer(fill_row(self.config.answer, row, "task.answer"))}
+
+    def data_notes(self) -> list[str]:
+        answers = [query.info["answer"] for query in (*self.queries("train"), *self.queries("test"))]
+        others = [answer for answer in answers if _INTEGER.fullmatch(answer) is None]
+        note = f"{len(others)} of {len(answers)} answers are no integers, as results are (the first: {others[:1]})"
+        return [*super().data_notes(), *([note] if others else [])]
 
     def known_texts(self, example: Example) -> Sequence[str]:
         """Those that it holds, else the sum as it is worked out from left to right."""
@@ -80,16 +86,10 @@ class ArithmeticTask(TemplateTask[ArithmeticConfig]):
         return str(int(found[-1].replace("−", "-"))) if found else None
 
 
-def _integer(text: str) -> int:
-    """The integer that a text is, also as `4.0`, which columns with gaps are written as; raises BadRow."""
-    try:
-        value = float(text.replace("−", "-"))
-        found = int(value)
-    except (ValueError, OverflowError):
-        value, found = math.nan, 0
-    if found != value:
-        raise BadRow(f"task.answer: {text!r} is no integer")
-    return found
+def _integer(text: str) -> str:
+    """An integer as results are read, also of `4.0`, as columns with gaps are written; any other text as it is."""
+    found = _INTEGER.fullmatch(text.replace("−", "-").strip())
+    return text if found is None else str(int(found[1]))
 
 
 def worked_out(prompt: str, answer: str) -> str | None:

@@ -140,12 +140,18 @@ SampleSets = Mapping[str, Mapping[str, Sequence[Trajectory]]]
 
 
 def with_samples(samples: SampleSets) -> SampleSets:
-    """Without queries and labels that have none, as a reward of the user's own may have failed on all of theirs. Raises
-    RunFault where the trained sampler is such a one, as the base model's figures would be taken for its own."""
+    """Without queries and labels that have none, as a reward of the user's own may have failed on all of theirs."""
     kept = {label: {key: group for key, group in groups.items() if group} for label, groups in samples.items()}
-    if not kept.get("trained", True):
-        raise RunFault("none of the trained sampler's samples has a valid reward")
     return {label: groups for label, groups in kept.items() if groups}
+
+
+def check_trained(samples: SampleSets) -> SampleSets:
+    """As `with_samples`; raises RunFault where the trained sampler was drawn from and has none, as the base model's
+    figures would be taken for its own."""
+    kept = with_samples(samples)
+    if "trained" in samples and "trained" not in kept:
+        raise RunFault("none of the trained sampler's samples has a valid reward")
+    return kept
 
 
 def missing_samples(requests: Sequence[SampleRequest], samples: SampleSets) -> dict[str, int]:

@@ -69,12 +69,6 @@ class ConstrainedConfig(TemplateConfig):
         if self.has_grammar and "allowed_characters" not in self.model_fields_set:
             # The grammar says it all. Set, so that the run's own configuration says so too.
             self.allowed_characters = None
-        soft = self.keywords or self.forbidden_words or self.least_words or self.most_words or self.classifier
-        if self.tool is not None and soft:
-            raise ValueError(
-                "keywords, forbidden_words, least_words, most_words and classifier judge what the policy writes, not "
-                "what a tool inserts: leave out tool, or judge the whole text by a reward of your own (task.reward)"
-            )
         if self.most_words is not None and self.most_words < self.least_words:
             raise ValueError(f"most_words = {self.most_words} is below least_words = {self.least_words}")
         return self

@@ -211,7 +211,6 @@ def area_by_one_rationale(groups: Sequence[Sequence[Trajectory]], truths: Sequen
     n = max(map(len, groups))
     if n < 2 or not all(item.source in SAMPLED for group in groups for item in group):
         return {}
-    # What other versions kept stands in the order in which it ended, short ones first.
     mixed = [random.Random(i).sample(group, len(group)) for i, group in enumerate(groups)]
     each = (
         classification(choice_log_probs([[group[i % len(group)]] for group in mixed], truths), truths) for i in range(n)

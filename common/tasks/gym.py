@@ -51,14 +51,6 @@ class ReasoningGymConfig(TaskConfig):
     max_len: int = Field(12, ge=1, description="tokens at which the answer is ended")
     evaluation_samples: int = Field(10, ge=1, description="answers a test question for the evaluation")
 
-    @field_validator("options")
-    @classmethod
-    def _of_the_generator_alone(cls, value: dict[str, Any]) -> dict[str, Any]:
-        own = [name for name in ("seed", "size") if name in value]
-        if own:
-            raise ValueError(f"holds {own[0]}, which is a setting of the task: set task.{own[0]}")
-        return value
-
     @field_validator("template")
     @classmethod
     def _holds_the_question(cls, value: str) -> str:

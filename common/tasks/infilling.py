@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from common.places import Kind, Place
 from common.reward import RewardWeights
@@ -34,14 +34,6 @@ class InfillingConfig(TemplateConfig):
     embedding_model: Annotated[str | None, Place(Kind.MODEL)] = Field(
         None, description="sentence-transformers model for `similarity`; all-MiniLM-L6-v2, which is installed, without"
     )
-
-    @model_validator(mode="after")
-    def _beams_know_no_tools(self) -> Self:
-        if self.tool is not None and self.evaluation_beam:
-            raise ValueError(
-                "evaluation_beam is a beam search, which knows no tools: set it to false, or leave out tool"
-            )
-        return self
 
 
 class InfillingTask(TemplateTask[InfillingConfig]):

@@ -122,8 +122,6 @@ class TemplateConfig(TextConfig):
     def _calibrates_choices(self) -> Self:
         if (self.calibrate != "none" or self.calibrate_reward) and len(self.choices) < 2:
             raise ValueError("calibrating is about choices, and there are none: give at least two `choices`")
-        if self.misleading_penalty and not self.choices:
-            raise ValueError("misleading_penalty is about choices, and there are none: give `choices`")
         if self.calibrate_reward and self.target is None:
             raise ValueError("calibrate_reward is about a target: give `target`")
         if not self.content_free.strip():

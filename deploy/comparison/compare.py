@@ -187,9 +187,8 @@ def _checked(comparison: Comparison, cells: Sequence[Cell], folder: Path) -> lis
         wanted = Wanted.of(config, None if cell.after is None else jobs[cell.after].wanted)
         jobs[cell.name] = job = _Job(number, cell, config, wanted)
         # The same task with the same seeds need not be read twice.
-        digest = hashlib.sha256(
-            json.dumps(config.model_dump(mode="json", include={"task", "seeds", "actor", "model"})).encode()
-        ).hexdigest()
+        read = config.model_dump(mode="json", include={"task", "seeds", "actor", "model"})
+        digest = hashlib.sha256(json.dumps([read, config.learner.objective]).encode()).hexdigest()
         if digest not in examined and cell.after is None and not _is_done(folder, job):
             examined.add(digest)
             prepare(config)

@@ -125,14 +125,15 @@ class ActorPool:
         self._started[index] += 1
         return _Member(index, handle, group, handle.run.remote(), started_at)
 
-    def look_after(self) -> str | None:
-        """Take away who retired, call actors again whose loop failed; what makes going on pointless, or None."""
-        heard = self._control.actors()
+    def look_after(self, last_heard: Mapping[str, Any]) -> str | None:
+        """Take away who retired, call actors again whose loop failed, give others the seeds of who is silent; what
+        makes going on pointless, or None. `last_heard` are actors' last words, as of the last look at Redis."""
+        heard = self._control.actors() if any(member.retiring for member in self._members) else {}
         for member in self._finished():
             problem = self._ended(member)
             if problem is not None:
                 return problem
-        self._share_seeds(heard)
+        self._share_seeds(last_heard)
         for member in [member for member in self._members if member.retiring]:
             # One on a lost node never answers.
             if member.done or not heard.get(member.id, {}).get("alive"):

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import random
 import socket
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from actors.drafting import Draft, Origin, use_tool
 from buffer.connection import connect_impatiently
 from buffer.embedded import find_redis_server
 from common.action_space import ActionSpace
@@ -21,13 +18,13 @@ from common.devices import resolve_devices
 from common.errors import UserError
 from common.evaluation import evaluated_queries
 from common.grammar import COMPILE_LIMIT_S, compile_limit
-from common.metrics import ActorMetrics, new_registry
 from common.places import Kind, absolute, is_folder, looks_like_path, places
 from common.reward_calls import Subject, check_own_reward
 from common.seeds import make_seed_jobs, usable_rationales
 from common.tasks import Task, make_task
 from common.tasks.base import unreadable
 from common.tokens import codec_of
+from deploy.run.effect_checks import check_effects
 from deploy.run.find_model import check_hub, find_model
 from deploy.run.inference_checks import check_inference
 from deploy.run.model_check import ModelCheck
@@ -36,9 +33,6 @@ from deploy.run.ray_needs import check_ray
 from deploy.run.resuming import adopted, check_resume
 from deploy.run.run_folder import Say, check_folder, check_name_in_redis, say
 from learner.tracking import check_tracking
-
-_TRIED = 4
-"""Known rationales that the tool is tried on."""
 
 
 def prepare(config: RunConfig, say: Say = say) -> RunConfig:
@@ -60,17 +54,18 @@ def prepare(config: RunConfig, say: Say = say) -> RunConfig:
     _check_redis(config)
     check_name_in_redis(config, say)
     _check_models(config)
-    _check_untrained(config)
     config = config.model_copy(update={"model": config.model.model_copy(update={"name": find_model(model_name)})})
     assert config.model.name is not None
     model = ModelCheck.of(config.model.name)
     with compile_limit(COMPILE_LIMIT_S), own_errors(config.task):
         task, n_seeds = _check_task(config, model, say)
     if config.learner.objective == "sft":
-        # All of them are waited for, but for those that are set aside, and nothing else; each is as likely as another.
-        update = {"min_size": n_seeds, "fresh": 0.0, "replay_priority": "uniform", "replay_choice": "drawn"}
-        update["query_selection"] = "uniform"
-        config = config.model_copy(update={"buffer": config.buffer.model_copy(update=update)})
+        # All of them are waited for, but for those that are set aside, and nothing else; each is as likely as another
+        # unless it is said otherwise.
+        alike = {"fresh": 0.0, "replay_priority": "uniform", "near_duplicate_tolerance": 0.0}
+        unsaid = {name: value for name, value in alike.items() if name not in config.buffer.model_fields_set}
+        buffer = config.buffer.model_copy(update={**unsaid, "min_size": n_seeds})
+        config = config.model_copy(update={"buffer": buffer})
     lora = config.model.lora
     model.check_target_modules(lora.target_modules)
     model.check_tensor_parallel(config.actor.tensor_parallel_size)
@@ -97,23 +92,6 @@ def _check_models(config: RunConfig) -> None:
         # Sentence Transformers' own models go without their owner.
         owner = "sentence-transformers/" if name.endswith("embedding_model") and "/" not in text else ""
         check_hub(name, f"{owner}{text}")
-
-
-def _check_untrained(config: RunConfig) -> None:
-    """Refuse what is of a trained sampler alone where there is none, or where none is drawn from."""
-    objective, run = config.learner.objective, config.run
-    if objective in WITHOUT_TRAINING and config.model.lora.start_from is not None:
-        raise UserError(
-            "model.lora.start_from",
-            str(config.model.lora.start_from),
-            f"has no effect with learner.objective {objective}, which draws from the base model",
-            "leave it out, or use `amortis evaluate` on the run whose adapter it is",
-        )
-    if run.evaluate_training and (objective in WITHOUT_TRAINING or not run.evaluate_samples):
-        why = f"learner.objective {objective} trains none" if run.evaluate_samples else "run.evaluate_samples is false"
-        raise UserError(
-            "run.evaluate_training", run.evaluate_training, f"no trained sampler is drawn from, as {why}", "set it to 0"
-        )
 
 
 def _check_ports(config: RunConfig) -> None:
@@ -176,20 +154,14 @@ def _check_task(config: RunConfig, model: ModelCheck, say: Say) -> tuple[Task[An
             f"the longest prompt, rationale and target take {needed} tokens",
             f"raise it to {needed}",
         )
-    inserted = _most_inserted(task)
-    if needed + inserted > config.actor.max_model_len:
-        raise UserError(
-            "actor.max_model_len",
-            config.actor.max_model_len,
-            f"the longest prompt, rationale and target take {needed} tokens, and what task.tool writes {inserted}",
-            f"raise it to {needed + inserted}",
-        )
     for query in (*task.queries("train"), *task.queries("test")):
         for what, ids in query.texts():
             reason = unreadable(task.codec, ids)
             if reason is not None:
                 raise UserError("task.name", config.task.name, f"{what}: {reason}", "choose another text or model")
     check_inference(config, task)
+    if not config.run.resume:
+        check_effects(config, task, say)
     learner = config.learner
     if space.min_len > 0 and learner.objective in ("subtb", "db") and learner.trajectories_per_query < 2:
         raise UserError(
@@ -221,23 +193,6 @@ def _check_task(config: RunConfig, model: ModelCheck, say: Say) -> tuple[Task[An
         )
     given = {(job.query_id, job.action_ids) for job in jobs if job.action_ids is not None}
     return task, max(1, len(given) + sum(job.n for job in jobs if job.hint_ids is not None))
-
-
-def _most_inserted(task: Task[Any]) -> int:
-    """Tokens that the tool writes into known rationales, the longest of them; one where none is known."""
-    if task.tool is None:
-        return 0
-    known = {**task.known_rationales(), **task.rationales()}
-    queries = task.queries_by_id
-    each = [(queries[key], ids) for key, group in known.items() if key in queries for ids in group]
-    metrics, found = ActorMetrics(new_registry()), [1]
-    for query, ids in sorted(each, key=lambda item: len(item[1]))[-_TRIED:]:
-        draft = Draft(Origin(query, None, 1.0, "seed"))
-        for token in ids:
-            draft.act(token, math.nan)
-            use_tool(draft, task, metrics, sys.maxsize)
-        found.append(len(draft.inputs) - len(draft.actions))
-    return max(found)
 
 
 def _check_own_reward(task: Task[Any], *, every_state: bool) -> None:

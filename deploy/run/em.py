@@ -16,6 +16,7 @@ from typing import Any
 from common.config import RunConfig
 from common.config_loading import load_run, save_resolved
 from common.devices import available_cores
+from common.errors import RunFault
 from common.files import write_whole
 from common.json_text import dumps
 from common.tasks import make_task
@@ -57,10 +58,13 @@ def run_em(
             break
         model = m_config.run_folder / "adapter"
     done = not interrupted and sampler is not None and model is not None
-    figures = {}
+    figures, fault = {}, None
     if done:
         _finish(config, sampler, model)  # type: ignore[arg-type]
-        figures = evaluate(folder)
+        try:
+            figures = evaluate(folder)
+        except RunFault as error:
+            fault = str(error)
     summary: dict[str, Any] = {
         "task": config.task.name,
         "run": config.run.name,
@@ -72,7 +76,7 @@ def run_em(
         "wall_s": time.monotonic() - started,
         "interrupted": interrupted,
         "stopped_because": stopped_because,
-        "fault": None,
+        "fault": fault,
     }
     write_whole(folder / "summary.json", dumps(summary, indent=2))
     return summary

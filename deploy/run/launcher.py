@@ -43,7 +43,7 @@ from common.metrics import LauncherMetrics, new_registry, serve, targets
 from common.processes import die_with_parent
 from common.seeds import make_seed_jobs
 from common.tasks import SampleRequest, Split, Task, make_task
-from common.tasks.base import SampleSets, missing_samples, with_samples
+from common.tasks.base import SampleSets, check_trained, missing_samples, with_samples
 from common.tokens import codec_of
 from common.trajectory import Trajectory
 from deploy.run.actor_pool import ActorPool, EvaluationStopped
@@ -280,7 +280,7 @@ class Launcher:
         while learner.poll() is None:
             time.sleep(POLL_S)
             self._look(actors)
-            problem = actors.look_after()
+            problem = actors.look_after(self.state.actors)
             if problem is not None:
                 self.control.report_fault("actors", problem)
             if self._interrupts and stop_deadline is None:
@@ -365,13 +365,14 @@ class Launcher:
             trained = [request for request in requests if request.adapter]
             drawn["train"] = self._drawn("evaluating on training queries", trained, actors, most, "train")
             keep_samples(folder / SAMPLES, self.config, task, drawn)
-            found["training"] = measures(self._figures(task, drawn["train"]))
+            if with_samples(drawn["train"]):
+                found["training"] = measures(self._figures(task, drawn["train"]))
         return found
 
     def _figures(self, task: Task[Any], drawn: SampleSets) -> dict[str, Any]:
         """The task's of what was drawn; raises RunFault if they can't be made, as all else is kept."""
         try:
-            return task.evaluate_samples(with_samples(drawn), self.config.reward_weights)
+            return task.evaluate_samples(check_trained(drawn), self.config.reward_weights)
         except Exception as error:
             log.exception("no figures of what was drawn")
             said = str(error) if isinstance(error, UserError | RunFault) else f"{type(error).__name__}: {error}"

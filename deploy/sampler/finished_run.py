@@ -24,7 +24,7 @@ from common.places import absolute
 from common.reward_calls import load_own_reward
 from common.row import BadRow, Row
 from common.tasks import SampleRequest, Split, Task, make_task
-from common.tasks.base import SampleSets, missing_samples, unreadable, with_samples
+from common.tasks.base import SampleSets, check_trained, missing_samples, unreadable, with_samples
 from common.tasks.template import TemplateTask
 from common.tasks.text import TextTask
 from common.tokens import HuggingFaceCodec, codec_of
@@ -235,10 +235,11 @@ class FinishedRun:
                 samples["train"] = drawn(trained, queries, " on training queries")
             if keep is not None:
                 keep_samples(keep, self.config, self.task, samples)
-            found |= self.task.evaluate_samples(with_samples(samples["test"]), weights)
+            found |= self.task.evaluate_samples(check_trained(samples["test"]), weights)
             found |= missing_samples(requests, samples["test"])
-            if most:
-                found["training"] = measures(self.task.evaluate_samples(with_samples(samples["train"]), weights))
+            on_training = with_samples(samples.get("train", {}))
+            if on_training:
+                found["training"] = measures(self.task.evaluate_samples(on_training, weights))
         return found
 
     def check_own_reward(self) -> None:

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -232,10 +231,3 @@ def test_a_variable_of_several_parts_that_is_not_whole_is_one_line(
     monkeypatch.setenv("AMORTIS_MODEL__LORA__TARGET_MODULES", '["q_proj"')
     with pytest.raises(UserError):
         load_config(path, [])
-
-
-def test_a_buffer_of_one_trajectory_a_query_is_refused_where_they_are_compared() -> None:
-    settings: dict[str, Any] = {"task": {"name": "rng"}, "buffer": {"capacity_per_query": 1}}
-    with pytest.raises(UserError, match=r"buffer\.capacity_per_query = 1: objective vargrad compares"):
-        RunConfig.model_validate({**settings, "learner": {"objective": "vargrad"}})
-    RunConfig.model_validate({**settings, "learner": {"objective": "tb"}})

@@ -13,7 +13,7 @@ from common.evaluation import evaluated_queries, figures_of, request_of, spread
 from common.reward import RewardWeights
 from common.shown import shortened
 from common.tasks import SampleRequest, SampleSets
-from common.tasks.base import base_and_trained, missing_samples, with_samples
+from common.tasks.base import base_and_trained, check_trained, missing_samples
 from common.terminal import visible
 from common.trajectory import Query
 from tests.conftest import make_query, make_trajectory
@@ -120,9 +120,9 @@ def test_a_trained_sampler_without_any_sample_is_not_evaluated_as_the_base_model
     query = make_query(0)
     drawn = {query.id: [make_trajectory(query, [3])]}
     with pytest.raises(RunFault, match="none of the trained sampler's samples has a valid reward"):
-        with_samples({"base": drawn, "trained": {query.id: []}})
-    assert with_samples({"base": drawn}) == {"base": drawn}, "of prompting there is no other"
-    assert with_samples({"base": {query.id: []}, "trained": drawn}) == {"trained": drawn}
+        check_trained({"base": drawn, "trained": {query.id: []}})
+    assert check_trained({"base": drawn}) == {"base": drawn}, "of prompting there is no other"
+    assert check_trained({"base": {query.id: []}, "trained": drawn}) == {"trained": drawn}
 
 
 def test_samples_of_the_trained_sampler_that_are_missing_are_counted() -> None:

@@ -265,7 +265,7 @@ def _modes(trained: Mapping[str, Any], base: Mapping[str, Any]) -> list[Figure]:
             "Best known rationales",
             "known",
             number,
-            "the best distinct ones of the buffer and the data, or of the base model's draws where these have none",
+            "the best distinct ones of the buffer and the data, and for held-out queries of the base model's draws",
         ),
         ("Their mass", "log_known_mass", number, "log Σ R of them: log Z is at least this"),
         ("Their mass under q", "mass_under_q", percent, ""),

@@ -15,6 +15,7 @@ from common.default_model import default_model_path
 from common.tasks import make_task
 from common.tokens import HuggingFaceCodec, load_codec
 from deploy.comparison.definition import Comparison
+from deploy.run.effect_checks import check_effects
 
 ROOT = Path(__file__).parents[3]
 SHIPPED = sorted((ROOT / "deploy" / "comparison").glob("*.yaml"))
@@ -22,11 +23,12 @@ SHIPPED = sorted((ROOT / "deploy" / "comparison").glob("*.yaml"))
 
 def sum_row(draw: random.Random, operands: int) -> dict[str, str | int]:
     """A problem that the arithmetic task reads."""
-    total, question, steps = draw.randrange(10), "", []
+    total, steps = draw.randrange(10), list[str]()
     question = str(total)
     for _ in range(operands - 1):
         sign, n = draw.choice("+-"), draw.randrange(10)
-        question, steps = f"{question} {sign} {n}", [*steps, f"{total} {sign} {n} ="]
+        question = f"{question} {sign} {n}"
+        steps.append(f"{total} {sign} {n} =")
         total += n if sign == "+" else -n
     return {
         "str_query": f"Question: {question} = ? Answer:",
@@ -80,7 +82,7 @@ def test_every_cell_of_a_shipped_comparison_has_its_queries_by_data_of_the_real_
 ) -> None:
     given = None if path.stem == "infilling" else data
     comparison = Comparison.load([path], seeds=[0], data=given, overrides=[])
-    settings, seen = tmp_path / "cell.yaml", set()
+    settings, seen, told = tmp_path / "cell.yaml", set[str](), list[str]()
     for cell in comparison.cells(tmp_path):
         settings.write_text(yaml.safe_dump(dict(cell.settings)))
         config = load_config(settings)
@@ -89,6 +91,8 @@ def test_every_cell_of_a_shipped_comparison_has_its_queries_by_data_of_the_real_
             continue
         seen.add(key)
         task = make_task(config.task, codec, config.actor.max_model_len)
+        check_effects(config, task, told.append)
+        assert not any("leaves task.tool no room" in line for line in told), cell.name
         test = task.queries("test")
         assert task.queries("train") and test, cell.name
         wanted = getattr(config.task, "test_size", None)

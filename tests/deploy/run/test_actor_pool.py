@@ -61,7 +61,7 @@ def test_an_actor_that_retires_leaves_the_seeds_it_has_not_finished_to_the_other
     pool._ray = SimpleNamespace(kill=lambda handle: None)
     for member in pool._members:
         member.done, member.retiring = True, member.index == 2
-    assert pool.look_after() is None and [member.index for member in pool._members] == [0, 1]
+    assert pool.look_after({}) is None and [member.index for member in pool._members] == [0, 1]
     assert queue.take("actor-0", 1) == jobs
 
 
@@ -77,14 +77,14 @@ def test_what_a_silent_actor_had_taken_goes_to_the_others_once_and_not_what_a_st
     pool = pool_of_three(control)
     for member in pool._members:
         member.done = True
-    assert pool.look_after() is None and queue.take("another", 3) == []
+    assert pool.look_after(control.actors()) is None and queue.take("another", 3) == []
     later = time.time() + ALIVE_S + 1
     monkeypatch.setattr("time.time", lambda: later)
     control.heartbeat("actor-0", {"phase": "scoring seeds"})
-    assert pool.look_after() is None and queue.take("another", 3) == [jobs[1]]
+    assert pool.look_after(control.actors()) is None and queue.take("another", 3) == [jobs[1]]
     # It was slow, and not dead: what it says of them now counts for nothing, and the other's word does.
     queue.done("actor-1", [jobs[1]])
-    assert pool.look_after() is None and queue.take("a third", 3) == []
+    assert pool.look_after(control.actors()) is None and queue.take("a third", 3) == []
     for actor, job in (("actor-0", jobs[0]), ("actor-2", jobs[2]), ("another", jobs[1])):
         assert not queue.all_done
         queue.done(actor, [job])
@@ -195,8 +195,8 @@ def test_a_process_whose_loop_failed_is_never_used_again_and_the_first_cause_is_
 ) -> None:
     errors = [EngineFault("Too many allowed token IDs: 47116"), KeyError("sample-7"), KeyError("sample-8")]
     pool, started = failing_pool(redis_client, keys, *errors)
-    assert pool.look_after() is None and pool.look_after() is None
-    problem = pool.look_after()
+    assert pool.look_after({}) is None and pool.look_after({}) is None
+    problem = pool.look_after({})
     assert problem is not None and "first: Too many allowed token IDs: 47116; last: 'sample-8'" in problem
     assert started == ["process 0", "process 1", "process 2"]
     assert pool._ray.killed == ["process 0", "process 1"]
@@ -207,21 +207,21 @@ def test_an_engine_whose_start_was_disturbed_is_started_again_without_a_failure(
 ) -> None:
     pool, started = failing_pool(redis_client, keys, *[DISTURBED] * DISTURBANCES)
     for _ in range(DISTURBANCES):
-        assert pool.look_after() is None
+        assert pool.look_after({}) is None
     assert len(started) == DISTURBANCES + 1 and pool._members[0].failures == 0
 
 
 def test_an_engine_that_is_always_disturbed_ends_the_run(redis_client: Redis, keys: Keys) -> None:
     n = DISTURBANCES + RETRIES
     pool, _ = failing_pool(redis_client, keys, *[DISTURBED] * n)
-    assert [pool.look_after() for _ in range(n - 1)] == [None] * (n - 1)
-    assert "first: actor.gpu_memory_utilization = 0.9" in (pool.look_after() or "")
+    assert [pool.look_after({}) for _ in range(n - 1)] == [None] * (n - 1)
+    assert "first: actor.gpu_memory_utilization = 0.9" in (pool.look_after({}) or "")
 
 
 def test_a_wrong_setting_and_a_fault_of_the_run_end_it_at_once(redis_client: Redis, keys: Keys) -> None:
     for error in (UserError("model.name", "x", "is no model", "give one"), RunFault("an adapter changes nothing")):
         pool, started = failing_pool(redis_client, keys, error)
-        assert pool.look_after() == str(error) and len(started) == 1
+        assert pool.look_after({}) == str(error) and len(started) == 1
 
 
 class _Call:
