@@ -176,7 +176,7 @@ def _is_alone(entry: Entry) -> bool:
 
 def _of_seeds(entry: Entry, other: Entry) -> list[str]:
     """Which they are, where they are few or not the same."""
-    if entry.seeds == other.seeds and len(entry.seeds) > 1:
+    if {*entry.seeds} == {*other.seeds} and len(entry.seeds) > 1:
         return []
     own, others = (", ".join(map(str, sorted(each.seeds))) for each in (entry, other))
     return [f"seed {own}"] if own == others else [f"seeds {own} against {others}"]
