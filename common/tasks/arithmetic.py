@@ -62,8 +62,12 @@ class ArithmeticTask(TemplateTask[ArithmeticConfig]):
     def data_notes(self) -> list[str]:
         answers = [query.info["answer"] for query in (*self.queries("train"), *self.queries("test"))]
         others = [answer for answer in answers if _INTEGER.fullmatch(answer) is None]
-        note = f"{len(others)} of {len(answers)} answers are no integers, as results are (the first: {others[:1]})"
-        return [*super().data_notes(), *([note] if others else [])]
+        notes = super().data_notes()
+        if others:
+            notes.append(
+                f"{len(others)} of {len(answers)} answers are no integers, as results are: {others[0]!r} first"
+            )
+        return notes
 
     def known_texts(self, example: Example) -> Sequence[str]:
         """Those that it holds, else the sum as it is worked out from left to right."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 from actors.drafting import Draft, Origin, use_tool
@@ -28,11 +29,9 @@ _TRIED = 4
 
 def check_effects(config: RunConfig, task: Task[Any], say: Say) -> None:
     """Raises UserError naming the first setting that can have no effect, or none that is meant."""
-    for setting, value, problem, remedy in (
-        *_of_the_run(config),
-        *_of_the_task(config, task),
-    ):
-        raise UserError(setting, value, problem, remedy)
+    problem = next(chain(_of_the_run(config), _of_the_task(config, task)), None)
+    if problem is not None:
+        raise UserError(*problem)
     objective, run = config.learner.objective, config.run
     if run.evaluate_training and (objective in WITHOUT_TRAINING or not run.evaluate_samples):
         why = f"learner.objective {objective} trains none" if run.evaluate_samples else "run.evaluate_samples is false"
@@ -43,6 +42,7 @@ def check_effects(config: RunConfig, task: Task[Any], say: Say) -> None:
 
 
 _Problem = tuple[str, Any, str, str]
+"""Setting, value, what is wrong, remedy."""
 
 
 def _of_the_run(config: RunConfig) -> Iterator[_Problem]:

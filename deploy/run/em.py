@@ -36,7 +36,8 @@ def run_em(
     say: Callable[[str], None] = lambda text: None,
     watch: Watcher = lambda state: None,
 ) -> dict[str, Any]:
-    """All iterations, then the evaluation of the last sampler against the last M step's model; the summary.
+    """All iterations, then the evaluation of the last sampler against the last M step's model; the summary, which is
+    there too where that evaluation raises RunFault.
 
     `evaluate` gives the figures of the finished run in a folder; `watch` sees the state of each step's run.
     """
@@ -58,13 +59,14 @@ def run_em(
             break
         model = m_config.run_folder / "adapter"
     done = not interrupted and sampler is not None and model is not None
-    figures, fault = {}, None
+    figures: dict[str, Any] = {}
+    fault: RunFault | None = None
     if done:
         _finish(config, sampler, model)  # type: ignore[arg-type]
         try:
             figures = evaluate(folder)
         except RunFault as error:
-            fault = str(error)
+            fault = error
     summary: dict[str, Any] = {
         "task": config.task.name,
         "run": config.run.name,
@@ -76,9 +78,11 @@ def run_em(
         "wall_s": time.monotonic() - started,
         "interrupted": interrupted,
         "stopped_because": stopped_because,
-        "fault": fault,
+        "fault": None if fault is None else str(fault),
     }
     write_whole(folder / "summary.json", dumps(summary, indent=2))
+    if fault is not None:
+        raise fault
     return summary
 
 

@@ -829,6 +829,6 @@ def test_answers_that_no_result_can_be_are_told(codec: HuggingFaceCodec, tmp_pat
     path = write(tmp_path / "r.jsonl", rows)
     task = task_of(codec, "arithmetic", train_path=path, test_path=path, on_overlap="report", reference_shots=0)
     n = 2 * len(rows)
-    assert f"4 of {n} answers are no integers, as results are (the first: ['1,000'])" in task.data_notes()
+    assert f"4 of {n} answers are no integers, as results are: '1,000' first" in task.data_notes()
     sums = write(tmp_path / "s.jsonl", SUMS)
     assert not any("no integers" in note for note in task_of(codec, "arithmetic", train_path=sums).data_notes())

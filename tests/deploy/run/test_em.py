@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import deploy.run.em
 from common.action_space import ActionSpace
 from common.config import LoraSection, RunConfig
 from common.config_loading import as_data, load_run
-from common.errors import UserError
+from common.errors import RunFault, UserError
 from deploy.run.best import Best, keep_best, load_best
 from deploy.run.checks import prepare
 from deploy.run.em import _e_step, _finish, _m_step, run_em
@@ -123,3 +124,28 @@ def test_each_step_s_run_is_watched(tmp_path: Path, digit_model: Path, monkeypat
     watched: list[str | None] = []
     summary = run_em(config, lambda folder: {}, watch=lambda state: watched.append(state.config.run.name))
     assert watched == ["e1", "m1"] and summary["interrupted"]
+
+
+def test_an_evaluation_that_fails_leaves_a_summary_that_says_so(
+    tmp_path: Path, digit_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Run:
+        def __init__(self, config: RunConfig, watch: Watcher, draw: int) -> None:
+            self._folder = config.run_folder
+
+        def run(self) -> dict[str, bool]:
+            save_adapter(digit_model, self._folder / "adapter", seed=1)
+            (self._folder / DRAWN).write_text("{}\n")
+            return {"interrupted": False}
+
+    def evaluate(folder: Path) -> dict[str, float]:
+        raise RunFault("none of the samples has a valid reward")
+
+    monkeypatch.setattr(deploy.run.em, "Launcher", Run)
+    config = prepare(config_of(tmp_path, digit_model, "--run.name", "em", "--em.iterations", "1"))
+    for name in ("e1", "m1"):
+        (config.run_folder / name).mkdir(parents=True)
+    with pytest.raises(RunFault, match="none of the samples"):
+        run_em(config, evaluate)
+    summary = json.loads((config.run_folder / "summary.json").read_text())
+    assert summary["fault"] == "none of the samples has a valid reward" and not summary["interrupted"]
