@@ -211,6 +211,7 @@ def area_by_one_rationale(groups: Sequence[Sequence[Trajectory]], truths: Sequen
     n = max(map(len, groups))
     if n < 2 or not all(item.source in SAMPLED for group in groups for item in group):
         return {}
+    # Whatever order they stand in: those at one place of each query's may be alike.
     mixed = [random.Random(i).sample(group, len(group)) for i, group in enumerate(groups)]
     each = (
         classification(choice_log_probs([[group[i % len(group)]] for group in mixed], truths), truths) for i in range(n)
