@@ -167,7 +167,8 @@ def _curves(section: Section, measured: Sequence[Mapping[str, Any]]) -> list[str
     for item in measured:
         curves = item.get("curve", {})
         # The section's first; of several test files together, where its columns are of each.
-        for figure in [figure for figure in section.figures if figure in curves][:1] or curves:
+        named = (section.curve,) if section.curve else section.figures
+        for figure in [figure for figure in named if figure in curves][:1] or curves:
             found.setdefault((item["condition"], item["method"], figure), []).append(curves[figure])
     told = []
     for (condition, method, figure), of_seeds in found.items():
@@ -266,12 +267,23 @@ def _budget(cells: Sequence[Cell], measured: Sequence[Mapping[str, Any]]) -> str
         if em.iterations and found:
             steps = f"{learner.steps} steps, then {em.m_steps} of an M step"
         elif each:
-            steps = f"{found[0]['steps']:.0f} steps of {np.mean(each):.3g} trajectories"
+            steps = f"{_steps_of(cell.method, measured)} of {np.mean(each):.3g} trajectories"
         else:
             continue
         after = "" if cell.after is None else f", starting from {methods[cell.after]}'s adapter"
         trained.append(f"{cell.method} {steps}{after}")
     return f"Trained, on the mean: {'; '.join(trained)}."
+
+
+def _steps_of(method: str, measured: Sequence[Mapping[str, Any]]) -> str:
+    """How many steps its cells took, and of which conditions where they differ."""
+    conditions: dict[float, dict[str, None]] = {}
+    for item in measured:
+        if item["method"] == method and item["figures"].keys() >= _LENGTH:
+            conditions.setdefault(item["figures"]["steps"], {})[item["condition"]] = None
+    if len(conditions) == 1:
+        return f"{next(iter(conditions)):.0f} steps"
+    return ", ".join(f"{steps:.0f} steps with {' and '.join(names)}" for steps, names in sorted(conditions.items()))
 
 
 def _rows(section: Section, found: Figures, least_ess: float) -> list[str]:

@@ -54,6 +54,8 @@ class Section:
     weights tell anything; none where a method is missing."""
     read: Callable[[Figures, float], Sequence[str]] = lambda *_: ()
     """What else they say: sentences."""
+    curve: str = ""
+    """What is told of methods while they trained; without it the first of its figures that was looked at."""
 
 
 _AT_FIVE = "accuracy at 5 operands"
@@ -144,6 +146,7 @@ SECTIONS = (
         },
         "The paper's (its table 3), with 10 labels: SFT 0.643, GFlowNet 0.714, GFlowNet + SFT 0.752.",
         partial(all_judged, _SUBJECTIVITY),
+        curve="auc",
     ),
     Section(
         "subjectivity-settings",

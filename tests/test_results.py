@@ -283,6 +283,14 @@ def test_a_training_s_length_is_what_was_trained_and_where_it_went_on_from(table
     assert told in results.page()
 
 
+def test_a_method_that_took_more_steps_in_some_conditions_says_which(tables: Path) -> None:
+    shorter, longer = ({"auc": 0.5, "steps": steps, "trajectories_trained": 8 * steps} for steps in (150.0, 300.0))
+    rows = {("10 labels", "GFlowNet"): longer, ("20 labels", "GFlowNet"): shorter, ("50 labels", "GFlowNet"): longer}
+    results.take(save(tables, "subjectivity", 0, rows))
+    told = "GFlowNet 150 steps with 20 labels, 300 steps with 10 labels and 50 labels of 8 trajectories"
+    assert told in results.page()
+
+
 def test_a_miss_is_put_down_to_the_sampler_or_to_the_reward(tables: Path) -> None:
     five = "test_5_operands"
     sampler = {f"{five}.accuracy": 0.2, f"{five}.known_above": 0.68, f"{five}.known_below": 0.12, "known_above": 0.3}
@@ -331,6 +339,18 @@ def test_a_curve_rises_or_falls_where_it_does_for_each_seed(tables: Path) -> Non
     text = page_of_curves(tables, curves)
     assert "GFlowNet, accuracy, 2 seeds: 0.000 at 0, 0.350 at 40, 0.600 at 80.\n" in text
     assert "RLOO, accuracy, 2 seeds: 0.400 at 0, 0.300 at 80.\n" in text
+
+
+def test_a_section_says_which_figure_s_curve_it_shows(tables: Path) -> None:
+    curve = {"accuracy": [(0, 0.5), (50, 0.5)], "auc": [(0, 0.6), (50, 0.8)]}
+    folder = tables / "0" / "subjectivity"
+    folder.mkdir(parents=True)
+    measured = [Measurement("10 labels", "GFlowNet", 0, {"auc": 0.8}, 60.0, curve=curve)]
+    Table(measured, ["accuracy", "auc"], PlotSection(), 1).save(folder)
+    results.take(folder)
+    text = results.page()
+    assert "\n- GFlowNet with 10 labels, AUC, 1 seed: 0.600 at 0, 0.800 at 50.\n" in text
+    assert "GFlowNet with 10 labels, accuracy" not in text
 
 
 def test_why_a_method_misses_two_targets_is_told_once(tables: Path) -> None:
