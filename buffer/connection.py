@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 
@@ -59,7 +61,10 @@ class Keys:
         self.run = run
         self.base = f"amortis:{{{run}}}:"
         self.buffer_meta = f"{self.base}buffer:meta"
+        self.buffer_weights = f"{self.base}buffer:weights"
         self.query_index = f"{self.base}queries"
+        self.nothing = f"{self.base}nothing"
+        self.starts = f"{self.base}starts"
         self.quarantine = f"{self.base}quarantine"
         self.quarantine_count = f"{self.base}quarantine:count"
         self.seeds = f"{self.base}seeds"
@@ -160,6 +165,16 @@ class Memory(NamedTuple):
 def is_out_of_memory(error: ResponseError) -> bool:
     """Whether Redis refused a write because it has no memory left; from within a script it is no error of its own."""
     return isinstance(error, OutOfMemoryError) or "OOM command not allowed" in str(error)
+
+
+@contextmanager
+def unless_full() -> Iterator[None]:
+    """What is only said, not done, is no reason to fail: it stays unsaid where Redis has no memory left."""
+    try:
+        yield
+    except ResponseError as error:
+        if not is_out_of_memory(error):
+            raise
 
 
 def memory_of(client: Client) -> Memory:

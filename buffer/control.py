@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Literal
 
-from redis.exceptions import ResponseError
-
-from buffer.connection import Client, Keys, is_out_of_memory
+from buffer.connection import Client, Keys, unless_full
+from buffer.scripts import load_script
 from buffer.seed_queue import SeedQueue
 from common.config import RunConfig
 from common.tasks import UNREAD
@@ -29,21 +26,16 @@ FULL = "waiting for memory"
 """How the phase of an actor begins whose push was refused."""
 
 
-@contextmanager
-def _unless_full() -> Iterator[None]:
-    """What is only said, not done, is no reason to fail."""
-    try:
-        yield
-    except ResponseError as error:
-        if not is_out_of_memory(error):
-            raise
-
-
 class Control:
     """Signals between launcher, learner and actors; whoever misses one sees it at the next look."""
 
     def __init__(self, client: Client, keys: Keys) -> None:
         self._client, self._keys = client, keys
+        self._script = load_script(client, "control_field")
+
+    def _say(self, field: str, value: str | float, command: Literal["HSET", "HSETNX"] = "HSET") -> None:
+        """A control field, heard even where Redis has no memory left."""
+        self._script(keys=[self._keys.control, self._keys.nothing], args=[command, field, value])
 
     def reset(self) -> None:
         """Forget an earlier run's signals, before any actor starts; its buffer and adapters stay, and the seeds that
@@ -54,11 +46,11 @@ class Control:
 
     def request_stop(self, reason: str) -> None:
         """Ask everyone to finish in good order; the first reason stays."""
-        self._client.hsetnx(self._keys.control, "stop", reason)
+        self._say("stop", reason, "HSETNX")
 
     def report_fault(self, origin: str, message: str) -> None:
         """Stop the run because going on would be wrong; the first fault stays."""
-        self._client.hsetnx(self._keys.control, "fault", f"{origin}: {message}")
+        self._say("fault", f"{origin}: {message}", "HSETNX")
 
     def stop_reason(self, actor_id: str | None = None) -> str | None:
         """Why the run is to end, or this actor is, or None."""
@@ -68,7 +60,11 @@ class Control:
 
     def retire(self, actor_id: str) -> None:
         """Ask one actor to finish in good order."""
-        self._client.hset(self._keys.control, f"retire:{actor_id}", "fewer actors are wanted")
+        self._say(f"retire:{actor_id}", "fewer actors are wanted")
+
+    def count_start(self, index: int) -> int:
+        """How often this run has started an actor of that number before; it stays when a run is resumed."""
+        return int(self._script(keys=[self._keys.starts, self._keys.nothing], args=["HINCRBY", str(index), 1])) - 1
 
     def forget_actor(self, actor_id: str) -> None:
         """An actor is gone for good: another may have its name, and others take the seeds that it has not finished."""
@@ -83,7 +79,7 @@ class Control:
 
     def tell_ended(self) -> None:
         """All parts have ended: what they said last is no sign of life."""
-        self._client.hset(self._keys.control, "ended", time.time())
+        self._say("ended", time.time())
 
     def alive(self) -> list[str]:
         """Learner and actors that were heard of lately and did not say that they end."""
@@ -100,11 +96,11 @@ class Control:
 
     def want_actors(self, n: int) -> None:
         """Ask the launcher for another number of actors."""
-        self._client.hset(self._keys.control, "wanted", n)
+        self._say("wanted", n)
 
     def tell_actors_wanted(self, n: int) -> None:
         """How many actors the launcher has or waits for."""
-        self._client.hset(self._keys.control, "planned", n)
+        self._say("planned", n)
 
     def planned_actors(self) -> int | None:
         """How many actors the launcher has or waits for, None before it has said so."""
@@ -152,13 +148,13 @@ class Control:
 
     def heartbeat(self, actor_id: str, status: dict[str, Any]) -> None:
         """An actor's word that it lives, and how it does; unheard where Redis has no memory left."""
-        with _unless_full():
+        with unless_full():
             self._client.hset(self._keys.actors, actor_id, json.dumps({**status, "at": time.time()}))
 
     def count_tokens(self, tokens: int) -> None:
         """Add to what all actors of the run have read; it stays when a run is resumed."""
         if tokens:
-            with _unless_full():
+            with unless_full():
                 self._client.incrby(self._keys.tokens, tokens)
 
     def tokens(self) -> int:
@@ -177,7 +173,7 @@ class Control:
 
     def report_learner(self, status: dict[str, Any]) -> None:
         """The learner's present state; unheard where Redis has no memory left."""
-        with _unless_full():
+        with unless_full():
             self._client.set(self._keys.learner, json.dumps({**status, "at": time.time()}))
 
     def learner(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import msgpack
 
-from buffer.connection import Client, Keys
+from buffer.connection import Client, Keys, unless_full
 
 CAPACITY = 1_000
 
@@ -32,13 +32,14 @@ class Quarantine:
         self._client, self._keys = client, keys
 
     def add(self, payload: bytes, *, reason: str, origin: str) -> None:
-        """Set something aside."""
+        """Set something aside; where Redis has no memory left it is let go, as what can't be used stops nobody."""
         entry = msgpack.packb([time.time(), reason, origin, payload])
         pipe = self._client.pipeline(transaction=False)
         pipe.lpush(self._keys.quarantine, entry)
         pipe.ltrim(self._keys.quarantine, 0, CAPACITY - 1)
         pipe.incr(self._keys.quarantine_count)
-        pipe.execute()
+        with unless_full():
+            pipe.execute()
 
     def newest(self, n: int = CAPACITY) -> list[Quarantined]:
         """The last `n` that were set aside."""

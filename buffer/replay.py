@@ -102,7 +102,8 @@ class ReplayBuffer:
         return self._section.replay_priority == "loss"
 
     def open(self) -> None:
-        """Check what is stored, or mark a new buffer; index what the configuration needs and an earlier one did not.
+        """Check what is stored, or mark a new buffer; index what the configuration needs and an earlier one did not,
+        and anew by log R where its weights are others.
 
         One process of a run calls it before the others use the buffer. Raises UserError as `check`.
         """
@@ -113,8 +114,12 @@ class ReplayBuffer:
             for index, needed in (("version", self._by_version), ("loss", self._by_loss))
             if needed and not meta.get(index)
         ]
+        weights = self._weights.model_dump_json().encode()
+        if self._client.get(self._keys.buffer_weights) not in (weights, None):
+            missing.append("priority")
         if missing and self.stats().size:
             self._build_indexes(missing)
+        self._client.set(self._keys.buffer_weights, weights)
         present = {"version": int(self._by_version), "loss": int(self._by_loss)}
         # An index that isn't kept up any more is built anew when it is wanted again.
         self._client.hset(self._keys.buffer_meta, mapping=present)
@@ -200,6 +205,7 @@ class ReplayBuffer:
             int(self._by_version),
             int(self._by_loss),
             _VERSION_STEP,
+            _VERSION_STEP * _NEVER_STALE,
         ]
         groups: dict[str, list[Any]] = {}
         versions = () if from_actor else (item.behaviour.adapter_version for item in trajectories)
@@ -459,9 +465,10 @@ class ReplayBuffer:
                 # Of versions before the first that is known, an older amortis kept no record.
                 sha256 = item.behaviour.adapter_sha256
                 own = published.get(item.behaviour.adapter_version, sha256) == sha256
-                scores = {"version": float(_version_score(item, own=own)), "loss": 0.0}
+                version = float(_version_score(item, own=own))
+                scores = {"version": version, "loss": 0.0, "priority": self._log_reward(item)}
                 for name in names:
-                    self._client.zadd(keys.of_query(query_id, name), {key: scores[name]}, nx=True)
+                    self._client.zadd(keys.of_query(query_id, name), {key: scores[name]}, nx=name != "priority")
 
     def clear(self) -> None:
         """Delete all trajectories, counters and the quarantine; queries, adapters and control keys stay."""

@@ -161,7 +161,8 @@ class BufferSection(Section):
     )
     evict: Literal["lowest_reward", "oldest", "stalest"] = Field(
         "lowest_reward",
-        description="what leaves a full buffer; lowest_reward is the paper's, stalest the lowest adapter version",
+        description="what leaves a full buffer; lowest_reward: as in the paper, but none of the query's newer half, as "
+        "what is sampled must be trained on however bad it is; stalest: the lowest adapter version",
     )
     shards: int = Field(
         1,
@@ -286,7 +287,7 @@ class ActorSection(Section):
         "score (reference.scorer) and the adapted layers are known ones",
     )
     score_cache: int = Field(100_000, ge=0, description="scored texts kept, as the reference never changes")
-    push_every_s: float = Field(0.5, gt=0, description="longest time a scored trajectory waits for its batch")
+    push_every_s: float = Field(0.25, gt=0, description="longest time a scored trajectory waits for its batch")
 
     @model_validator(mode="after")
     def _countable(self) -> Self:

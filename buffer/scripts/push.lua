@@ -8,13 +8,14 @@ local prefix = ARGV[1]
 local settings, groups = cmsgpack.unpack(ARGV[2]), cmsgpack.unpack(ARGV[3])
 local per_query, capacity, max_bytes, overhead = settings[1], settings[2], settings[3], settings[4]
 local policy, from_actor, by_version, by_loss = settings[5], settings[6], settings[7], settings[8]
-local version_step = settings[9]
+local version_step, never_stale = settings[9], settings[10]
 -- include: drop
 -- include: chunks
 local stats, queries = KEYS[1], prefix .. 'queries'
 local call = redis.call
 local NAMES = { 'size', 'bytes', 'sequence', 'pushed', 'seeded', 'added', 'duplicates', 'evicted', 'refused' }
-local VICTIM = { lowest_reward = ':priority', oldest = ':order', stalest = ':version' }
+local VICTIM = { oldest = ':order', stalest = ':version' }
+local LOOK = 100
 
 local counts = {}
 for i, value in ipairs(call('HMGET', stats, unpack(NAMES))) do counts[NAMES[i]] = tonumber(value or 0) or 0 end
@@ -27,12 +28,33 @@ local function remove(query, id)
   return removed
 end
 
-local function evict(query)
+-- The `n` of the lowest reward, but for the newer half: what is sampled now must be trained on, however bad it is.
+local function lowest(base, n)
+  local count = call('ZCARD', base .. ':order')
+  local older = count - math.floor(math.min(per_query, count) / 2)
+  local last = tonumber(call('ZRANGE', base .. ':order', older - 1, older - 1, 'WITHSCORES')[2])
+  local found, from = {}, 0
+  while #found < n do
+    local ids = call('ZRANGE', base .. ':priority', from, from + LOOK - 1)
+    for i, order in ipairs(call('ZMSCORE', base .. ':order', unpack(ids))) do
+      if #found < n and tonumber(order) <= last then found[#found + 1] = ids[i] end
+    end
+    from = from + LOOK
+  end
+  return found
+end
+
+local function evict(query, n)
   local base = prefix .. 'q:' .. query
-  local victim = call('ZRANGE', base .. VICTIM[policy], 0, 0)[1]
-  -- An index made for another policy may not know all yet.
-  if not victim then victim = call('ZRANGE', base .. ':priority', 0, 0)[1] end
-  counts.evicted = counts.evicted + remove(query, victim)
+  local victims
+  if policy == 'lowest_reward' then
+    victims = lowest(base, n)
+  else
+    victims = call('ZRANGE', base .. VICTIM[policy], 0, n - 1)
+    -- An index made for another policy may not know all yet.
+    if #victims < n then victims = call('ZRANGE', base .. ':priority', 0, n - 1) end
+  end
+  for _, victim in ipairs(victims) do counts.evicted = counts.evicted + remove(query, victim) end
 end
 
 local function fullest() return call('ZREVRANGE', queries, 0, 0)[1] end
@@ -70,6 +92,7 @@ local function insert(query, items)
   local ids, last, places = admitted(items)
   if #ids == 0 then return end
   local known = stored(base, ids)
+  local scored = by_version == 1 and in_parts(ids, function(...) return call('ZMSCORE', base .. ':version', ...) end)
   local payloads, priorities, orders, versions, new = {}, {}, {}, {}, {}
   for i, id in ipairs(ids) do
     local at, n = last[id], 2 * i
@@ -79,6 +102,8 @@ local function insert(query, items)
     orders[n - 1], orders[n] = places[id], id
     -- Among equal versions, the order of arrival decides.
     versions[n - 1], versions[n] = items[at + 2] + places[id] % version_step, id
+    -- What was given stays so when an adapter samples it too.
+    if scored and scored[i] and tonumber(scored[i]) >= never_stale then versions[n - 1] = scored[i] end
     if known[i] then
       counts.duplicates = counts.duplicates + 1
       counts.bytes = counts.bytes + #payload - call('HSTRLEN', base .. ':items', id)
@@ -107,7 +132,7 @@ local function insert(query, items)
     call('ZADD', prefix .. 'queries:loss', 'NX', top or 0, query)
     call('ZADD', prefix .. 'queries:trained', 'NX', 0, query)
   end
-  for _ = per_query + 1, count do evict(query) end
+  if count > per_query then evict(query, count - per_query) end
 end
 
 if ARGV[4] ~= '' then
@@ -120,7 +145,7 @@ local origin = from_actor == 1 and 'pushed' or 'seeded'
 for i = 1, #groups, 2 do
   counts[origin] = counts[origin] + #groups[i + 1] / 4
   insert(groups[i], groups[i + 1])
-  while counts.size > capacity or counts.bytes > max_bytes do evict(fullest()) end
+  while counts.size > capacity or counts.bytes > max_bytes do evict(fullest(), 1) end
 end
 
 local changes = {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,7 +67,6 @@ class ActorPool:
     def __init__(self, config: RunConfig, redis_url: str, control: Control) -> None:
         self._config, self._redis_url, self._control = config, redis_url, control
         self._members: list[_Member] = []
-        self._started: Counter[int] = Counter()
         self.wanted = config.actor.least_count
         self._told = self._capped = 0
 
@@ -119,10 +117,9 @@ class ActorPool:
     def _start(self, index: int) -> _Member:
         from actors.ray_actor import start_actor
 
-        # An actor that takes the place of a retired one draws other samples.
+        # An actor that takes the place of a retired one draws other samples, and so do those of a resumed run.
         started_at = time.time()
-        handle, group = start_actor(self._config, index, self._redis_url, generation=self._started[index])
-        self._started[index] += 1
+        handle, group = start_actor(self._config, index, self._redis_url, generation=self._control.count_start(index))
         return _Member(index, handle, group, handle.run.remote(), started_at)
 
     def look_after(self, last_heard: Mapping[str, Any]) -> str | None:

@@ -11,6 +11,7 @@ from redis import Redis
 from buffer.connection import Keys, forget
 from buffer.control import STARTING, STARTS_S, Control
 from buffer.log_stream import LogStream
+from buffer.quarantine import Quarantine
 from common.config import RunConfig
 from common.log import add_log_context, get_logger, set_up_logging
 
@@ -31,6 +32,31 @@ def test_one_actor_can_be_asked_to_finish_while_the_others_go_on(control: Contro
     control.forget_actor("actor-1")
     # Another may have its name.
     assert control.stop_reason("actor-1") is None and control.actors() == {} and control.processes() == {}
+
+
+def test_a_stop_and_a_fault_are_heard_even_if_redis_has_no_memory(control: Control, redis_client: Redis) -> None:
+    quarantine, before = Quarantine(redis_client, KEYS), redis_client.config_get("maxmemory")["maxmemory"]
+    redis_client.config_set("maxmemory", "1")
+    try:
+        control.request_stop("over")
+        control.request_stop("over again")
+        assert control.stop_reason() == "over"
+        control.retire("actor-1")
+        control.report_fault("learner", "Redis had no memory left")
+        control.report_fault("learner", "and something else")
+        # What can't be used stops nobody.
+        quarantine.add(b"x", reason="malformed", origin="actor-0")
+    finally:
+        redis_client.config_set("maxmemory", before)
+    assert control.fault() == "learner: Redis had no memory left" and quarantine.count == 0
+    quarantine.add(b"x", reason="malformed", origin="actor-0")
+    assert quarantine.count == 1
+
+
+def test_the_starts_of_an_actor_are_counted_on_when_a_run_is_resumed(control: Control) -> None:
+    assert [control.count_start(index) for index in (0, 1, 0)] == [0, 0, 1]
+    control.reset()
+    assert control.count_start(0) == 2
 
 
 def test_a_fault_is_the_reason_for_every_actor(control: Control) -> None:

@@ -62,7 +62,7 @@ def test_the_best_of_each_query_that_is_asked_for_come_the_best_first(
         assert [float(item.log_constraint[-1]) for item in group] == [0.0, -1.0, -2.0]
 
 
-@pytest.mark.parametrize(("policy", "kept"), [("lowest_reward", {2, 3, 4}), ("oldest", {0, 1, 2})])
+@pytest.mark.parametrize(("policy", "kept"), [("lowest_reward", {0, 3, 4}), ("oldest", {0, 1, 2})])
 def test_a_full_query_evicts_by_policy(redis_client: Redis, keys: Keys, policy: str, kept: set[int]) -> None:
     buffer = make_buffer(redis_client, keys, capacity_per_query=3, evict=policy)
     for i in (4, 3, 2, 1, 0):
@@ -256,6 +256,13 @@ def test_what_lags_too_far_behind_is_taken_out_and_seeds_never(redis_client: Red
     assert (stats.size, stats.expired, stats.pushed, stats.seeded) == (4, 4, 7, 1)
 
 
+def test_a_seed_that_an_adapter_samples_too_stays_one(redis_client: Redis, keys: Keys) -> None:
+    buffer, query = make_buffer(redis_client, keys, max_staleness=5), make_query()
+    buffer.push([make_trajectory(query, [i], version=0, source="seed") for i in (3, 4)], from_actor=False)
+    buffer.push([make_trajectory(query, [i], version=1) for i in (3, 5)])
+    assert sorted(item.action_ids.item() for item in buffer.sample(1, 9, seed=0, version=100)) == [3, 4]
+
+
 def test_a_buffer_that_is_stale_through_and_through_gives_nothing(redis_client: Redis, keys: Keys) -> None:
     buffer = make_buffer(redis_client, keys, max_staleness=0, capacity_per_query=10_000)
     buffer.push([make_trajectory(make_query(1, i % 3), [i], version=1) for i in range(5_000)])
@@ -280,6 +287,24 @@ def test_priorities_that_are_no_sizes_are_refused(redis_client: Redis, keys: Key
     for bad in ([float("nan")], [-1.0], [float("inf")], [1.0, 2.0]):
         with pytest.raises(ValueError, match="finite priorities"):
             buffer.update_priorities([item], bad)
+
+
+def test_stored_rewards_are_those_of_the_weights_that_it_is_opened_with(redis_client: Redis, keys: Keys) -> None:
+    section = BufferSection(capacity_per_query=2, fresh=0.0)
+    items = [
+        make_trajectory(make_query(), [i], log_constraint).model_copy(
+            update={"log_prior": np.array([0.0, log_prior], np.float32)}
+        )
+        for i, (log_prior, log_constraint) in enumerate([(-10.0, 0.0), (-1.0, -5.0)])
+    ]
+    first = ReplayBuffer(redis_client, keys, section, RewardWeights())
+    first.open()
+    first.push(items)
+    assert [item.action_ids.item() for item in first.top(2, "best")] == [1, 0]
+    other = ReplayBuffer(redis_client, keys, section, RewardWeights(prior=0.0))
+    other.open()
+    assert [item.action_ids.item() for item in other.top(2, "best")] == [0, 1]
+    assert {item.action_ids.item() for item in (other.sample(1, 1, seed=i)[0] for i in range(50))} == {0}
 
 
 def test_an_index_that_a_new_configuration_needs_is_made_from_what_is_stored(redis_client: Redis, keys: Keys) -> None:

@@ -84,6 +84,9 @@ class Model:
         else:
             self.added += 1
         version = item.behaviour.adapter_version if item.source == "policy" else 2**20
+        if item.id in self.items:
+            # What was given stays so.
+            version = max(version, 2**20) if self.items[item.id].version >= 2**20 else version
         reward = float(item.log_reward(WEIGHTS)[-1])
         self.items[item.id] = Stored(item.to_bytes(), reward, self.sequence, version, item.query_id)
 
@@ -91,16 +94,20 @@ class Model:
         return max(self.counts, key=lambda query: (self.counts[query], query))
 
     def evict(self, query: str) -> None:
+        stored = self.of(query)
+        newer = min(self.section.capacity_per_query, len(stored)) // 2
+        kept = {key for key, _ in sorted(stored.items(), key=lambda pair: -pair[1].sequence)[:newer]}
+
         def rank(entry: tuple[str, Stored]) -> Any:
             key, item = entry
             policy = self.section.evict
             return {
-                "lowest_reward": (item.log_reward, key),
+                "lowest_reward": (key in kept, item.log_reward, key),
                 "oldest": (item.sequence,),
                 "stalest": (item.version, item.sequence),
             }[policy]
 
-        del self.items[min(self.of(query).items(), key=rank)[0]]
+        del self.items[min(stored.items(), key=rank)[0]]
         self.evicted += 1
 
     def expire(self, queries: list[str], oldest: int) -> None:

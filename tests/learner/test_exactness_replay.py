@@ -45,7 +45,7 @@ SEEDED: dict[str, object] = {"replay_priority": "uniform", "fresh": 0.25}
             },
             0,
         ),
-        ({"replay_priority": "reward", "replay_temperature": 2.0, "capacity_per_query": 50}, 0),
+        ({"replay_priority": "reward", "replay_temperature": 2.0, "capacity_per_query": 20}, 0),
         (SEEDED, 200),
         ({"replay_choice": "submodular", "fresh": 0.25}, 0),
     ],
