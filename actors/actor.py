@@ -145,8 +145,7 @@ class Actor:
                 time.sleep(IDLE_S)
                 continue
             self._ready += self._step()
-            if self._ready and time.monotonic() - self._last_push > self.section.push_every_s:
-                self._push()
+            self._push_if_due()
 
     def _step(self) -> list[Trajectory]:
         if self._held_out is None:
@@ -158,7 +157,7 @@ class Actor:
         version = self.adapters.is_behind()
         if version is not None:
             self._load(version)
-        self._push()
+        self._push_if_due()
         if self._held_out is not None and not self.engine.is_letting_go:
             self._held_out.housekeep()
         self._follow_back_pressure()
@@ -295,6 +294,10 @@ class Actor:
             self._order = self._random.sample(self.queries, len(self.queries))
         return self._order.pop()
 
+    def _push_if_due(self) -> None:
+        if time.monotonic() - self._last_push >= self.section.push_every_s:
+            self._push()
+
     def _push(self) -> None:
         self._last_push = time.monotonic()
         if not self._ready:
@@ -375,16 +378,20 @@ class Actor:
         """Samples for a task's evaluation with the newest adapter: label -> query id -> encoded trajectories.
 
         They are of all of its queries, or of `most` that are spread evenly over them.
-        The learner is done by then, so its cores are taken as well, where Ray is the run's own.
+        The learner is done by then, so its cores are taken as well, where Ray is the run's own. Raises RunFault where
+        the newest adapter is asked for and can't be loaded: another actor may be able to.
         """
         if self._evaluation_threads:
             self.engine.use_threads(self._evaluation_threads)
         while self.sampler.in_flight:
             # Left over from training, under older versions.
             self.sampler.step()
+        self.adapters.try_again()
         version = self.adapters.is_behind()
         if version is not None:
             self._load(version)
+        if any(request.adapter for request in requests):
+            self.adapters.check_newest()
         queries = self.task.queries(split)
         if most is not None:
             queries = spread(queries, most)

@@ -60,6 +60,16 @@ class AdapterFollower:
         have = self.current.version if self.current else 0
         return latest if latest > have and latest not in self._failed else None
 
+    def try_again(self) -> None:
+        """A version that failed to load may have failed for want of room on a disk, say."""
+        self._failed.clear()
+
+    def check_newest(self) -> None:
+        """Raises RunFault where an older version serves than the newest."""
+        latest, have = self._registry.latest(), self.current.version if self.current else 0
+        if have < latest:
+            raise RunFault(self.last_error or f"adapter version {latest} is not loaded, version {have} is")
+
     def update(self, version: int) -> None:
         """Load a version, once `Engine.can_load`; one that can't be loaded leaves the old one serving and says so.
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from redis.exceptions import RedisError
 
 from buffer.adapters import AdapterRegistry
 from buffer.claim import Renewal
@@ -139,7 +140,7 @@ def main(arguments: list[str]) -> int:
 
 def _run(config: RunConfig, control: Control, keys: Keys, name: str, rank: int) -> int:
     if rank == 0:
-        signal.signal(signal.SIGTERM, lambda *_: control.request_stop("the learner was told to terminate"))
+        signal.signal(signal.SIGTERM, lambda *_: _ask_to_stop(control))
     else:
         # Process 0 needs it for its last steps, and its end is this one's.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -160,6 +161,14 @@ def _run(config: RunConfig, control: Control, keys: Keys, name: str, rank: int) 
     if rank == 0:
         control.unregister("learner")
     return 0
+
+
+def _ask_to_stop(control: Control) -> None:
+    # Between any two instructions of a step, which an exception would tear.
+    try:
+        control.request_stop("the learner was told to terminate")
+    except RedisError as error:
+        log.error("told to terminate, and can't say so: %s", error)
 
 
 if __name__ == "__main__":

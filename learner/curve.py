@@ -100,12 +100,14 @@ class Curve:
         due = _joined(part for part, schedule in self._schedules.items() if schedule.is_due(step))
         return due & self._at_the_end if step >= self._steps else due
 
-    def go_on(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
-        """A run that is resumed at this step has the lines up to it; its count for `learner.stop_when` goes on too."""
-        for schedule in self._schedules.values():
-            schedule.done(step)
+    def go_on(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """A run that is resumed has these lines: what has none yet is looked at again. Its count for
+        `learner.stop_when` goes on too."""
         for row in rows:
             self._count(row)
+            for part in _parts_of(row) if "of" in row else Part(0):
+                if part in self._schedules:
+                    self._schedules[part].done(int(row["step"]))
 
     @property
     def stop_reason(self) -> str | None:

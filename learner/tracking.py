@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.util import find_spec
@@ -10,9 +11,12 @@ from typing import Any, Protocol
 
 from common.config import RunConfig, TrackingSection
 from common.errors import UserError
+from common.files import write_whole
 from common.held_out import DIAGNOSIS_PREFIX, EVALUATION_PREFIX
 from common.terminal import visible
 
+_ID = "wandb_id"
+"""File in a run's folder."""
 _MARKDOWN = {ord(mark): f"&#{ord(mark)};" for mark in "|`*_[]!\\~"}
 
 
@@ -59,7 +63,8 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of the same name; a resumed one goes on with it."""
+    """A run under the name that this one has in Redis, as steps of an expectation maximisation are told apart by it; a
+    resumed one goes on with it, and another of the same name is another there."""
 
     def __init__(self, config: RunConfig, folder: Path) -> None:
         import wandb
@@ -67,8 +72,8 @@ class WeightsAndBiases:
         settings = config.model_dump(mode="json", exclude={"redis": {"url"}})
         self._run = wandb.init(
             project=config.tracking.project,
-            name=config.run.name,
-            id=config.run.name,
+            name=config.redis_name,
+            id=_id_of(config.redis_name, folder),
             resume="allow" if config.tracking.wandb == "online" else None,
             mode=config.tracking.wandb,
             dir=str(folder),
@@ -102,13 +107,36 @@ class WeightsAndBiases:
         self._run.finish()
 
 
+def _id_of(name: str, folder: Path) -> str:
+    """What Weights & Biases knows a run by, which stays in its folder."""
+    kept = folder / _ID
+    if not kept.is_file():
+        write_whole(kept, f"{name}-{secrets.token_hex(4)}\n")
+    return kept.read_text(encoding="utf-8").strip()
+
+
 def check_tracking(section: TrackingSection) -> None:
-    """Raise UserError where a sink that is asked for is not installed."""
+    """Raise UserError where a sink that is asked for is not installed, or takes nothing from this user."""
     for setting, wanted in (("tensorboard", section.tensorboard), ("wandb", section.wandb)):
         if wanted and find_spec(setting) is None:
             raise UserError(
                 f"tracking.{setting}", wanted, f"the package {setting} is not installed", f"pip install {setting}"
             )
+    if section.wandb == "online":
+        _check_login()
+
+
+def _check_login() -> None:
+    """The learner asks for a key when all else has started, and has no terminal to ask at."""
+    import wandb
+
+    try:
+        problem = "" if wandb.login(prompt=False) else "no key of yours is known here"
+    except Exception as error:
+        # Its own errors have no base class in common with those of the network.
+        problem = f"logging in fails ({' '.join(str(error).split())})"
+    if problem:
+        raise UserError("tracking.wandb", "online", problem, "run `wandb login`, set WANDB_API_KEY, or give offline")
 
 
 def open_sinks(config: RunConfig, folder: Path) -> list[Sink]:

@@ -198,20 +198,26 @@ class Trainer:
         progress = self.progress
         if self._trains_since is None:
             self._trains_since = started - progress.elapsed_s
-        row = self._update(batch)
-        progress.step += 1
-        progress.trained += len(batch)
-        progress.tokens += self._tokens(batch)
-        versions = self._versions(batch)
-        progress.versions_trained_on |= set(versions)
-        row["staleness"] = progress.version - float(np.mean(versions)) if versions else 0.0
-        if progress.step % self.section.sync_every == 0:
-            self.publish()
-        self._check_gap(batch)
-        row.update(self._evaluate_if_due())
-        now = time.monotonic()
-        progress.elapsed_s = now - self._trains_since
-        row.update(step=progress.step, wait_s=waited, step_s=now - started)
+        found, row = self._update(batch)
+        row.update(step=progress.step, wait_s=waited, step_s=time.monotonic() - started)
+        try:
+            self._when_there_is_memory(lambda: self.buffer.update_priorities(batch, found.residuals.tolist()))
+            versions = self._versions(batch)
+            progress.versions_trained_on |= set(versions)
+            row["staleness"] = progress.version - float(np.mean(versions)) if versions else 0.0
+            if progress.step % self.section.sync_every == 0:
+                self.publish()
+            self._check_gap(batch)
+            row.update(self._evaluate_if_due())
+            now = time.monotonic()
+            progress.elapsed_s = now - self._trains_since
+            row.update(step_s=now - started)
+            stats = self.buffer.stats()
+        except BaseException:
+            # The step is made all the same, and a resumed run goes on behind it.
+            self._write_down(row)
+            raise
+        row.update(buffer_size=stats.size, trajectories_pushed=stats.pushed)
         self._report(row)
         if progress.step % self.section.checkpoint_every == 0:
             self._checkpoint()
@@ -312,8 +318,9 @@ class Trainer:
             self.buffer.reject(item, reason)
         return reason is None
 
-    def _update(self, batch: Sequence[Trajectory]) -> dict[str, float]:
-        section = self.section
+    def _update(self, batch: Sequence[Trajectory]) -> tuple[Evaluation, dict[str, float]]:
+        """Take a step, and count it at once: a checkpoint after it, whatever happens next, is of the step behind it."""
+        section, progress = self.section, self.progress
         tau = section.reward.temperature.at(self.progress.step)
         learning_rate = self._set_learning_rate()
         weights = self.config.reward_weights
@@ -323,10 +330,12 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(list(self.policy.trainable().values()), section.max_grad_norm)
         loss, gradient_norm = float(found.loss.detach()), float(norm)
         if not np.isfinite([loss, gradient_norm]).all():
-            raise RunFault(f"loss {loss} and gradient norm {gradient_norm} at step {self.progress.step}: not finite")
+            raise RunFault(f"loss {loss} and gradient norm {gradient_norm} at step {progress.step}: not finite")
         with self.log_z.held():
             self.optimizer.step()
-        self._when_there_is_memory(lambda: self.buffer.update_priorities(batch, found.residuals.tolist()))
+        progress.step += 1
+        progress.trained += len(batch)
+        progress.tokens += self._tokens(batch)
         row = {
             "loss": loss,
             "log_reward": float(np.mean([item.log_reward(weights)[-1] for item in batch])),
@@ -340,7 +349,7 @@ class Trainer:
             "queries_alone": queries_alone(batch),
             "adapter_version": self.progress.version,
         }
-        return row if found.log_z_learned is None else {**row, "log_z_learned": found.log_z_learned}
+        return found, row if found.log_z_learned is None else {**row, "log_z_learned": found.log_z_learned}
 
     def _loss(self, batch: Sequence[Trajectory], tau: float) -> Evaluation:
         section, policy, weights = self.section, self.policy, self.config.reward_weights
@@ -415,12 +424,15 @@ class Trainer:
                 "supports, and actor.dtype"
             )
 
-    def _report(self, row: dict[str, float]) -> None:
-        stats = self.buffer.stats()
-        row.update(buffer_size=stats.size, trajectories_pushed=stats.pushed, elapsed_s=self.progress.elapsed_s)
+    def _write_down(self, row: dict[str, float]) -> None:
+        """A step's line in metrics.jsonl."""
+        row.update(elapsed_s=self.progress.elapsed_s)
         if self.last_gap is not None:
             row.update(sampler_gap=self.last_gap.mean, sampler_gap_tokens=self.last_gap.tokens)
         append(self.folder / "metrics.jsonl", {"time": time.time(), **row})
+
+    def _report(self, row: dict[str, float]) -> None:
+        self._write_down(row)
         for sink in self.sinks:
             sink.write(int(row["step"]), numbers(row))
         self.texts.write(self.progress.step)
@@ -489,7 +501,7 @@ class Trainer:
         self.progress = Progress(**state, versions_trained_on=versions)
         kept = self._forget_rows_after(self.progress.step)
         if self.curve is not None:
-            self.curve.go_on(self.progress.step, kept)
+            self.curve.go_on(kept)
         log.info("resumed at step %d", self.progress.step)
 
     def _forget_rows_after(self, step: int) -> list[dict[str, Any]]:

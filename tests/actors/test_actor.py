@@ -163,7 +163,8 @@ def test_an_evaluation_says_how_far_it_is_and_needs_no_redis(has_redis: bool, mo
     actor._evaluation_threads, actor._next_word, actor._drawn = 0, 0.0, None
     actor.section = RunConfig.model_validate({"task": {"name": "rng"}}).actor
     actor.sampler = SimpleNamespace(in_flight=0, collect=collect)  # type: ignore[assignment]
-    actor.adapters = SimpleNamespace(is_behind=lambda: None, current=None)  # type: ignore[assignment]
+    nothing: dict[str, Any] = dict.fromkeys(("is_behind", "try_again", "check_newest"), lambda: None)
+    actor.adapters = SimpleNamespace(current=None, **nothing)  # type: ignore[assignment]
     actor.task = SimpleNamespace(queries=lambda split: [])  # type: ignore[assignment]
     assert actor.evaluate([SampleRequest("trained", adapter=True, temperature=1.0, n=2)]) == {"trained": {"q": []}}
     expected = [("evaluating", (1, 2)), ("evaluating", (2, 2)), ("stopped", None)]
@@ -251,8 +252,25 @@ def test_no_other_version_is_held_while_requests_keep_the_last_one_in_its_place(
         housekeep=lambda: looked.append("housekeep"), training_is_over=False
     )
     actor._blocked_since = None
-    for name in ("_push", "_follow_back_pressure", "_count_tokens"):
+    for name in ("_push_if_due", "_follow_back_pressure", "_count_tokens"):
         monkeypatch.setattr(Actor, name, lambda self: None)
     monkeypatch.setattr(Actor, "_beat", lambda self, phase: None)
     actor._housekeep()
     assert looked == ([] if letting_go else ["housekeep"])
+
+
+def test_scored_trajectories_wait_for_their_batch_as_long_as_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    actor, pushed, now = Actor.__new__(Actor), list[float](), 0.0
+    actor.section = RunConfig.model_validate({"task": {"name": "rng"}, "actor": {"push_every_s": 30}}).actor
+    actor.engine = SimpleNamespace()  # type: ignore[assignment]
+    actor.adapters = SimpleNamespace(is_behind=lambda: None)  # type: ignore[assignment]
+    actor._held_out, actor._blocked_since, actor._last_push = None, None, 0.0
+    monkeypatch.setattr(actors.actor.time, "monotonic", lambda: now)
+    monkeypatch.setattr(Actor, "_push_or_wait", lambda self, trajectories: pushed.append(now) or True)
+    for name in ("_follow_back_pressure", "_count_tokens"):
+        monkeypatch.setattr(Actor, name, lambda self: None)
+    monkeypatch.setattr(Actor, "_beat", lambda self, phase: None)
+    for now in (0.25, 0.5, 29.0, 30.0, 45.0, 61.0):  # noqa: B007 (the clock's)
+        actor._ready = [make_trajectory(make_query(), [1])]
+        actor._housekeep()
+    assert pushed == [30.0, 61.0]

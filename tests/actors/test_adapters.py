@@ -92,6 +92,24 @@ def test_a_later_version_that_the_engine_refuses_leaves_the_old_one_serving(
     assert follower.is_behind() == 3
 
 
+def test_the_last_version_is_tried_once_more_before_an_evaluation_and_no_older_one_stands_for_it(
+    registry: AdapterRegistry, follow: Callable[[Any], AdapterFollower]
+) -> None:
+    engine = ChoosyEngine()
+    follower = follow(engine)
+    engine.refuses[2] = OSError("No space left on device")
+    for version in (1, 2):
+        registry.publish(version, FILES)
+        follower.update(version)
+    with pytest.raises(RunFault, match="version 2 can't be loaded, still serving 1: No space left on device"):
+        follower.check_newest()
+    engine.refuses.clear()
+    follower.try_again()
+    assert follower.is_behind() == 2
+    follower.update(2)
+    follower.check_newest()
+
+
 def test_a_first_version_that_has_expired_from_the_registry_ends_nothing(
     registry: AdapterRegistry, follow: Callable[[Any], AdapterFollower]
 ) -> None:

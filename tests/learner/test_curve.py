@@ -251,7 +251,7 @@ def test_a_resumed_run_counts_on_from_the_lines_that_it_kept(
 ) -> None:
     sections = {"diagnose": {"every": 20}, "learner": {"stop_when": "ess >= 0.5 for 2 diagnoses"}}
     curve = Curve(config_in(tmp_path, **sections), evaluations, registry, [])
-    curve.go_on(30, [{"step": 20, "loss": 1.0}, diagnosis(20, 4, ess=0.6)])
+    curve.go_on([{"step": 20, "loss": 1.0}, diagnosis(20, 4, ess=0.6)])
     assert not curve.due(30) and curve.stop_reason is None
     evaluations.put_figures(diagnosis(40, 8, ess=0.7))
     curve.write_down(41)
@@ -275,9 +275,21 @@ def test_a_run_that_was_resumed_at_its_end_has_its_last_point_already(
     tmp_path: Path, evaluations: Evaluations, registry: AdapterRegistry
 ) -> None:
     curve = Curve(config_in(tmp_path), evaluations, registry, [])
-    curve.go_on(35, [])
+    curve.go_on([{"step": 35, "loss": 1.0}, row(35, 7)])
     curve.finish(35, 8, dict, lambda: True)
     assert evaluations.wanted() is None
+
+
+def test_a_look_that_was_under_way_at_a_stop_is_asked_for_again(
+    tmp_path: Path, evaluations: Evaluations, registry: AdapterRegistry
+) -> None:
+    sections = {"evaluation": {"every": 50}, "diagnose": {"every": 50}}
+    lines = [{"step": 50, "loss": 1.0}, diagnosis(0, 1, ess=0.1), row(0, 1), diagnosis(50, 6, ess=0.6)]
+    curve = Curve(config_in(tmp_path, **sections), evaluations, registry, [])
+    curve.go_on(lines)
+    assert curve.due(50) == curve.due(55) == Part.EVALUATION
+    curve.want(55, 8, {})
+    assert not curve.due(60) and curve.due(100) == Part.EVALUATION | Part.DIAGNOSIS
 
 
 def test_a_run_that_is_stopped_does_not_wait_for_its_last_evaluation(
