@@ -216,20 +216,23 @@ class TextTask(Task[TextConfigT]):
         config, train = self.config, list(self._train.items)
         if config.test_path is None:
             held_out = self.held_out(len(train))
-            # A handful of rows leaves nothing to hold out: they are evaluated on themselves.
-            return (train[:-held_out], train[-held_out:]) if held_out else (train, train)
-        test, seen = self._given_test, self._seen
+            if not held_out:
+                # A handful of rows leaves nothing to hold out: they are evaluated on themselves.
+                return train, train
+            train = train[:-held_out]
+        test, seen = self._all_test, self._seen
+        setting, given, whose = (
+            ("task.train_path", config.train_path, f"the last {len(test)}, which are held out,")
+            if config.test_path is None
+            else ("task.test_path", config.test_path, f"its {len(test)} rows")
+        )
         if seen and config.on_overlap == "refuse":
-            raise UserError(
-                "task.test_path",
-                config.test_path,
-                f"{len(seen)} of its {len(test)} rows stand in task.train_path",
-                "take them out, or set task.on_overlap: remove",
-            )
+            problem = f"{len(seen)} of {whose} have the prompt of a training row"
+            raise UserError(setting, given, problem, "take them out, or set task.on_overlap: remove")
         if seen and config.on_overlap == "remove":
             test = [example for i, example in enumerate(test) if i not in set(seen)]
             if not test:
-                raise UserError("task.test_path", config.test_path, "holds training rows only", "give other test rows")
+                raise UserError(setting, given, f"{whose} all have the prompt of a training row", "give test rows")
         return train, test
 
     def held_out(self, n: int) -> int:
@@ -237,14 +240,17 @@ class TextTask(Task[TextConfigT]):
         return min(self.config.test_size, n // 5) if self.config.test_path is None else 0
 
     @cached_property
-    def _given_test(self) -> list[Example]:
-        """All test examples of the files, each once, before any is removed."""
+    def _all_test(self) -> list[Example]:
+        """All test examples, of the files each once or those that are held out, before any is removed."""
+        if self.config.test_path is None:
+            return self._train.items[len(self._train.items) - self.held_out(len(self._train.items)) :]
         return list({example.query.id: example for loaded in self._test for example in loaded.items}.values())
 
     @cached_property
     def _seen(self) -> list[int]:
-        """Which of them stand among the training examples."""
-        return self._overlap(self._train.items, self._given_test)
+        """Which of them have the prompt of a training example."""
+        train = self._train.items
+        return self._overlap(train[: len(train) - self.held_out(len(train))], self._all_test)
 
     @staticmethod
     def _overlap(train: Sequence[Example], test: Sequence[Example]) -> list[int]:
@@ -337,7 +343,7 @@ class TextTask(Task[TextConfigT]):
                 )
         if self._seen:
             done = "removed from the test" if self.config.on_overlap == "remove" else "kept in the test"
-            counts = f"{len(self._seen)} of {len(self._given_test)} test rows"
+            counts = f"{len(self._seen)} of {len(self._all_test)} test rows"
             notes.append(f"{counts} stand among the training rows: {done} (task.on_overlap)")
         if train is test:
             notes.append("too few rows to hold any out: the evaluation is on the training rows")

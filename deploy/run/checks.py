@@ -163,11 +163,13 @@ def _check_task(config: RunConfig, model: ModelCheck, say: Say) -> tuple[Task[An
     if not config.run.resume:
         check_effects(config, task, say)
     learner = config.learner
-    if space.min_len > 0 and learner.objective in ("subtb", "db") and learner.trajectories_per_query < 2:
+    can_be_empty = bool(space.stoppable(np.zeros(0, np.int32))[0])
+    if not can_be_empty and learner.objective in ("subtb", "db") and learner.trajectories_per_query < 2:
+        where = "until a rationale may end, by task.min_len or a grammar"
         raise UserError(
             "learner.trajectories_per_query",
             learner.trajectories_per_query,
-            f"with task.min_len = {space.min_len}, {learner.objective} compares trajectories of a query up to min_len",
+            f"{learner.objective} compares trajectories of a query {where}",
             "give 2 or more",
         )
     jobs = make_seed_jobs(config.seeds, task)
@@ -233,16 +235,18 @@ def _check_gpus(config: RunConfig) -> None:
 
     n, actor = config.learner.num_processes, config.actor
     found = torch.cuda.device_count()
+    if config.learner.device == "cuda" and not found and config.learner.objective not in WITHOUT_TRAINING:
+        raise UserError("learner.device", "cuda", "torch sees no GPU on this machine", "leave it out, or give cpu")
     if config.learner.device == "cuda" and n > max(1, found):
         raise UserError(
             "learner.num_processes", n, f"each needs a GPU, and this machine has {found}", f"lower it to {found}"
         )
     needed = actor.num_gpus or 0.0
-    if config.ray.address is None and needed > max(1, found):
+    if config.ray.address is None and needed > found:
         name = "num_gpus" if actor.tensor_parallel_size == 1 else "tensor_parallel_size"
         raise UserError(
             f"actor.{name}",
             getattr(actor, name),
             f"an actor needs {needed:g} GPUs on one node, and this machine has {found}",
-            f"lower it to {found}, or set ray.address to a cluster that has such nodes",
+            f"{f'lower it to {found}' if found else 'leave it out'}, or set ray.address to a cluster with such nodes",
         )

@@ -14,9 +14,9 @@ from actors.make_sampler import make_sampler
 from actors.sampler import TrajectorySampler
 from common.adapter_files import files_sha256
 from common.chat import split_turn
-from common.config import RunConfig
+from common.config import WITHOUT_TRAINING, RunConfig
 from common.config_loading import load_run
-from common.devices import resolve_devices
+from common.devices import has_gpu, resolve_devices
 from common.errors import UserError
 from common.evaluation import measures, spread
 from common.metrics import ActorMetrics
@@ -55,7 +55,12 @@ class FinishedRun:
             problem = "holds no best adapter: none was measured while it trained"
             raise UserError("best", str(folder), problem, "leave it out, or train with evaluation.every")
         if not (self.adapter_folder / "adapter_config.json").is_file():
-            raise UserError("RUN", str(folder), "holds no adapter yet", "let the run finish, or stop it with Ctrl-C")
+            if config.learner.objective in WITHOUT_TRAINING:
+                problem = f"has trained nothing, by learner.objective: {config.learner.objective}"
+                remedy = "what it drew lies in it, in files ending in samples.jsonl"
+            else:
+                problem, remedy = "holds no adapter yet", "let the run finish, or stop it with Ctrl-C"
+            raise UserError("RUN", str(folder), problem, remedy)
         self.model = find_model(config.model.name)
         config = config.model_copy(update={"model": config.model.model_copy(update={"name": self.model})})
         check_models(config, folder)
@@ -258,14 +263,22 @@ class FinishedRun:
 
 def _chosen_anew(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     """Leave what follows from the machine and the precision to the machine that the run is opened on, unless it is
-    among the settings that are given."""
+    among the settings that are given: GPUs too, where one machine has some and the other none."""
 
     def is_given(name: str) -> bool:
         return any(text.lstrip("-").partition("=")[0] == name for text in overrides)
 
-    actor, reference = config.actor, config.reference
-    if not is_given("actor.adapters"):
-        actor = actor.model_copy(update={"adapters": "auto"})
-    if not is_given("reference.scorer"):
-        reference = reference.model_copy(update={"scorer": "auto"})
-    return config.model_copy(update={"actor": actor, "reference": reference})
+    gpu = has_gpu()
+    anew: dict[str, Any] = {"actor.adapters": "auto", "reference.scorer": "auto"}
+    if gpu != bool(config.actor.num_gpus):
+        anew |= {"actor.num_gpus": None, "actor.dtype": "auto"}
+        # That of the model's parts that were spread over GPUs.
+        anew |= {} if gpu else {"actor.tensor_parallel_size": 1}
+    if gpu != (config.learner.device == "cuda"):
+        anew["learner.device"] = "auto"
+    sections: dict[str, Any] = {}
+    for name, value in anew.items():
+        section, _, field = name.partition(".")
+        if not is_given(name):
+            sections[section] = sections.get(section, getattr(config, section)).model_copy(update={field: value})
+    return config.model_copy(update=sections)

@@ -346,10 +346,31 @@ def test_draws_are_held_against_what_is_known_in_each_test_file(codec: HuggingFa
 def test_train_test_overlap_is_reported_removed_or_refused(codec: HuggingFaceCodec, tmp_path: Path) -> None:
     notes = " ".join(arithmetic(codec, tmp_path).data_notes())
     assert "2 of 2 test rows stand among the training rows: kept in the test" in notes
-    with pytest.raises(UserError, match=r"task\.test_path.*2 of its 2 rows stand in task\.train_path"):
+    with pytest.raises(UserError, match=r"task\.test_path.*2 of its 2 rows have the prompt of a training row"):
         arithmetic(codec, tmp_path, on_overlap="refuse").queries("test")
-    with pytest.raises(UserError, match="holds training rows only"):
+    with pytest.raises(UserError, match="its 2 rows all have the prompt of a training row"):
         arithmetic(codec, tmp_path, on_overlap="remove").queries("test")
+
+
+@pytest.mark.parametrize("on_overlap", ["report", "remove", "refuse"])
+def test_held_out_rows_with_the_prompt_of_a_training_row_are_reported_removed_or_refused(
+    codec: HuggingFaceCodec, tmp_path: Path, on_overlap: str
+) -> None:
+    # Of ten rows the last two are held out, one of them of a prompt that has another label before.
+    rows = [{"q": f"Is {min(i, 8)} nice?", "label": " yes"} for i in range(9)] + [{"q": "Is 0 nice?", "label": " no"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = str(tmp_path / "rows.jsonl")
+    task = task_of(codec, "jsonl", train_path=path, prompt="{q}", target="{label}", on_overlap=on_overlap)
+    if on_overlap == "refuse":
+        with pytest.raises(
+            UserError, match=r"task\.train_path = .*: 1 of the last 2, which are held out, have the pro"
+        ):
+            task.queries("test")
+        return
+    left = 2 if on_overlap == "report" else 1
+    assert (len(task.queries("train")), len(task.queries("test"))) == (8, left)
+    done = "kept in the test" if on_overlap == "report" else "removed from the test"
+    assert any(f"1 of 2 test rows stand among the training rows: {done}" in note for note in task.data_notes())
 
 
 @pytest.mark.parametrize(

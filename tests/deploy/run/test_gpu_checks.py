@@ -20,6 +20,11 @@ def config_of(**actor: Any) -> RunConfig:
     return RunConfig.model_validate({"task": {"name": "rng"}, "actor": actor})
 
 
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+
+
 @pytest.mark.parametrize(("n", "refused"), [(1, False), (2, False), (3, True)])
 def test_more_learner_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch, n: int, refused: bool) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
@@ -30,6 +35,27 @@ def test_more_learner_processes_than_gpus_are_refused(monkeypatch: pytest.Monkey
         _check_gpus(config)
         return
     with pytest.raises(UserError, match=r"learner\.num_processes = 3: .* this machine has 2; lower it to 2"):
+        _check_gpus(config)
+
+
+@pytest.mark.parametrize(
+    ("section", "setting", "refused"),
+    [
+        ("learner", {"device": "cuda"}, r"learner\.device = 'cuda': torch sees no GPU on this machine"),
+        (
+            "actor",
+            {"num_gpus": 1.0},
+            r"actor\.num_gpus = 1\.0: an actor needs 1 GPUs .*; leave it out, or",
+        ),
+        ("actor", {"num_gpus": 0.0}, None),
+    ],
+)
+def test_a_gpu_that_the_machine_has_not_is_refused(section: str, setting: dict[str, Any], refused: str | None) -> None:
+    config = RunConfig.model_validate({"task": {"name": "rng"}, section: setting})
+    if refused is None:
+        _check_gpus(config)
+        return
+    with pytest.raises(UserError, match=refused):
         _check_gpus(config)
 
 

@@ -34,6 +34,28 @@ def test_an_adapter_to_start_from_is_refused_where_the_base_model_is_drawn_from(
 
 
 @pytest.mark.parametrize(
+    ("settings", "refused"),
+    [
+        ({"min_len": 1}, True),
+        ({"min_len": 0}, False),
+        # As short as a text may be by its grammar, nothing of it can be compared with what ends there.
+        ({"name": "constrained", "regex": "[0-9]{3}", "rationale": None, "min_len": 0}, True),
+        ({"name": "constrained", "regex": "[0-9]{0,3}", "rationale": None, "min_len": 0}, False),
+    ],
+)
+def test_an_objective_of_a_trajectory_s_own_states_is_refused_where_they_can_not_end_it(
+    tmp_path: Path, digit_model: Path, settings: dict[str, Any], refused: bool
+) -> None:
+    options = ("--learner.objective", "subtb", "--learner.trajectories_per_query", "1")
+    config = config_of(tmp_path, digit_model, *options, task=rows_task(tmp_path, **settings))
+    if not refused:
+        prepare(config)
+        return
+    with pytest.raises(UserError, match=r"trajectories_per_query = 1: subtb compares .*; give 2 or more"):
+        prepare(config)
+
+
+@pytest.mark.parametrize(
     ("options", "why"),
     [
         (("--learner.objective", "prompting"), "learner.objective prompting trains none"),

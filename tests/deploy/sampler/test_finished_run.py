@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from common.errors import EXIT_USER, UserError
 from deploy.cli.main import main
@@ -53,6 +54,31 @@ def test_a_prompt_of_one_s_own_needs_neither_the_data_nor_the_folder_that_traini
     assert valid["12"] is None and valid["56"] is not None
     with pytest.raises(UserError, match=r"task\.train_path = '.*home/rows\.jsonl'"):
         run.query(None)
+
+
+def test_a_run_of_a_machine_with_gpus_opens_on_one_without(moved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deploy.sampler.finished_run.has_gpu", lambda: False)
+    monkeypatch.setattr("common.devices.has_gpu", lambda: False)
+    kept = yaml.safe_load((moved / "config.yaml").read_text())
+    kept["learner"]["device"], kept["reference"]["dtype"] = "cuda", "bfloat16"
+    kept["actor"] |= {"num_gpus": 2.0, "tensor_parallel_size": 2, "dtype": "bfloat16"}
+    (moved / "config.yaml").write_text(yaml.safe_dump(kept))
+    config = FinishedRun(moved).config
+    assert (config.learner.device, config.actor.num_gpus, config.actor.tensor_parallel_size) == ("cpu", 0.0, 1)
+    # The reward is the run's own as before.
+    assert (config.actor.dtype, config.reference.dtype) == ("float32", "bfloat16")
+    assert FinishedRun(moved, ["--actor.dtype=bfloat16"]).config.actor.dtype == "bfloat16"
+
+
+def test_a_run_that_trained_nothing_says_so(moved: Path) -> None:
+    (moved / "adapter" / "adapter_config.json").unlink()
+    with pytest.raises(UserError, match=r"holds no adapter yet; let the run finish"):
+        FinishedRun(moved)
+    kept = yaml.safe_load((moved / "config.yaml").read_text())
+    kept["learner"]["objective"] = "prompting"
+    (moved / "config.yaml").write_text(yaml.safe_dump(kept))
+    with pytest.raises(UserError, match=r"has trained nothing, by learner\.objective: prompting; what it drew lies"):
+        FinishedRun(moved)
 
 
 def test_the_model_can_lie_elsewhere_and_must_be_the_same(
