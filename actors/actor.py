@@ -68,7 +68,8 @@ class Actor:
         self.queries = list(self.buffer.queries().values())
         registry = new_registry()
         self.metrics = ActorMetrics(registry)
-        self.metrics_address = serve(registry, config.metrics, METRICS_OFFSET + index, redis_url)
+        # It may be on another node than those whose ports a start has looked at, and is no reason to end a run.
+        self.metrics_address = serve(registry, config.metrics, METRICS_OFFSET + index, redis_url, or_free=True)
         self.control.register(self.id, "actor", self.metrics_address)
         log.info("metrics on %s", self.metrics_address)
         self._blocked_s = 0.0

@@ -20,9 +20,11 @@ from prometheus_client.process_collector import ProcessCollector
 from common.config import MetricsSection
 from common.diagnostics.verdict import Verdict
 from common.errors import UserError
+from common.log import get_logger
 from common.reward_calls import Outcome
 from common.trajectory import ToolFailure
 
+log = get_logger("metrics")
 _SECONDS = (0.005, 0.02, 0.1, 0.5, 1, 2, 5, 10, 30, 60)
 LOOPBACK = "127.0.0.1"
 # Kept for documentation by RFC 5737: no network has it, so the route there is the one to everywhere else.
@@ -231,10 +233,13 @@ def serve(
     offset: int,
     redis_url: str,
     discover: Callable[[], Targets] | None = None,
+    *,
+    or_free: bool = False,
 ) -> str | None:
     """Serve a registry at `metrics.port` + offset, or at a free port; HOST:PORT for others, None if disabled.
 
-    With `discover` its answer is served at /targets. Raises UserError if the port is taken.
+    With `discover` its answer is served at /targets. Raises UserError if the port is taken; `or_free` takes a free one
+    instead and says so.
     """
     if not section.enabled:
         return None
@@ -242,6 +247,9 @@ def serve(
     try:
         server = make_server(section.host, port, _app(registry, discover), ThreadingWSGIServer, _Silent)
     except OSError as error:
+        if or_free and port:
+            log.warning("metrics.port %d can't be listened on (%s), a free one is", port, error.strerror)
+            return serve(registry, section.model_copy(update={"port": 0}), 0, redis_url, discover)
         raise UserError(
             "metrics.port", port, f"can't be listened on ({error.strerror})", "choose another, or 0 for free ones"
         ) from error

@@ -177,6 +177,8 @@ def sample(options: argparse.Namespace, overrides: list[str], console: Console) 
 
     run = FinishedRun(options.run, overrides, best=options.best)
     query = run.query(options.prompt, target=options.target, targets=options.targets)
+    if run.leaves_target_out(query):
+        print("amortis: log R is without the likelihood of a target, as none is given: see --target", file=sys.stderr)
     seed = run.config.run.seed if options.seed is None else options.seed
     sampler, adapter = run.sampler(seed)
     n = options.candidates or draws_for(options.n, len(options.targets), resampled=options.resample)
@@ -198,15 +200,7 @@ def sample(options: argparse.Namespace, overrides: list[str], console: Console) 
             missing=n - len(drawn),
         )
         return _show_weighted(found, options, console)
-    rows = [
-        {
-            "text": run.codec.decode(item.action_ids),
-            "log_q": item.behaviour.log_prob,
-            "log_r": maker.log_r(item),
-            "token_ids": item.action_ids.tolist(),
-        }
-        for item in drawn
-    ]
+    rows = [maker.row(item) for item in drawn]
     if options.json:
         print(dumps(rows))
         return 0

@@ -16,10 +16,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from rich.console import Console
 
@@ -79,6 +80,8 @@ class _Begun:
     """On the monotonic clock."""
     earlier_s: float
     """That the cell took before it was interrupted."""
+    cores: frozenset[int]
+    """That it is kept to; none where it has all."""
 
 
 def run_comparison(
@@ -134,6 +137,7 @@ def _run_cells(
     running: list[_Begun] = []
     problems: list[str] = []
     interrupted = False
+    free = _shares_of_cores(parallel)
     while running or (waiting and not interrupted):
         try:
             while len(running) < parallel and not interrupted and (ready := _next(waiting, running)):
@@ -143,7 +147,7 @@ def _run_cells(
                     problems.append(f"cell {cell.name}: cell {cell.after}, whose adapter it starts from, is not done")
                     continue
                 console.print(f"cell {ready.number} of {len(jobs)}: {cell.name}", markup=False, highlight=False)
-                running.append(_begin(comparison, folder, ready, parallel))
+                running.append(_begin(comparison, folder, ready, parallel, free.pop(0)))
             if running:
                 _wait_for_any(running)
         except KeyboardInterrupt:
@@ -154,6 +158,7 @@ def _run_cells(
                 begun.process.send_signal(signal.SIGTERM)
         for begun in [item for item in running if item.process.poll() is not None]:
             running.remove(begun)
+            free.append(begun.cores)
             problem = _end(folder, begun, parallel)
             if problem is not None:
                 problems.append(f"cell {begun.job.cell.name}: {problem}")
@@ -186,13 +191,30 @@ def _checked(comparison: Comparison, cells: Sequence[Cell], folder: Path) -> lis
         config = load_config(path, [*comparison.overrides, *_run_settings(folder, cell)])
         wanted = Wanted.of(config, None if cell.after is None else jobs[cell.after].wanted)
         jobs[cell.name] = job = _Job(number, cell, config, wanted)
-        # The same task with the same seeds need not be read twice.
-        read = config.model_dump(mode="json", include={"task", "seeds", "actor", "model"})
-        digest = hashlib.sha256(json.dumps([read, config.learner.objective]).encode()).hexdigest()
-        if digest not in examined and cell.after is None and not _is_done(folder, job):
+        if _is_done(folder, job):
+            continue
+        if cell.after is not None:
+            config = _without_start(config, jobs[cell.after].config, cell)
+        # Cells that differ in their seed alone are fit to start alike.
+        asked = Wanted.of(config, None).as_data()
+        del asked["settings"]["run"]["seed"]
+        digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+        if digest not in examined:
             examined.add(digest)
             prepare(config)
     return list(jobs.values())
+
+
+def _without_start(config: RunConfig, before: RunConfig, cell: Cell) -> RunConfig:
+    """A cell's configuration without the adapter that isn't made yet. Raises UserError where that one wouldn't fit."""
+    own, other = config.model.lora, before.model.lora
+    for name in ("rank", "alpha", "target_modules"):
+        value, given = getattr(own, name), getattr(other, name)
+        if (set(value) != set(given)) if name == "target_modules" else (value != given):
+            problem = f"{cell.method} starts from an adapter that is made with {given!r}"
+            raise UserError(f"model.lora.{name}", value, problem, "give both methods the same")
+    lora = own.model_copy(update={"start_from": None})
+    return config.model_copy(update={"model": config.model.model_copy(update={"lora": lora})})
 
 
 def _run_settings(folder: Path, cell: Cell) -> list[str]:
@@ -212,8 +234,14 @@ def _settings_path(folder: Path, cell: Cell) -> Path:
     return folder / "cells" / f"{cell.name}.yaml"
 
 
-def _begin(comparison: Comparison, folder: Path, job: _Job, parallel: int) -> _Begun:
-    """Start or resume a cell."""
+def _begin(comparison: Comparison, folder: Path, job: _Job, parallel: int, cores: frozenset[int]) -> _Begun:
+    """Start or resume a cell on these cores, or on all that there are."""
+
+    def on_its_own() -> None:
+        die_with_parent()
+        if cores:
+            os.sched_setaffinity(0, cores)
+
     cell, mark, earlier_s = job.cell, _mark(folder, job.cell.name), 0.0
     earlier = read_json(mark)
     kept = _kept(earlier)
@@ -229,9 +257,9 @@ def _begin(comparison: Comparison, folder: Path, job: _Job, parallel: int) -> _B
             stderr=log,
             env={**_threads(parallel), **os.environ},
             start_new_session=True,
-            preexec_fn=die_with_parent,
+            preexec_fn=on_its_own,
         )
-    return _Begun(job, process, time.monotonic(), earlier_s)
+    return _Begun(job, process, time.monotonic(), earlier_s, cores)
 
 
 def _command(comparison: Comparison, folder: Path, cell: Cell, *, resume: bool) -> list[str]:
@@ -244,6 +272,15 @@ def _threads(parallel: int) -> dict[str, str]:
     if parallel == 1:
         return {}
     return {"OMP_NUM_THREADS": str(max(1, available_cores() // parallel)), "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def _shares_of_cores(parallel: int) -> list[frozenset[int]]:
+    """The cores of each of so many cells, by which learners and actors count their threads; none where one cell has all
+    or not each can have one."""
+    cores = sorted(os.sched_getaffinity(0))[: available_cores()] if hasattr(os, "sched_getaffinity") else []
+    if parallel == 1 or len(cores) < parallel:
+        return [frozenset()] * parallel
+    return [frozenset(map(int, part)) for part in np.array_split(cores, parallel)]
 
 
 def _wait_for_any(running: Sequence[_Begun]) -> None:
@@ -324,6 +361,7 @@ def _check_replaced(folder: Path, jobs: Sequence[_Job]) -> None:
 def _table(comparison: Comparison, folder: Path, jobs: Sequence[_Job]) -> Table:
     main = comparison.file.figures or list(task_class(jobs[0].config.task).main_figures)
     measured: list[Measurement] = []
+    sources: dict[tuple[str, str], set[str]] = {}
     for job in jobs:
         if _is_done(folder, job):
             cell, found = job.cell, read_json(_mark(folder, job.cell.name))
@@ -331,6 +369,7 @@ def _table(comparison: Comparison, folder: Path, jobs: Sequence[_Job]) -> Table:
             for method, figures in _rows(found["summary"], cell.method, untrained=untrained):
                 if method == cell.method:
                     figures = {**figures, TEMPERATURE: job.config.final_temperature}
+                sources.setdefault((cell.condition, method), set()).add(cell.method)
                 measured.append(
                     Measurement(
                         cell.condition,
@@ -344,6 +383,13 @@ def _table(comparison: Comparison, folder: Path, jobs: Sequence[_Job]) -> Table:
                         drawn=found.get("drawn", {}) if method == cell.method else {},
                     )
                 )
+    # Other samplers that several methods' cells evaluate: each under its own settings, a mask for example.
+    measured = [
+        replace(item, method=f"{item.cell}: {item.method}")
+        if item.method != item.cell and len(sources[item.condition, item.method]) > 1
+        else item
+        for item in measured
+    ]
     if any(job.config.learner.objective in POSTERIOR_DRAWS for job in jobs) and COST not in main:
         main = [*main, COST]
     return Table(measured, main, comparison.file.plot, planned=len(jobs))

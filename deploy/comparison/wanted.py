@@ -89,6 +89,9 @@ class Wanted:
         if name == "task.test_size":
             # Without test files it says which rows are left for training.
             return bool(self.settings["task"].get("test_path"))
+        if is_below(name, "diagnose") and self.settings["learner"].get("stop_when"):
+            # By which its steps were ended.
+            return False
         return any(is_below(name, head) for head in _OF_EVALUATION)
 
 

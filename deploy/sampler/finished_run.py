@@ -115,6 +115,10 @@ class FinishedRun:
         """The text whose likelihood is part of the query's reward; None where there is none, as for a prompt alone."""
         return self.codec.decode(query.target_ids) if len(query.target_ids) else None
 
+    def leaves_target_out(self, query: Query) -> bool:
+        """Whether rows have a target, whose likelihood the run was trained on, and this query none."""
+        return getattr(self.task.config, "target", None) is not None and not len(query.target_ids)
+
     def query_of_ids(self, ids: Sequence[int], setting: str) -> Query:
         """What to sample for, as the tokens that the model is to read. Raises UserError naming `setting`."""
         if not ids:

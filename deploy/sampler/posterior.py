@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -174,6 +174,12 @@ class PosteriorMaker:
     def log_r(self, trajectory: Trajectory) -> float:
         """log R as the run's settings have it, in nats."""
         return self._of_parts(*self._parts(trajectory, with_target=True))
+
+    def row(self, trajectory: Trajectory) -> dict[str, Any]:
+        """A draw at whatever temperature, as a `Sample` has it but for its weight."""
+        parts, log_r = self._parts(trajectory, with_target=True), self.log_r(trajectory)
+        whole = self._sample(trajectory, trajectory.behaviour.log_prob, log_r, parts, math.nan)
+        return {name: value for name, value in asdict(whole).items() if name != "weight"}
 
     def _parts(self, item: Trajectory, *, with_target: bool) -> tuple[float, float, float]:
         """log_prior, log_likelihood and log_constraint of the whole rationale, as they enter R."""

@@ -165,6 +165,9 @@ def test_metrics_are_served_on_the_configured_port_and_a_taken_one_is_named() ->
         assert "amortis_learner_step 7.0" in answer.read().decode()
     with pytest.raises(UserError, match=f"metrics.port = {base}: can't be listened on"):
         serve(registry, section, 1, REDIS_URL)
+    other = serve(registry, section, 1, REDIS_URL, or_free=True)
+    assert other is not None and other != f"127.0.0.1:{base}"
+    assert urllib.request.urlopen(f"http://{other}/metrics", timeout=5).status == 200
     assert serve(registry, MetricsSection(enabled=False), 0, REDIS_URL) is None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import sys
 import time
@@ -181,7 +182,9 @@ if status == 130:
     # Ends when it is interrupted.
     time.sleep(60)
 (folder / "cells" / name).mkdir(exist_ok=True)
+cores = os.sched_getaffinity(0)
 summary = {"figure": float(os.environ.get("OMP_NUM_THREADS", 0)), "interrupted": status == 130}
+summary |= {"cores": len(cores), "first_core": min(cores)}
 (folder / "cells" / name / "summary.json").write_text(json.dumps(summary))
 drawn = {"queries": "test", "sampler": "trained", "target": " a", "text": " because", "log_targets": {}}
 (folder / "cells" / name / "evaluation_samples.jsonl").write_text(json.dumps(drawn))
@@ -252,6 +255,7 @@ def test_a_cell_that_was_begun_goes_on_from_its_checkpoints_those_of_em_steps_in
         ({"task": {"name": "rng", "evaluation_samples": 8}}, True),
         ({"run": {"evaluate_training": 3}}, True),
         ({"diagnose": {"final": False}}, True),
+        ({"diagnose": {"every": 20}}, True),
         ({"learner": {"lr": 1e-5}}, False),
     ],
 )
@@ -267,6 +271,56 @@ def test_where_the_evaluation_alone_changed_cells_are_evaluated_anew_and_not_tra
     # What starts from a cell depends on how it was trained, and not on how it was evaluated.
     run(tmp_path, {**methods, "first": changed}, overwrite=not resumes)
     assert begun[2:] == ([("first", True)] if resumes else [("first", False), ("second", False)])
+
+
+def test_a_diagnosis_by_which_training_ended_is_part_of_how_a_cell_was_trained(tmp_path: Path, begun: Begun) -> None:
+    ends = {"learner": {"stop_when": "ess >= 0.5 for 3 diagnoses"}}
+    run(tmp_path, {"first": {**ends, "diagnose": {"every": 40}}})
+    (folder,) = (tmp_path / "cells").glob("*-seed0/")
+    (folder / "checkpoints" / "step-5").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"holds 1 finished cells .*diagnose\.every changed"):
+        run(tmp_path, {"first": {**ends, "diagnose": {"every": 20}}})
+
+
+def test_other_samplers_that_two_methods_evaluate_are_told_apart(tmp_path: Path, begun: Begun) -> None:
+    methods: dict[str, Any] = {"one": {}, "two": {"learner": {"lr": 1e-5}}}
+    run(tmp_path, methods)
+    for path, figure in zip(sorted((tmp_path / "cells").glob("*-seed0.json")), (-20.0, -60.0), strict=True):
+        mark = json.loads(path.read_text())
+        mark["summary"]["samplers"] = {"trained": {"figure": 0.0}, "temperature 0.7": {"figure": figure}}
+        path.write_text(json.dumps(mark))
+    found, _ = run(tmp_path, methods)
+    told = {item.method: item.figures["figure"] for item in found.measured}
+    assert told["one: temperature 0.7"] == -20.0 and told["two: temperature 0.7"] == -60.0
+    found, _ = run(tmp_path, {"one": {}})
+    assert [item.method for item in found.measured] == ["temperature 0.7", "one"]
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        (
+            {"first": {}, "second": {"buffer": {"capacity_per_query": 1}}},
+            r"buffer\.capacity_per_query = 1: .* compares trajectories of one query",
+        ),
+        (
+            {"first": {}, "second": {"model": {"lora": {"rank": 8, "start_from": "{adapter:first}"}}}},
+            r"model\.lora\.rank = 8: second starts from an adapter that is made with 16",
+        ),
+    ],
+)
+def test_every_cell_is_checked_before_any_is_run(
+    tmp_path: Path, digit_model: Path, methods: dict[str, Any], message: str
+) -> None:
+    base: dict[str, Any] = {
+        "task": {"name": "rng"},
+        "model": {"name": str(digit_model)},
+        "learner": {"objective": "vargrad"},
+    }
+    base["actor"] = {"max_model_len": 64}
+    found = load(tmp_path, {"base": base, "methods": methods, "seeds": [0]})
+    with pytest.raises(UserError, match=message):
+        compare.states(found, tmp_path / "out")
 
 
 def test_cells_of_a_version_that_lacked_a_setting_are_not_done_anew(tmp_path: Path, begun: Begun) -> None:
@@ -343,6 +397,10 @@ def test_cells_run_as_many_at_a_time_as_asked_each_with_its_share_of_the_cores(
     found, problems = run(tmp_path, {"first ends with -1": {}, "second ends with -1": {}, "third": {}}, parallel=2)
     assert problems == [] and {method for method, _ in begun} == {"first ends with -1", "second ends with -1", "third"}
     assert {(item.parallel, item.figures["figure"]) for item in found.measured} == {(2, 4.0)}
+    here = min(8, len(os.sched_getaffinity(0)))
+    of_two = [item.figures for item in found.measured if item.cell != "third"]
+    assert {figures["cores"] for figures in of_two} <= ({here // 2, here - here // 2} if here > 1 else {1})
+    assert len({figures["first_core"] for figures in of_two}) == min(2, here)
 
 
 def test_a_table_keeps_what_was_drawn_most(tmp_path: Path, begun: Begun) -> None:

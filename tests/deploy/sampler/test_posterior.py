@@ -329,6 +329,33 @@ def test_samples_are_resampled_on_the_command_line_and_say_what_they_stand_on(
     assert json.loads(capsys.readouterr().out)["target"] == "2"
 
 
+def test_plain_samples_are_shown_with_what_tools_wrote_and_the_parts_of_their_reward(
+    run: FinishedRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_tool = drawn(run, 1).model_copy(
+        update={"input_ids": np.array([1, 5], np.int32), "action_positions": np.array([0], np.int32)}
+    )
+    assert sampled(run, [with_tool], monkeypatch, "-n", "1", "--json") == (0, 1)
+    captured = capsys.readouterr()
+    (row,) = json.loads(captured.out)
+    assert row["text"] == run.codec.decode([1, 5]) and row["token_ids"] == [1]
+    assert [row[name] for name in ("log_q", "log_prior", "log_likelihood")] == pytest.approx(
+        [LOG_Q[1], LOG_PRIOR[1], LOG_P_Y[1, 0]], abs=1e-5
+    )
+    assert "without the likelihood" not in captured.err
+
+
+def test_a_prompt_without_a_target_is_told_what_its_reward_leaves_out(
+    run: FinishedRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    four, told = [drawn(run, z) for z in range(4)], "log R is without the likelihood of a target"
+    assert sampled(run, four, monkeypatch, "-n", "4", "--prompt", "1 2", "--json")[0] == 0
+    assert told in capsys.readouterr().err
+    target = run.codec.decode(run.task.queries("test")[0].target_ids)
+    assert sampled(run, four, monkeypatch, "-n", "4", "--prompt", "1 2", "--target", target, "--json")[0] == 0
+    assert told not in capsys.readouterr().err
+
+
 def test_a_seed_makes_other_draws_of_the_same_candidates(
     run: FinishedRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
