@@ -277,13 +277,16 @@ def _budget(cells: Sequence[Cell], measured: Sequence[Mapping[str, Any]]) -> str
 
 def _steps_of(method: str, measured: Sequence[Mapping[str, Any]]) -> str:
     """How many steps its cells took, and of which conditions where they differ."""
-    conditions: dict[float, dict[str, None]] = {}
+    of_seeds: dict[str, list[float]] = {}
     for item in measured:
         if item["method"] == method and item["figures"].keys() >= _LENGTH:
-            conditions.setdefault(item["figures"]["steps"], {})[item["condition"]] = None
+            of_seeds.setdefault(item["condition"], []).append(item["figures"]["steps"])
+    conditions: dict[str, list[str]] = {}
+    for condition, steps in of_seeds.items():
+        conditions.setdefault(f"{np.mean(steps):.0f} steps", []).append(condition)
     if len(conditions) == 1:
-        return f"{next(iter(conditions)):.0f} steps"
-    return ", ".join(f"{steps:.0f} steps with {' and '.join(names)}" for steps, names in sorted(conditions.items()))
+        return next(iter(conditions))
+    return ", ".join(f"{steps} with {' and '.join(names)}" for steps, names in conditions.items())
 
 
 def _rows(section: Section, found: Figures, least_ess: float) -> list[str]:

@@ -458,13 +458,14 @@ class ReplayBuffer:
         published = self._adapters.published()
         for query_id in self.counts():
             keys = self._shards[self._shard_of(query_id)]
+            given = self._client.smembers(keys.of_query(query_id, "given"))
             for key, payload in self._stored(query_id):
                 item = self._decode(query_id.encode(), key, payload)
                 if item is None:
                     continue
                 # Of versions before the first that is known, an older amortis kept no record.
                 sha256 = item.behaviour.adapter_sha256
-                own = published.get(item.behaviour.adapter_version, sha256) == sha256
+                own = key not in given and published.get(item.behaviour.adapter_version, sha256) == sha256
                 version = float(_version_score(item, own=own))
                 scores = {"version": version, "loss": 0.0, "priority": self._log_reward(item)}
                 for name in names:

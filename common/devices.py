@@ -55,7 +55,8 @@ def learner_threads(config: RunConfig) -> int:
     """CPU threads of a learner on this machine: those wanted, or the cores that the actors leave."""
     # Actors on a cluster have cores of their own.
     taken = 0 if config.ray.address else int(config.actor.least_count * config.actor.num_cpus)
-    return config.learner.threads or max(1, available_cores() - taken)
+    # More of them than cores hold each other up.
+    return min(config.learner.threads or max(1, available_cores() - taken), available_cores())
 
 
 def gpu_memory_bytes() -> int:

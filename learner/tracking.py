@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Mapping, Sequence
+from functools import cache
 from html import escape
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -126,12 +129,20 @@ def check_tracking(section: TrackingSection) -> None:
         _check_login()
 
 
+@cache
 def _check_login() -> None:
     """The learner asks for a key when all else has started, and has no terminal to ask at."""
     import wandb
 
+    mode = os.environ.get("WANDB_MODE", "online")
     try:
-        problem = "" if wandb.login(prompt=False) else "no key of yours is known here"
+        if mode != "online":
+            problem = f"WANDB_MODE is {mode}"
+        elif "prompt" not in signature(wandb.login).parameters:
+            # An older one can't be asked without asking at a terminal.
+            problem = ""
+        else:
+            problem = "" if wandb.login(prompt=False) else "no key of yours is known here"
     except Exception as error:
         # Its own errors have no base class in common with those of the network.
         problem = f"logging in fails ({' '.join(str(error).split())})"

@@ -287,7 +287,7 @@ def test_a_method_that_took_more_steps_in_some_conditions_says_which(tables: Pat
     shorter, longer = ({"auc": 0.5, "steps": steps, "trajectories_trained": 8 * steps} for steps in (150.0, 300.0))
     rows = {("10 labels", "GFlowNet"): longer, ("20 labels", "GFlowNet"): shorter, ("50 labels", "GFlowNet"): longer}
     results.take(save(tables, "subjectivity", 0, rows))
-    told = "GFlowNet 150 steps with 20 labels, 300 steps with 10 labels and 50 labels of 8 trajectories"
+    told = "GFlowNet 300 steps with 10 labels and 50 labels, 150 steps with 20 labels of 8 trajectories"
     assert told in results.page()
 
 

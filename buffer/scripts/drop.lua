@@ -7,6 +7,7 @@ local function drop(query, id)
   local bytes = redis.call('HSTRLEN', base .. ':items', id)
   if redis.call('HDEL', base .. ':items', id) == 0 then return 0, 0 end
   for _, index in ipairs(INDEXES) do redis.call('ZREM', base .. index, id) end
+  redis.call('SREM', base .. ':given', id)
   if tonumber(redis.call('ZINCRBY', prefix .. 'queries', -1, query)) <= 0 then
     redis.call('ZREM', prefix .. 'queries', query)
     redis.call('ZREM', prefix .. 'queries:loss', query)

@@ -28,33 +28,47 @@ local function remove(query, id)
   return removed
 end
 
--- The `n` of the lowest reward, but for the newer half: what is sampled now must be trained on, however bad it is.
-local function lowest(base, n)
-  local count = call('ZCARD', base .. ':order')
-  local older = count - math.floor(math.min(per_query, count) / 2)
-  local last = tonumber(call('ZRANGE', base .. ':order', older - 1, older - 1, 'WITHSCORES')[2])
-  local found, from = {}, 0
-  while #found < n do
-    local ids = call('ZRANGE', base .. ':priority', from, from + LOOK - 1)
-    for i, order in ipairs(call('ZMSCORE', base .. ':order', unpack(ids))) do
-      if #found < n and tonumber(order) <= last then found[#found + 1] = ids[i] end
-    end
-    from = from + LOOK
+-- How far each query was searched for its lowest rewards, so that none is passed twice.
+local searches = {}
+
+-- What has the lowest reward, but for the newer half, as that is when the search begins: what is sampled now must be
+-- trained on, however bad it is.
+local function lowest(query, base)
+  local search = searches[query]
+  if not search then
+    local count = call('ZCARD', base .. ':order')
+    local older = count - math.floor(math.min(per_query, count) / 2)
+    local last = call('ZRANGE', base .. ':order', older - 1, older - 1, 'WITHSCORES')[2]
+    search = { last = tonumber(last), from = 0, found = {}, at = 0 }
+    searches[query] = search
   end
-  return found
+  while search.at == #search.found do
+    local ids, found = call('ZRANGE', base .. ':priority', search.from, search.from + LOOK - 1), {}
+    if #ids == 0 then
+      -- The older half is gone.
+      searches[query] = nil
+      return lowest(query, base)
+    end
+    for i, order in ipairs(call('ZMSCORE', base .. ':order', unpack(ids))) do
+      if tonumber(order) <= search.last then found[#found + 1] = ids[i] end
+    end
+    -- Those that are found will be gone before it goes on.
+    search.from, search.found, search.at = search.from + #ids - #found, found, 0
+  end
+  search.at = search.at + 1
+  return search.found[search.at]
 end
 
-local function evict(query, n)
+local function evict(query)
   local base = prefix .. 'q:' .. query
-  local victims
+  local victim
   if policy == 'lowest_reward' then
-    victims = lowest(base, n)
+    victim = lowest(query, base)
   else
-    victims = call('ZRANGE', base .. VICTIM[policy], 0, n - 1)
     -- An index made for another policy may not know all yet.
-    if #victims < n then victims = call('ZRANGE', base .. ':priority', 0, n - 1) end
+    victim = call('ZRANGE', base .. VICTIM[policy], 0, 0)[1] or call('ZRANGE', base .. ':priority', 0, 0)[1]
   end
-  for _, victim in ipairs(victims) do counts.evicted = counts.evicted + remove(query, victim) end
+  counts.evicted = counts.evicted + remove(query, victim)
 end
 
 local function fullest() return call('ZREVRANGE', queries, 0, 0)[1] end
@@ -92,7 +106,10 @@ local function insert(query, items)
   local ids, last, places = admitted(items)
   if #ids == 0 then return end
   local known = stored(base, ids)
-  local scored = by_version == 1 and in_parts(ids, function(...) return call('ZMSCORE', base .. ':version', ...) end)
+  searches[query] = nil
+  -- What no adapter sampled stays so when one samples it too.
+  local given = in_parts(ids, function(...) return call('SMISMEMBER', base .. ':given', ...) end)
+  local gifts = {}
   local payloads, priorities, orders, versions, new = {}, {}, {}, {}, {}
   for i, id in ipairs(ids) do
     local at, n = last[id], 2 * i
@@ -102,8 +119,11 @@ local function insert(query, items)
     orders[n - 1], orders[n] = places[id], id
     -- Among equal versions, the order of arrival decides.
     versions[n - 1], versions[n] = items[at + 2] + places[id] % version_step, id
-    -- What was given stays so when an adapter samples it too.
-    if scored and scored[i] and tonumber(scored[i]) >= never_stale then versions[n - 1] = scored[i] end
+    if items[at + 2] >= never_stale then
+      gifts[#gifts + 1] = id
+    elseif given[i] == 1 then
+      versions[n - 1] = never_stale + places[id] % version_step
+    end
     if known[i] then
       counts.duplicates = counts.duplicates + 1
       counts.bytes = counts.bytes + #payload - call('HSTRLEN', base .. ':items', id)
@@ -116,6 +136,7 @@ local function insert(query, items)
   store('ZADD', base .. ':priority', priorities)
   store('ZADD', base .. ':order', orders)
   if by_version == 1 then store('ZADD', base .. ':version', versions) end
+  if #gifts > 0 then store('SADD', base .. ':given', gifts) end
   if #new == 0 then return end
   counts.added = counts.added + #new
   counts.size = counts.size + #new
@@ -132,7 +153,7 @@ local function insert(query, items)
     call('ZADD', prefix .. 'queries:loss', 'NX', top or 0, query)
     call('ZADD', prefix .. 'queries:trained', 'NX', 0, query)
   end
-  if count > per_query then evict(query, count - per_query) end
+  for _ = per_query + 1, count do evict(query) end
 end
 
 if ARGV[4] ~= '' then
@@ -145,7 +166,7 @@ local origin = from_actor == 1 and 'pushed' or 'seeded'
 for i = 1, #groups, 2 do
   counts[origin] = counts[origin] + #groups[i + 1] / 4
   insert(groups[i], groups[i + 1])
-  while counts.size > capacity or counts.bytes > max_bytes do evict(fullest(), 1) end
+  while counts.size > capacity or counts.bytes > max_bytes do evict(fullest()) end
 end
 
 local changes = {}

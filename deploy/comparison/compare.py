@@ -39,6 +39,7 @@ from deploy.comparison.wanted import Wanted
 from deploy.run.checks import prepare
 from deploy.run.curve import points, read_curve
 from deploy.run.kept_samples import SAMPLES, most_drawn
+from deploy.run.run_folder import say
 from deploy.run.summary import can_go_on, read_json
 from learner.checkpoint import drop_older
 
@@ -137,6 +138,7 @@ def _run_cells(
     running: list[_Begun] = []
     problems: list[str] = []
     interrupted = False
+    parallel = max(1, min(parallel, len(waiting)))
     free = _shares_of_cores(parallel)
     while running or (waiting and not interrupted):
         try:
@@ -181,6 +183,13 @@ def _checked(comparison: Comparison, cells: Sequence[Cell], folder: Path) -> lis
     """Every cell with its configuration, all checked before any is run; raises UserError naming the cell's setting."""
     jobs: dict[str, _Job] = {}
     examined: set[str] = set()
+    told: set[str] = set()
+
+    def once(note: str) -> None:
+        if note not in told:
+            told.add(note)
+            say(note)
+
     for number, cell in enumerate(cells, start=1):
         path = _settings_path(folder, cell)
         try:
@@ -201,13 +210,17 @@ def _checked(comparison: Comparison, cells: Sequence[Cell], folder: Path) -> lis
         digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
         if digest not in examined:
             examined.add(digest)
-            prepare(config)
+            prepare(config, once)
     return list(jobs.values())
 
 
 def _without_start(config: RunConfig, before: RunConfig, cell: Cell) -> RunConfig:
     """A cell's configuration without the adapter that isn't made yet. Raises UserError where that one wouldn't fit."""
     own, other = config.model.lora, before.model.lora
+    for given, where in ((before, "what it starts from"), (config, f"{cell.method} itself")):
+        if given.learner.objective in WITHOUT_TRAINING:
+            problem = f"{cell.method} starts from another's adapter, and {where} trains none"
+            raise UserError("learner.objective", given.learner.objective, problem, "leave out model.lora.start_from")
     for name in ("rank", "alpha", "target_modules"):
         value, given = getattr(own, name), getattr(other, name)
         if (set(value) != set(given)) if name == "target_modules" else (value != given):
@@ -276,9 +289,9 @@ def _threads(parallel: int) -> dict[str, str]:
 
 def _shares_of_cores(parallel: int) -> list[frozenset[int]]:
     """The cores of each of so many cells, by which learners and actors count their threads; none where one cell has all
-    or not each can have one."""
-    cores = sorted(os.sched_getaffinity(0))[: available_cores()] if hasattr(os, "sched_getaffinity") else []
-    if parallel == 1 or len(cores) < parallel:
+    or not each can have one, nor within a container's limit: others of the machine would choose the same ones."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if parallel == 1 or len(cores) < parallel or available_cores() < len(cores):
         return [frozenset()] * parallel
     return [frozenset(map(int, part)) for part in np.array_split(cores, parallel)]
 

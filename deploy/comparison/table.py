@@ -239,8 +239,13 @@ class Table:
 
     def updated(self, newer: Self) -> Self:
         """This table with what a later one measured: other seeds beside these, the same cells in place of these."""
-        kept = {(item.condition, item.method, item.seed): item for item in (*self.measured, *newer.measured)}
-        merged = replace(newer, measured=list(kept.values()))
+
+        def place(item: Measurement) -> tuple[str, str, int]:
+            return item.condition, item.cell or item.method, item.seed
+
+        anew = {place(item) for item in newer.measured}
+        kept = [item for item in self.measured if place(item) not in anew]
+        merged = replace(newer, measured=[*kept, *newer.measured])
         return replace(merged, planned=max(newer.planned, self.planned, merged.done))
 
     def to_markdown(self) -> str:

@@ -10,7 +10,9 @@ from typing import Any, Self
 from pydantic import ValidationError
 
 from common.config import RunConfig
+from common.held_out import Part
 from common.places import Kind, absolute
+from common.stop_rule import StopRule
 from common.tasks import UNREAD
 from deploy.run.identity import digest_of_files, named_paths
 from deploy.run.resuming import is_below, leaves
@@ -32,7 +34,13 @@ _OF_EVALUATION = (
     "task.test_path",
     "task.test_skip",
 )
-"""What they depend on and the training doesn't."""
+"""What they depend on and the training doesn't, but for what `learner.stop_when` looks at."""
+_TEST_ROWS = ("task.test_path", "task.test_skip", "task.on_overlap")
+_LOOKED_AT = {
+    Part.DIAGNOSIS: ("diagnose.every", "diagnose.queries", "diagnose.samples"),
+    Part.EVALUATION: ("task.evaluation_", "task.embedding_model", "task.calibrate"),
+}
+"""By which look its figure is of."""
 _START = "model.lora.start_from"
 
 
@@ -88,11 +96,11 @@ class Wanted:
     def _is_of_evaluation(self, name: str) -> bool:
         if name == "task.test_size":
             # Without test files it says which rows are left for training.
-            return bool(self.settings["task"].get("test_path"))
-        if is_below(name, "diagnose") and self.settings["learner"].get("stop_when"):
-            # By which its steps were ended.
-            return False
-        return any(is_below(name, head) for head in _OF_EVALUATION)
+            return bool(self.settings["task"].get("test_path")) and not self.settings["learner"].get("stop_when")
+        # What its steps may have been ended by.
+        rule = self.settings["learner"].get("stop_when")
+        ends = () if rule is None else (*_TEST_ROWS, *_LOOKED_AT[StopRule.parse(rule).part])
+        return any(is_below(name, head) for head in _OF_EVALUATION) and not any(is_below(name, head) for head in ends)
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:

@@ -267,19 +267,17 @@ class FinishedRun:
 
 def _chosen_anew(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     """Leave what follows from the machine and the precision to the machine that the run is opened on, unless it is
-    among the settings that are given: GPUs too, where one machine has some and the other none."""
+    among the settings that are given: GPUs too, where there are none any more."""
 
     def is_given(name: str) -> bool:
         return any(text.lstrip("-").partition("=")[0] == name for text in overrides)
 
-    gpu = has_gpu()
     anew: dict[str, Any] = {"actor.adapters": "auto", "reference.scorer": "auto"}
-    if gpu != bool(config.actor.num_gpus):
-        anew |= {"actor.num_gpus": None, "actor.dtype": "auto"}
-        # That of the model's parts that were spread over GPUs.
-        anew |= {} if gpu else {"actor.tensor_parallel_size": 1}
-    if gpu != (config.learner.device == "cuda"):
-        anew["learner.device"] = "auto"
+    if not has_gpu():
+        if config.actor.num_gpus:
+            anew |= {"actor.num_gpus": None, "actor.dtype": "auto", "actor.tensor_parallel_size": 1}
+        if config.learner.device == "cuda":
+            anew["learner.device"] = "auto"
     sections: dict[str, Any] = {}
     for name, value in anew.items():
         section, _, field = name.partition(".")

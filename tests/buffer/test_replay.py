@@ -263,6 +263,18 @@ def test_a_seed_that_an_adapter_samples_too_stays_one(redis_client: Redis, keys:
     assert sorted(item.action_ids.item() for item in buffer.sample(1, 9, seed=0, version=100)) == [3, 4]
 
 
+def test_a_seed_that_was_sampled_too_stays_one_where_a_bound_of_staleness_comes_later(
+    redis_client: Redis, keys: Keys
+) -> None:
+    buffer, query = make_buffer(redis_client, keys), make_query()
+    buffer.open()
+    buffer.push([make_trajectory(query, [i], version=0, source="seed") for i in (3, 4)], from_actor=False)
+    buffer.push([make_trajectory(query, [i], version=1) for i in (3, 5)])
+    bounded = make_buffer(redis_client, keys, max_staleness=5)
+    bounded.open()
+    assert sorted(item.action_ids.item() for item in bounded.sample(1, 9, seed=0, version=100)) == [3, 4]
+
+
 def test_a_buffer_that_is_stale_through_and_through_gives_nothing(redis_client: Redis, keys: Keys) -> None:
     buffer = make_buffer(redis_client, keys, max_staleness=0, capacity_per_query=10_000)
     buffer.push([make_trajectory(make_query(1, i % 3), [i], version=1) for i in range(5_000)])

@@ -64,6 +64,8 @@ class Model:
         return sum(len(item.wire) + ITEM_OVERHEAD_BYTES for item in self.items.values())
 
     def push(self, batch: list[Trajectory]) -> None:
+        # What is newer when a query is first evicted from stays, until it has more.
+        self.newer: dict[str, set[str]] = {}
         for query in dict.fromkeys(item.query_id for item in batch):
             for item in batch:
                 if item.query_id == query:
@@ -76,6 +78,7 @@ class Model:
     def insert(self, item: Trajectory) -> None:
         self.sequence += 1
         self.pushed += 1
+        self.newer.pop(item.query_id, None)
         if len(item.to_bytes()) + ITEM_OVERHEAD_BYTES > self.section.max_bytes:
             self.refused += 1
             return
@@ -95,8 +98,12 @@ class Model:
 
     def evict(self, query: str) -> None:
         stored = self.of(query)
-        newer = min(self.section.capacity_per_query, len(stored)) // 2
-        kept = {key for key, _ in sorted(stored.items(), key=lambda pair: -pair[1].sequence)[:newer]}
+        if self.newer.get(query, set()) >= set(stored):
+            self.newer.pop(query, None)
+        if query not in self.newer:
+            n = min(self.section.capacity_per_query, len(stored)) // 2
+            self.newer[query] = {key for key, _ in sorted(stored.items(), key=lambda pair: -pair[1].sequence)[:n]}
+        kept = self.newer[query]
 
         def rank(entry: tuple[str, Stored]) -> Any:
             key, item = entry

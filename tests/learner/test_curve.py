@@ -252,7 +252,7 @@ def test_a_resumed_run_counts_on_from_the_lines_that_it_kept(
     sections = {"diagnose": {"every": 20}, "learner": {"stop_when": "ess >= 0.5 for 2 diagnoses"}}
     curve = Curve(config_in(tmp_path, **sections), evaluations, registry, [])
     curve.go_on([{"step": 20, "loss": 1.0}, diagnosis(20, 4, ess=0.6)])
-    assert not curve.due(30) and curve.stop_reason is None
+    assert Part.DIAGNOSIS not in curve.due(30) and curve.stop_reason is None
     evaluations.put_figures(diagnosis(40, 8, ess=0.7))
     curve.write_down(41)
     assert curve.stop_reason is not None

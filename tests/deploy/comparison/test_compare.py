@@ -137,11 +137,13 @@ def test_cells_of_another_seed_come_beside_those_that_are_saved_and_the_same_in_
         Measurement("10", "other", 0, {"accuracy": 0.25}, 60.0, "SFT"),
     )
     later = table(
+        Measurement("10", "SFT", 0, {"accuracy": 0.5}, 50.0, "SFT"),
+        Measurement("10", "SFT: other", 0, {"accuracy": 0.35}, 50.0, "SFT"),
         Measurement("10", "SFT", 1, {"accuracy": 0.7}, 30.0, "SFT"),
-        Measurement("10", "other", 0, {"accuracy": 0.35}, 50.0, "SFT"),
     )
     found = Table.from_json(first.to_json()).updated(later)
-    assert list(found.rows()) == [("10", "SFT", ["0.600 ± 0.100"]), ("10", "other", ["0.350"])]
+    # All that a cell gave goes with it, under whatever name it came.
+    assert list(found.rows()) == [("10", "SFT", ["0.600 ± 0.100"]), ("10", "SFT: other", ["0.350"])]
     again = Table.from_json(found.to_json())
     assert list(again.rows()) == list(found.rows()) and again.plot == found.plot
 
@@ -206,7 +208,7 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> Begun:
         status = cell.method.rpartition("ends with ")[2] if "ends with" in cell.method else "0"
         return [sys.executable, "-c", CELL, str(folder), cell.name, status]
 
-    monkeypatch.setattr(compare, "prepare", lambda config: None)
+    monkeypatch.setattr(compare, "prepare", lambda config, say: None)
     monkeypatch.setattr(compare, "_command", command)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     return found
@@ -273,13 +275,44 @@ def test_where_the_evaluation_alone_changed_cells_are_evaluated_anew_and_not_tra
     assert begun[2:] == ([("first", True)] if resumes else [("first", False), ("second", False)])
 
 
-def test_a_diagnosis_by_which_training_ended_is_part_of_how_a_cell_was_trained(tmp_path: Path, begun: Begun) -> None:
-    ends = {"learner": {"stop_when": "ess >= 0.5 for 3 diagnoses"}}
-    run(tmp_path, {"first": {**ends, "diagnose": {"every": 40}}})
+@pytest.mark.parametrize(
+    ("rule", "changed", "anew"),
+    [
+        ("ess >= 0.5 for 3 diagnoses", {"diagnose": {"every": 20}}, True),
+        ("ess >= 0.5 for 3 diagnoses", {"diagnose": {"final": False}}, False),
+        ("ess >= 0.5 for 3 diagnoses", {"task": {"test_skip": 1}}, True),
+        ("ess >= 0.5 for 3 diagnoses", {"task": {"evaluation_samples": 8}}, False),
+        ("eval/mean_log_reward >= 0", {"diagnose": {"samples": 30}}, False),
+        ("eval/mean_log_reward >= 0", {"task": {"evaluation_samples": 8}}, True),
+        (None, {"task": {"test_skip": 1}}, False),
+    ],
+)
+def test_what_training_may_have_ended_by_is_part_of_how_a_cell_was_trained(
+    tmp_path: Path, begun: Begun, rule: str | None, changed: dict[str, Any], anew: bool
+) -> None:
+    task = {
+        "name": "jsonl",
+        "train_path": "rows.jsonl",
+        "test_path": "rows.jsonl",
+        "prompt": "{x}",
+        "allowed_characters": None,
+    }
+    settings: dict[str, Any] = {
+        "task": task,
+        "learner": {"stop_when": rule},
+        "diagnose": {"every": 40},
+        "evaluation": {"every": 40},
+    }
+    run(tmp_path, {"first": settings})
     (folder,) = (tmp_path / "cells").glob("*-seed0/")
     (folder / "checkpoints" / "step-5").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"holds 1 finished cells .*diagnose\.every changed"):
-        run(tmp_path, {"first": {**ends, "diagnose": {"every": 20}}})
+    other = {section: {**value, **changed.get(section, {})} for section, value in settings.items()}
+    if anew:
+        with pytest.raises(UserError, match=r"holds 1 finished cells .* changed"):
+            run(tmp_path, {"first": other})
+    else:
+        run(tmp_path, {"first": other})
+        assert begun == [("first", False), ("first", True)]
 
 
 def test_other_samplers_that_two_methods_evaluate_are_told_apart(tmp_path: Path, begun: Begun) -> None:
@@ -306,6 +339,13 @@ def test_other_samplers_that_two_methods_evaluate_are_told_apart(tmp_path: Path,
         (
             {"first": {}, "second": {"model": {"lora": {"rank": 8, "start_from": "{adapter:first}"}}}},
             r"model\.lora\.rank = 8: second starts from an adapter that is made with 16",
+        ),
+        (
+            {
+                "first": {"learner": {"objective": "prompting"}},
+                "second": {"model": {"lora": {"start_from": "{adapter:first}"}}},
+            },
+            r"learner\.objective = 'prompting': second starts from another's adapter, and what it starts from trains",
         ),
     ],
 )
