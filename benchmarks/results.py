@@ -90,6 +90,18 @@ def page() -> str:
     return "\n".join([_INTRODUCTION, _whole_time(tables), *shown])
 
 
+def _in_order(measured: Sequence[Mapping[str, Any]], cells: Sequence[Cell]) -> list[Mapping[str, Any]]:
+    """As the comparison has them, whenever they were made; what is none of its methods stays where it is."""
+    places = {key: place for place, key in enumerate(dict.fromkeys((cell.condition, cell.method) for cell in cells))}
+    conditions = {condition: place for place, condition in enumerate(dict.fromkeys(cell.condition for cell in cells))}
+
+    def place(item: Mapping[str, Any]) -> tuple[int, int]:
+        condition = item["condition"]
+        return conditions.get(condition, len(conditions)), places.get((condition, item["cell"]), len(places))
+
+    return sorted(measured, key=place)
+
+
 def _section(section: Section, table: Mapping[str, Any]) -> str:
     made = json.loads((TABLES / section.name / "made.json").read_text(encoding="utf-8"))
     entries = [
@@ -101,9 +113,10 @@ def _section(section: Section, table: Mapping[str, Any]) -> str:
     cells = [cell for cell in comparison.cells(TABLES) if cell.seed == asked[0]]
     least_ess = COUNTING / _draws(cells)
     figures = {(entry.condition, entry.method, entry.figure): entry for entry in entries}
+    measured = _in_order(table["measured"], cells)
     lines = [f"## {section.title}\n", f"{section.text}\n", *_rows(section, figures, least_ess), ""]
-    lines.append(f"{_budget(cells, table['measured'])}\n")
-    missing = _not_run(cells, table["measured"])
+    lines.append(f"{_budget(cells, measured)}\n")
+    missing = _not_run(cells, measured)
     if missing:
         lines.append(f"Not run yet: {'; '.join(missing)}.\n")
     if section.paper:
@@ -112,12 +125,12 @@ def _section(section: Section, table: Mapping[str, Any]) -> str:
         *_listed(_READ, section.read(figures, least_ess)),
         *_judged(section.target(figures, least_ess)),
         *_listed(_COSTS, [f"{PayOff(**item).shown()}." for item in table.get("pay_offs", ())]),
-        *_listed(_SAID, _said(table["measured"])),
-        *_listed(_CURVES, _curves(section, table["measured"])),
+        *_listed(_SAID, _said(measured)),
+        *_listed(_CURVES, _curves(section, measured)),
     ]
     seeds, left = _seeds(entries), [seed for seed in asked if not any(seed in entry.seeds for entry in entries)]
     more = f" ({', '.join(map(str, left))} not yet)" if left else ""
-    lines.append(f"Made on {made['cores']} cores, seeds {seeds}{more}. {_time(table['measured'])}\n")
+    lines.append(f"Made on {made['cores']} cores, seeds {seeds}{more}. {_time(measured)}\n")
     lines.append(f"![{section.title}](../benchmarks/results/{section.name}/comparison.png)\n")
     return "\n".join(lines)
 

@@ -147,6 +147,11 @@ class Target:
         if of_training is not None and of_test is not None:
             alike = [value for figure in self.like if (value := of(figure)) is not None]
             said.append(f"on training rows it is {of_training:.3f}")
+            raw = of(name.removesuffix("_calibrated"))
+            if raw is not None and raw > of_training:
+                # Of so few rows both labels needn't be as probable.
+                said[-1] += f", {raw:.3f} as the model has it"
+                of_training = raw
             said[-1] += f", on test rows that are like them {np.mean(alike):.3f}" if alike else ""
             if at_start is not None and of_training < at_start:
                 said.append(f"{self.starts_from}, from which it goes on, has {at_start:.3f} there")

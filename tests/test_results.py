@@ -423,3 +423,28 @@ def test_seeds_are_the_same_in_whatever_order_they_were_run(tables: Path) -> Non
             results.take(save(tables / method, "infilling", seed, {("", method): {"similarity": 0.2 + 0.02 * seed}}))
     (row,) = (line for line in results.page().splitlines() if "similarity: SFT" in line)
     assert row.endswith("| undecided |")
+
+
+def test_methods_come_in_the_comparison_s_order_whenever_they_were_made(tables: Path) -> None:
+    curve = {"auc": [(0, 0.5), (50, 0.6)]}
+    for seed, condition in enumerate(["20 labels", "10 labels"]):
+        folder = tables / str(seed) / "subjectivity"
+        folder.mkdir(parents=True)
+        measured = [
+            Measurement(condition, method, 0, {"auc": 0.8}, 60.0, method, curve=curve)
+            for method in ("GFlowNet + SFT", "GFlowNet")
+        ]
+        Table(measured, ["auc"], PlotSection(), 1).save(folder)
+        results.take(folder)
+    told = [line.split(",")[0] for line in results.page().splitlines() if ", AUC, 1 seed:" in line]
+    assert told == [f"- {method} with {n} labels" for n in (10, 20) for method in ("GFlowNet", "GFlowNet + SFT")]
+
+
+def test_what_is_learned_of_few_training_rows_is_told_as_the_model_has_it_too(tables: Path) -> None:
+    figures = {"accuracy_calibrated": 0.7, "training.accuracy_calibrated": 0.8, "training.accuracy": 1.0}
+    rows = {("10 labels", "SFT"): {"accuracy_calibrated": 0.9}, ("10 labels", "GFlowNet + SFT"): figures}
+    results.take(save(tables, "subjectivity", 0, rows))
+    beside = (
+        "on training rows it is 0.800, 1.000 as the model has it: enough is learned, 0.300 of it doesn't generalise."
+    )
+    assert f"- GFlowNet + SFT with 10 labels: {beside}\n" in results.page()
