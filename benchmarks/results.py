@@ -96,8 +96,8 @@ def _in_order(measured: Sequence[Mapping[str, Any]], cells: Sequence[Cell]) -> l
     conditions = {condition: place for place, condition in enumerate(dict.fromkeys(cell.condition for cell in cells))}
 
     def place(item: Mapping[str, Any]) -> tuple[int, int]:
-        condition = item["condition"]
-        return conditions.get(condition, len(conditions)), places.get((condition, item["cell"]), len(places))
+        condition, method = item["condition"], item["cell"] or item["method"]
+        return conditions.get(condition, len(conditions)), places.get((condition, method), len(places))
 
     return sorted(measured, key=place)
 

@@ -213,19 +213,16 @@ class TextTask(Task[TextConfigT]):
     @cached_property
     def examples(self) -> tuple[list[Example], list[Example]]:
         """Training and test examples."""
-        config, train = self.config, list(self._train.items)
-        if config.test_path is None:
-            held_out = self.held_out(len(train))
-            if not held_out:
-                # A handful of rows leaves nothing to hold out: they are evaluated on themselves.
-                return train, train
-            train = train[:-held_out]
-        test, seen = self._all_test, self._seen
+        config, (train, test) = self.config, self._split
+        if not test:
+            # A handful of rows leaves nothing to hold out: they are evaluated on themselves.
+            return train, train
         setting, given, whose = (
             ("task.train_path", config.train_path, f"the last {len(test)}, which are held out,")
             if config.test_path is None
             else ("task.test_path", config.test_path, f"its {len(test)} rows")
         )
+        seen = self._seen
         if seen and config.on_overlap == "refuse":
             problem = f"{len(seen)} of {whose} have the prompt of a training row"
             raise UserError(setting, given, problem, "take them out, or set task.on_overlap: remove")
@@ -240,17 +237,20 @@ class TextTask(Task[TextConfigT]):
         return min(self.config.test_size, n // 5) if self.config.test_path is None else 0
 
     @cached_property
-    def _all_test(self) -> list[Example]:
-        """All test examples, of the files each once or those that are held out, before any is removed."""
-        if self.config.test_path is None:
-            return self._train.items[len(self._train.items) - self.held_out(len(self._train.items)) :]
-        return list({example.query.id: example for loaded in self._test for example in loaded.items}.values())
+    def _split(self) -> tuple[list[Example], list[Example]]:
+        """Training examples and all test examples, of the files each once, or those that are held out, which may be
+        none; before any is removed."""
+        items = self._train.items
+        if self.config.test_path is not None:
+            given = {example.query.id: example for loaded in self._test for example in loaded.items}
+            return items, list(given.values())
+        kept = len(items) - self.held_out(len(items))
+        return items[:kept], items[kept:]
 
     @cached_property
     def _seen(self) -> list[int]:
-        """Which of them have the prompt of a training example."""
-        train = self._train.items
-        return self._overlap(train[: len(train) - self.held_out(len(train))], self._all_test)
+        """Which test examples have the prompt of a training example."""
+        return self._overlap(*self._split)
 
     @staticmethod
     def _overlap(train: Sequence[Example], test: Sequence[Example]) -> list[int]:
@@ -343,7 +343,7 @@ class TextTask(Task[TextConfigT]):
                 )
         if self._seen:
             done = "removed from the test" if self.config.on_overlap == "remove" else "kept in the test"
-            counts = f"{len(self._seen)} of {len(self._all_test)} test rows"
+            counts = f"{len(self._seen)} of {len(self._split[1])} test rows"
             notes.append(f"{counts} stand among the training rows: {done} (task.on_overlap)")
         if train is test:
             notes.append("too few rows to hold any out: the evaluation is on the training rows")

@@ -8,8 +8,6 @@ evaluated anew and not trained.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 import signal
 import subprocess
@@ -204,12 +202,8 @@ def _checked(comparison: Comparison, cells: Sequence[Cell], folder: Path) -> lis
             continue
         if cell.after is not None:
             config = _without_start(config, jobs[cell.after].config, cell)
-        # Cells that differ in their seed alone are fit to start alike.
-        asked = Wanted.of(config, None).as_data()
-        del asked["settings"]["run"]["seed"]
-        digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
-        if digest not in examined:
-            examined.add(digest)
+        if wanted.start() not in examined:
+            examined.add(wanted.start())
             prepare(config, once)
     return list(jobs.values())
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -70,6 +71,13 @@ class Wanted:
             return None
         return cls(settings, data.get("files", {}), before)
 
+    def start(self) -> str:
+        """What decides whether it can start: the same for cells that differ in their seed, or by it in the cell that
+        they start from."""
+        passed = {"run.seed"} if self.before is None else {"run.seed", _START}
+        settings = {name: value for name, value in leaves(self.settings) if name not in passed}
+        return json.dumps([settings, dict(self.files)])
+
     def as_data(self) -> dict[str, Any]:
         """What a mark keeps."""
         before = None if self.before is None else self.before.as_data()
@@ -94,13 +102,17 @@ class Wanted:
         return [name for name in self.changes(made) if not self._is_of_evaluation(name)]
 
     def _is_of_evaluation(self, name: str) -> bool:
+        rule = self.settings["learner"].get("stop_when")
         if name == "task.test_size":
             # Without test files it says which rows are left for training.
-            return bool(self.settings["task"].get("test_path")) and not self.settings["learner"].get("stop_when")
-        # What its steps may have been ended by.
-        rule = self.settings["learner"].get("stop_when")
-        ends = () if rule is None else (*_TEST_ROWS, *_LOOKED_AT[StopRule.parse(rule).part])
-        return any(is_below(name, head) for head in _OF_EVALUATION) and not any(is_below(name, head) for head in ends)
+            return bool(self.settings["task"].get("test_path")) and rule is None
+        # By which its steps may have been ended.
+        looked_at = () if rule is None else (*_TEST_ROWS, *_LOOKED_AT[StopRule.parse(rule).part])
+        return _is_below_any(name, _OF_EVALUATION) and not _is_below_any(name, looked_at)
+
+
+def _is_below_any(name: str, heads: Sequence[str]) -> bool:
+    return any(is_below(name, head) for head in heads)
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:
