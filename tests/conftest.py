@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +31,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 ToolFinder = Callable[[str], Path]
 Tell = Callable[[str], None]
+
+
+@pytest.fixture(autouse=True)
+def _import_path() -> Iterator[None]:
+    """No test imports what is in another one's folder, or in the current one: own tasks' folders stay on a process's
+    path, and tokenizers puts "." there."""
+    before = [*sys.path]
+    yield
+    sys.path[:] = before
 
 
 WHOLE_SYSTEMS = "whole systems"

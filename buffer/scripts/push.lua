@@ -82,9 +82,9 @@ local function stored(base, ids)
   return in_parts(ids, function(...) return call('ZMSCORE', base .. ':order', ...) end)
 end
 
--- The last of each id; what is too large on its own is refused.
+-- The last of each id, and which of them no adapter sampled at least once; what is too large on its own is refused.
 local function admitted(items)
-  local last, places, ids = {}, {}, {}
+  local last, places, ids, gifts = {}, {}, {}, {}
   for i = 1, #items, 4 do
     counts.sequence = counts.sequence + 1
     if #items[i + 3] + overhead > max_bytes then
@@ -96,21 +96,21 @@ local function admitted(items)
         ids[#ids + 1] = items[i]
       end
       last[items[i]], places[items[i]] = i, counts.sequence
+      gifts[items[i]] = gifts[items[i]] or items[i + 2] >= never_stale
     end
   end
-  return ids, last, places
+  return ids, last, places, gifts
 end
 
 local function insert(query, items)
   local base = prefix .. 'q:' .. query
-  local ids, last, places = admitted(items)
+  local ids, last, places, gifts = admitted(items)
   if #ids == 0 then return end
   local known = stored(base, ids)
   searches[query] = nil
   -- What no adapter sampled stays so when one samples it too.
   local given = in_parts(ids, function(...) return call('SMISMEMBER', base .. ':given', ...) end)
-  local gifts = {}
-  local payloads, priorities, orders, versions, new = {}, {}, {}, {}, {}
+  local payloads, priorities, orders, versions, new, newly_given = {}, {}, {}, {}, {}, {}
   for i, id in ipairs(ids) do
     local at, n = last[id], 2 * i
     local payload = items[at + 3]
@@ -119,9 +119,8 @@ local function insert(query, items)
     orders[n - 1], orders[n] = places[id], id
     -- Among equal versions, the order of arrival decides.
     versions[n - 1], versions[n] = items[at + 2] + places[id] % version_step, id
-    if items[at + 2] >= never_stale then
-      gifts[#gifts + 1] = id
-    elseif given[i] == 1 then
+    if gifts[id] then newly_given[#newly_given + 1] = id end
+    if items[at + 2] < never_stale and (gifts[id] or given[i] == 1) then
       versions[n - 1] = never_stale + places[id] % version_step
     end
     if known[i] then
@@ -136,7 +135,7 @@ local function insert(query, items)
   store('ZADD', base .. ':priority', priorities)
   store('ZADD', base .. ':order', orders)
   if by_version == 1 then store('ZADD', base .. ':version', versions) end
-  if #gifts > 0 then store('SADD', base .. ':given', gifts) end
+  if #newly_given > 0 then store('SADD', base .. ':given', newly_given) end
   if #new == 0 then return end
   counts.added = counts.added + #new
   counts.size = counts.size + #new

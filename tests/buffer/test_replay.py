@@ -263,6 +263,16 @@ def test_a_seed_that_an_adapter_samples_too_stays_one(redis_client: Redis, keys:
     assert sorted(item.action_ids.item() for item in buffer.sample(1, 9, seed=0, version=100)) == [3, 4]
 
 
+@pytest.mark.parametrize("order", [("seed", "policy"), ("policy", "seed"), ("policy", "seed", "policy")])
+def test_what_is_both_a_seed_and_a_sample_of_one_push_stays_a_seed(
+    redis_client: Redis, keys: Keys, order: tuple[str, ...]
+) -> None:
+    buffer, query = make_buffer(redis_client, keys, max_staleness=5), make_query()
+    buffer.push([make_trajectory(query, [3], version=1, source=source) for source in order])
+    buffer.push([make_trajectory(query, [i], version=1) for i in (3, 4)])
+    assert [item.action_ids.item() for item in buffer.sample(1, 9, seed=0, version=100)] == [3]
+
+
 def test_a_seed_that_was_sampled_too_stays_one_where_a_bound_of_staleness_comes_later(
     redis_client: Redis, keys: Keys
 ) -> None:

@@ -28,8 +28,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copy(EXAMPLE, tmp_path / "mine.py")
     (tmp_path / "mine.yaml").write_text("task: {module: mine.py, max_len: 2}\n")
     monkeypatch.chdir(tmp_path)
-    # Folders of files that were loaded stay in it.
-    monkeypatch.setattr(sys, "path", [*sys.path])
     return tmp_path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,8 +16,6 @@ ROWS = "name: jsonl, train_path: rows.jsonl, prompt: '{x}'"
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    # Folders of files that were loaded stay in it.
-    monkeypatch.setattr(sys, "path", [*sys.path])
     return tmp_path
 
 

@@ -520,10 +520,7 @@ def test_a_comparison_that_cannot_be_kept_is_one_line(tmp_path: Path, folder: st
         compare.run_comparison(comparison, Path(folder.format(tmp=tmp_path)), Console(quiet=True))
 
 
-def test_cells_on_a_user_s_own_task_are_done_anew_when_its_file_was_edited(
-    tmp_path: Path, begun: Begun, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "path", [*sys.path])
+def test_cells_on_a_user_s_own_task_are_done_anew_when_its_file_was_edited(tmp_path: Path, begun: Begun) -> None:
     own = tmp_path / "mine.py"
     shutil.copy(Path(__file__).parents[3] / "docs" / "examples" / "even_task.py", own)
     file = tmp_path / "own.yaml"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,9 +21,7 @@ EXAMPLE = Path(__file__).parents[3] / "docs" / "examples" / "even_task.py"
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    # Folders of files that were loaded stay in it.
-    monkeypatch.setattr(sys, "path", [*sys.path])
+def own(tmp_path: Path) -> Path:
     return Path(shutil.copy(EXAMPLE, tmp_path / "mine.py"))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +95,8 @@ def test_supervised_training_on_hinted_draws_begins_when_all_are_there(tmp_path:
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def own() -> str:
     """The head of a task of the user's own, whose queries and rationales are still to be written."""
-    monkeypatch.setattr(sys, "path", [*sys.path])
     example = Path(__file__).parents[3] / "docs" / "examples" / "even_task.py"
     return example.read_text(encoding="utf-8")
 
