@@ -73,6 +73,7 @@ _SUBJECTIVITY = tuple(
     for method, than, more, labels in (
         ("GFlowNet", "few-shot prompting", 0.08, (10, 20, 50)),
         ("GFlowNet", "SFT", 0.0, (10,)),
+        ("GFlowNet", "reward maximisation (RLOO)", 0.0, (10,)),
         ("GFlowNet + SFT", "SFT", 0.0, (10, 20, 50)),
     )
     for n in labels
