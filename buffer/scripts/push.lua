@@ -109,8 +109,8 @@ local function insert(query, items)
   local known = stored(base, ids)
   searches[query] = nil
   -- What no adapter sampled stays so when one samples it too.
-  local given = in_parts(ids, function(...) return call('SMISMEMBER', base .. ':given', ...) end)
-  local payloads, priorities, orders, versions, new, newly_given = {}, {}, {}, {}, {}, {}
+  local known_given = in_parts(ids, function(...) return call('SMISMEMBER', base .. ':given', ...) end)
+  local payloads, priorities, orders, versions, new, given = {}, {}, {}, {}, {}, {}
   for i, id in ipairs(ids) do
     local at, n = last[id], 2 * i
     local payload = items[at + 3]
@@ -119,8 +119,8 @@ local function insert(query, items)
     orders[n - 1], orders[n] = places[id], id
     -- Among equal versions, the order of arrival decides.
     versions[n - 1], versions[n] = items[at + 2] + places[id] % version_step, id
-    if gifts[id] then newly_given[#newly_given + 1] = id end
-    if items[at + 2] < never_stale and (gifts[id] or given[i] == 1) then
+    if gifts[id] or known_given[i] == 1 then
+      given[#given + 1] = id
       versions[n - 1] = never_stale + places[id] % version_step
     end
     if known[i] then
@@ -135,7 +135,7 @@ local function insert(query, items)
   store('ZADD', base .. ':priority', priorities)
   store('ZADD', base .. ':order', orders)
   if by_version == 1 then store('ZADD', base .. ':version', versions) end
-  if #newly_given > 0 then store('SADD', base .. ':given', newly_given) end
+  if #given > 0 then store('SADD', base .. ':given', given) end
   if #new == 0 then return end
   counts.added = counts.added + #new
   counts.size = counts.size + #new
