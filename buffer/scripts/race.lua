@@ -3,7 +3,8 @@
 -- A race: every member arrives after an exponential time whose rate is its weight exp(beta * score); the first k to
 -- arrive are a draw of k without replacement. The best members run one by one. The rest run in ranges of ranks as one
 -- process whose rate bounds theirs, and an arrival counts with probability weight / bound. `beta` is 1 / temperature;
--- 0 makes all weights equal.
+-- 0 makes all weights equal. Times are logarithms, and the tail's weights relative to the head's lowest: however far the
+-- best are above, the rest keep theirs.
 local MIN_HEAD, MIN_SLACK = 8, 0.1
 local log, exp, random, call, huge = math.log, math.exp, math.random, redis.call, math.huge
 
@@ -13,20 +14,28 @@ local function uniform()
   return u
 end
 
-local function weight(beta, score, top)
-  if beta == 0 then return 1 end
-  return exp(beta * (score - top))
+local function advantage(beta, score, of)
+  return beta == 0 and 0 or beta * (score - of)
+end
+
+-- Relative to that of a score.
+local function weight(beta, score, of) return exp(advantage(beta, score, of)) end
+
+local function earlier(a, b)
+  -- Of scores so far apart that nothing else is left of a time, chance decides among equals.
+  if a.log_time ~= b.log_time then return a.log_time < b.log_time end
+  return a.delay < b.delay
 end
 
 -- Ranges {first rank, one past the last, bound of the weights} of the members from rank `first` on, none of which
--- scores above `score`, and the sum of count * bound. A range is as long as all before it together, whose members weigh
+-- scores above `score`, and the sum of count * bound. Weights, and the `mass` before them, are relative to `of`. A range is as long as all before it together, whose members weigh
 -- at least its bound each: so the bounds add up to no more than the true sum, and at least every second try succeeds. The
 -- last range is longer where it weighs so little that `wanted` draws hardly ever look at it.
-local function tail_ranges(key, first, n, score, beta, top, mass, wanted)
+local function tail_ranges(key, first, n, score, beta, of, mass, wanted)
   local ranges, total, rank = {}, 0, first
   local slack = math.max(MIN_SLACK, 2 / wanted)
   while rank < n do
-    local bound, last = weight(beta, score, top), n
+    local bound, last = weight(beta, score, of), n
     if beta > 0 and (n - rank) * bound > slack * (mass + total) then last = math.min(n, 2 * rank) end
     ranges[#ranges + 1] = { rank, last, bound }
     total = total + (last - rank) * bound
@@ -37,7 +46,7 @@ local function tail_ranges(key, first, n, score, beta, top, mass, wanted)
 end
 
 -- A member of the ranges with probability proportional to its weight, or nil if this try was rejected.
-local function try_tail(key, ranges, total, beta, top)
+local function try_tail(key, ranges, total, beta, of)
   local mark = random() * total
   local range
   for i = 1, #ranges do
@@ -47,7 +56,7 @@ local function try_tail(key, ranges, total, beta, top)
   end
   local rank = random(range[1], range[2] - 1)
   local found = call('ZREVRANGE', key, rank, rank, 'WITHSCORES')
-  if beta == 0 or random() * range[3] < weight(beta, tonumber(found[2]), top) then return found[1] end
+  if beta == 0 or random() * range[3] < weight(beta, tonumber(found[2]), of) then return found[1] end
   return nil
 end
 
@@ -60,23 +69,20 @@ local function race(key, wanted, beta, skip, skipped)
   local n_head = math.max(MIN_HEAD, 2 * wanted + skipped)
   if n <= 2 * n_head then n_head = n end
   local head = call('ZREVRANGE', key, 0, n_head - 1, 'WITHSCORES')
-  local top = tonumber(head[2])
-  local runners, runner_at, mass = {}, {}, 0
+  local top, last = tonumber(head[2]), tonumber(head[#head])
+  -- The mass is what is still running after any `wanted` have arrived.
+  local runners, mass = {}, 0
   for i = 1, #head, 2 do
     local member = head[i]
     if not skip[member] then
-      local advantage = beta == 0 and 0 or beta * (head[i + 1] - top)
-      mass = mass + exp(advantage)
-      local log_time
-      repeat log_time = log(-log(uniform())) - advantage until not runner_at[log_time]
-      runners[#runners + 1] = log_time
-      runner_at[log_time] = member
+      local score, delay = tonumber(head[i + 1]), log(-log(uniform()))
+      runners[#runners + 1] = { member = member, delay = delay, log_time = delay - advantage(beta, score, top) }
+      if #runners > wanted then mass = mass + weight(beta, score, last) end
     end
   end
-  table.sort(runners)
-  local last = tonumber(head[#head])
-  local ranges, total = tail_ranges(key, n_head, n, last, beta, top, mass, wanted)
-  local shift = beta == 0 and 0 or beta * top
+  table.sort(runners, earlier)
+  local ranges, total = tail_ranges(key, n_head, n, last, beta, last, mass, wanted)
+  local behind, shift = advantage(beta, top, last), beta == 0 and 0 or beta * top
   local members, times, arrived = {}, {}, {}
   local next_runner, time = 1, 0
   local function arrive(member, log_time)
@@ -89,16 +95,16 @@ local function race(key, wanted, beta, skip, skipped)
     local log_time = huge
     if total > 0 then
       time = time - log(uniform()) / total
-      log_time = log(time)
+      log_time = log(time) + behind
     end
-    while runner and runner <= log_time and #members < wanted do
-      arrive(runner_at[runner], runner)
+    while runner and runner.log_time <= log_time and #members < wanted do
+      arrive(runner.member, runner.log_time)
       next_runner = next_runner + 1
       runner = runners[next_runner]
     end
     if not runner and total == 0 then break end
     if #members < wanted and total > 0 then
-      local member = try_tail(key, ranges, total, beta, top)
+      local member = try_tail(key, ranges, total, beta, last)
       if member and not arrived[member] and not skip[member] then arrive(member, log_time) end
     end
   end

@@ -149,6 +149,42 @@ def test_a_dominant_trajectory_does_not_slow_draws_down_or_hide_the_others(redis
     assert len(counts) > 1_500, "the others are drawn uniformly"
 
 
+@pytest.mark.parametrize(("temperature", "best"), [(1.0, 60.0), (0.1, 80.0), (1.0, 800.0)])
+def test_however_far_the_best_is_above_the_others_keep_their_weights(
+    redis_client: Redis, keys: Keys, temperature: float, best: float
+) -> None:
+    n, places = 200, 4
+    scores = np.append(best, np.linspace(0, 3 * temperature, n))
+    buffer = make_buffer(redis_client, keys, replay_temperature=temperature)
+    place: dict[str, int] = {}
+    for q in range(400):
+        group = [make_trajectory(make_query(1, q), [i], float(score)) for i, score in enumerate(scores)]
+        place |= {item.id: i for i, item in enumerate(group)}
+        buffer.push(group)
+    drawn = [ids for seed in range(20) for _, ids in buffer.sample_ids(400, places, seed=seed)]
+    at = np.array([[place[key] for key in ids] for ids in drawn])
+    assert (at[:, 0] == 0).all()
+    # The stored weights are of single precision.
+    of_others = softmax(scores[1:].astype(np.float32).astype(np.float64) / temperature)
+    for position, expected in enumerate(marginals(of_others, places - 1)):
+        assert_follows(np.bincount(at[:, position + 1] - 1, minlength=n), expected)
+
+
+@pytest.mark.parametrize("worst", [-1e17, -1e30])
+def test_among_equals_of_a_weight_that_leaves_nothing_else_of_a_number_chance_decides(
+    redis_client: Redis, keys: Keys, worst: float
+) -> None:
+    buffer = make_buffer(redis_client, keys)
+    items = [make_trajectory(make_query(), [i], worst if i else 0.0) for i in range(4)]
+    buffer.push(items)
+    second: Counter[str] = Counter()
+    for seed in range(300):
+        ((_, ids),) = buffer.sample_ids(1, 3, seed=seed)
+        assert ids[0] == items[0].id and len(set(ids)) == 3
+        second[ids[1]] += 1
+    assert len(second) == 3 and min(second.values()) > 60
+
+
 @pytest.mark.parametrize(("selection", "temperature"), [("uniform", 1.0), ("loss", 1.0), ("loss", 3.0)])
 @pytest.mark.parametrize("shards", [1, 3])
 def test_queries_are_chosen_one_after_the_other_by_their_weights(
