@@ -554,6 +554,9 @@ class TrajectorySampler:
             # Given, or drawn under a hint: that says nothing of log q(Z⊤|X).
             log_probs, stop_log_prob = np.full_like(log_probs, np.nan), math.nan
         penalty = self.task.misleading_penalty * components.misleads
+        if self.task.misleading_penalty and len(origin.query.alternatives):
+            # Where nobody asked, log R isn't known, whatever the likelihood weighs.
+            penalty[pending.stoppable & ~pending.wanted] = np.nan
         return Trajectory(
             query_id=origin.query.id,
             task=self.task.name,

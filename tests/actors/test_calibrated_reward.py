@@ -44,6 +44,7 @@ def test_stored_components_are_those_of_the_model_divided_by_the_content_free_on
             "calibrate": "contextual",
             "calibrate_reward": reward,
             "content_free": "0",
+            "misleading_penalty": 3.0,
         }
     )
     task = make_task(config, load_codec(str(digit_model)))
@@ -73,10 +74,11 @@ def test_stored_components_are_those_of_the_model_divided_by_the_content_free_on
             read = [*query.prompt_ids.tolist(), *item.action_ids[:t].tolist(), stop]
             raw = np.array([log_p(read, target) for target in targets])
             free = np.array([log_p(content_free, target) for target in targets])
-            expected = (raw - free + free.min())[0] if reward else raw[0]
+            expected = raw - free + free.min() if reward else raw
             if t in scored:
-                assert item.log_likelihood[t] == pytest.approx(expected, abs=1e-4)
+                assert item.log_likelihood[t] == pytest.approx(expected[0], abs=1e-4)
+                assert item.log_constraint[t] == (-3.0 if expected[1] > expected[0] else 0.0)
             else:
-                assert np.isnan(item.log_likelihood[t])
+                assert np.isnan([item.log_likelihood[t], item.log_constraint[t]]).all()
         np.testing.assert_allclose(item.log_choices, [*raw, *free], atol=1e-4)
         assert Trajectory.from_bytes(item.to_bytes()).log_choices.tolist() == item.log_choices.tolist()
