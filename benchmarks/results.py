@@ -55,8 +55,9 @@ _READ = "What the figures say, of one run each:"
 _TARGETS = (
     "What is asked of a method, as the paper's order of methods has it or as a target of our own, and what came out. ± "
     "is the standard error of the difference: over seeds, and of accuracies and of log p of the best over test rows "
-    "too, as if each method had its own. Undecided is what Welch's t-test can't tell from no difference, two-sided at "
-    "5%, and what one seed says alone, decoding aside, whose error is over prompts:"
+    "too, as if each method had its own. p is of Welch's t-test against no difference, two-sided. Undecided is what it "
+    "doesn't tell at 5%, and what one seed says alone, decoding aside, whose error is over prompts, or what has no known "
+    "error. By chance one in twenty of such tests would tell something:"
 )
 
 
@@ -75,7 +76,8 @@ _SAID = (
 _CURVES = (
     "While it trained, on some of the test's queries and a few samples of each, so that a look scatters, by step; "
     "still rising where the last third of the steps brought more than a tenth of the whole rise, and each seed some; "
-    "fell where the last look is below the first for each seed:"
+    "fell where the last look is below the first for each seed. Seeds look at slightly different steps: between looks a "
+    "seed's curve is taken as a line:"
 )
 
 
@@ -150,7 +152,7 @@ def _judged(targets: Sequence[Judged]) -> list[str]:
     """The targets as a table, and what other figures say of them."""
     if not targets:
         return []
-    head = ("method", "figure: at least that of", "asked", "came out", "difference", "verdict")
+    head = ("method", "figure: at least that of", "asked", "came out", "difference", "p", "verdict")
     rows = [f"| {' | '.join(head)} |", "|" + "---|" * len(head), *(each.row() for each in targets)]
     return [f"{_TARGETS}\n", *rows, "", *_listed(_WHY, [each.why for each in targets if each.why])]
 
@@ -175,7 +177,7 @@ def _said(measured: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _curves(section: Section, measured: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Held-out figures while each method trained, means over the seeds that looked at the same steps."""
+    """Held-out figures while each method trained, means over the seeds at the steps of the one that looked least."""
     found: dict[tuple[str, str, str], list[Sequence[Sequence[float]]]] = {}
     for item in measured:
         curves = item.get("curve", {})
@@ -185,15 +187,11 @@ def _curves(section: Section, measured: Sequence[Mapping[str, Any]]) -> list[str
             found.setdefault((item["condition"], item["method"], figure), []).append(curves[figure])
     told = []
     for (condition, method, figure), of_seeds in found.items():
-        looks: dict[int, list[float]] = {}
-        for step, value in (look for curve in of_seeds for look in curve):
-            looks.setdefault(int(step), []).append(value)
-        points = [
-            (step, float(np.mean(values))) for step, values in sorted(looks.items()) if len(values) == len(of_seeds)
-        ]
-        values = ", ".join(f"{value:.3f} at {step}" for step, value in points)
+        steps = [int(step) for step, _ in min(of_seeds, key=len)]
+        means = np.mean([np.interp(steps, *zip(*curve, strict=True)) for curve in of_seeds], axis=0)
+        values = ", ".join(f"{value:.3f} at {step}" for step, value in zip(steps, means, strict=True))
         where = f" with {condition}" if condition else ""
-        rises = ", **still rising**" if _still_rises(points, of_seeds) else ""
+        rises = ", **still rising**" if _still_rises(of_seeds) else ""
         falls = ", **fell**" if all(_rise(curve)[1] < 0 for curve in of_seeds) else ""
         title = section.figures.get(figure, figure)
         told.append(f"{method}{where}, {title}, {_counted(len(of_seeds))}: {values}{rises}{falls}.")
@@ -207,13 +205,13 @@ def _rise(points: Sequence[Sequence[float]]) -> tuple[float, float]:
     return values[-1] - float(np.interp(two_thirds, steps, values)), values[-1] - values[0]
 
 
-def _still_rises(points: Sequence[tuple[int, float]], of_seeds: Sequence[Sequence[Sequence[float]]]) -> bool:
-    """Whether the last third of the steps brought more than a tenth of the mean's whole rise, and something for each
-    seed: a look scatters."""
-    if len(points) < 3:
+def _still_rises(of_seeds: Sequence[Sequence[Sequence[float]]]) -> bool:
+    """Whether the last third of the steps brought more than a tenth of the whole rise, on the mean over seeds, and
+    something for each: a look scatters."""
+    if min(map(len, of_seeds)) < 3:
         return False
-    late, whole = _rise(points)
-    return late > 0.1 * whole > 0 and all(_rise(curve)[0] > 0 for curve in of_seeds)
+    late, whole = np.transpose([_rise(curve) for curve in of_seeds])
+    return bool(late.mean() > 0.1 * whole.mean() > 0 and late.min() > 0)
 
 
 @dataclass

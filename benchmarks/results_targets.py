@@ -38,6 +38,8 @@ _BEST: Mapping[str, tuple[str, Callable[[float], float]]] = {
 }
 """Figures of the draws' shape: which is the best of them, and what is least there."""
 _PLACES = 3
+_LEVEL = 0.05
+"""Of the tests."""
 _SUBMODULAR = ", submodular replay"
 
 
@@ -46,6 +48,12 @@ class Error(NamedTuple):
 
     size: float
     freedom: float = math.inf
+
+    def p(self, difference: float) -> float:
+        """Of a two-sided t-test of the difference against none."""
+        if self.size == 0:
+            return 0.0 if difference else 1.0
+        return 2 * float(stats.t.sf(abs(difference) / self.size, self.freedom))
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,7 @@ class Judged:
     why: str = ""
     """What other figures say of it, or nothing."""
     alone: bool = False
-    """Whether a figure is of one seed, which tells nothing of what others give."""
+    """Whether a figure is of one seed, which tells nothing of what others give, or what chance makes isn't known."""
 
     @property
     def met(self) -> bool:
@@ -70,20 +78,28 @@ class Judged:
         return self.found >= self.least
 
     @property
+    def p(self) -> float | None:
+        """How likely chance makes so large a difference of none, by a two-sided t-test; None where it isn't known."""
+        return None if self.alone or self.error is None else self.error.p(self.found - self.least)
+
+    @property
     def by_chance(self) -> bool:
         """Whether a t-test can't tell the difference from none, at 5%, or one seed is all that there is."""
-        if self.alone:
-            return True
-        if self.error is None:
-            return False
-        return abs(self.found - self.least) < float(stats.t.ppf(0.975, self.error.freedom)) * self.error.size
+        return self.alone or (self.p is not None and self.p > _LEVEL)
 
     def row(self) -> str:
         """Of a Markdown table."""
         error = "" if self.error is None else f" ± {self.error.size:.3f}"
         told = ["undecided" if self.by_chance else "met" if self.met else "missed", *([self.note] if self.note else [])]
-        difference = f"{self.found - self.least:+.3f}{error}"
-        cells = (self.method, self.asked, f"{self.least:.3f}", f"{self.found:.3f}", difference, ", ".join(told))
+        cells = (
+            self.method,
+            self.asked,
+            f"{self.least:.3f}",
+            f"{self.found:.3f}",
+            f"{self.found - self.least:+.3f}{error}",
+            "-" if self.p is None else "< 0.001" if self.p < 0.001 else f"{self.p:.3f}",
+            ", ".join(told),
+        )
         return f"| {' | '.join(cells)} |"
 
 
@@ -147,11 +163,11 @@ class Target:
         if of_training is not None and of_test is not None:
             alike = [value for figure in self.like if (value := of(figure)) is not None]
             said.append(f"on training rows it is {of_training:.3f}")
-            raw = of(name.removesuffix("_calibrated"))
-            if raw is not None and raw > of_training:
+            raw, of_test_raw = (of(figure.removesuffix("_calibrated")) for figure in (name, self.figure))
+            if raw is not None and of_test_raw is not None and raw > of_training:
                 # Of so few rows both labels needn't be as probable.
-                said[-1] += f", {raw:.3f} as the model has it"
-                of_training = raw
+                said[-1] += f", {raw:.3f} as the model has it, as which it is {of_test_raw:.3f} on test rows"
+                of_training, of_test = raw, of_test_raw
             said[-1] += f", on test rows that are like them {np.mean(alike):.3f}" if alike else ""
             if at_start is not None and of_training < at_start:
                 said.append(f"{self.starts_from}, from which it goes on, has {at_start:.3f} there")
@@ -168,11 +184,16 @@ class Target:
         ess, bias = of(ESS), figures.get((self.condition, self.method, "length_bias"))
         if ess is not None:
             said.append(f"its effective sample size by R/q is {ess:.3f}")
-            # Of some seeds too long and of others too short is no bias.
-            if bias is not None and ess >= least_ess and len(set(np.sign(bias.values))) == 1:
+            if bias is not None and ess >= least_ess and _differs(bias):
                 said.append(f"its draws are {abs(bias.mean):.1f} tokens too {'long' if bias.mean > 0 else 'short'}")
         where = f" with {self.condition}" if self.condition else ""
         return f"{self.method}{where}: {'; '.join(said)}." if said else ""
+
+
+def _differs(entry: Entry) -> bool:
+    """Whether its seeds tell it from 0."""
+    error = entry.standard_error
+    return error is not None and Error(error, len(entry.values) - 1).p(entry.mean) <= _LEVEL
 
 
 def _is_alone(entry: Entry) -> bool:
@@ -266,24 +287,27 @@ def _by_length(table: Figures, method: str) -> tuple[Judged | None, str]:
     """log p of its samples, held against decoding methods' of as many tokens at its diversity, weighted by how many it
     has; and of each length. Lengths that few have are left out, and seeds of which it isn't known how many have it.
     Errors are as if lengths were of different prompts."""
-    diversity, told = table["", method, "diversity"].mean, []
+    told = []
     compared: list[tuple[float, float, float, Error | None]] = []
+    notes: list[str] = []
     for figure, title in LENGTHS.items():
         entry, share = table.get(("", method, figure)), table.get(("", method, figure.replace("log_reward", "share")))
         decoding = _of_decoding(_against_diversity(table, figure))
-        frontier = _frontier(decoding, diversity) if decoding else None
-        if entry is None or frontier is None:
-            continue
-        if share is not None:
+        if entry is not None and share is not None:
             share, entry = share.of_seeds(entry.seeds), entry.of_seeds(share.seeds)
-            if not entry.seeds:
-                continue
+        if entry is None or not entry.seeds or not decoding:
+            continue
+        frontier = _frontier(decoding, table["", method, "diversity"].of_seeds(entry.seeds).mean)
+        if frontier is None:
+            continue
         error = _above_frontier(table, entry, decoding)
         by = "" if error is None else f", {entry.mean - frontier:+.2f} ± {error.size:.2f}"
         of_them = "" if share is None else f" ({share.mean:.1%} of its samples)"
         told.append(f"{title.removeprefix('log p, ')}{of_them} {entry.mean:.2f}, decoding {frontier:.2f}{by}")
         if share is not None and share.mean >= _MANY:
             compared.append((share.mean, entry.mean, frontier, error))
+            ends = [table["", name, figure] for name in decoding]
+            notes += _of_seeds(entry, min(ends, key=lambda end: len(end.seeds)))
     ess = table.get(("", method, ESS))
     told += [] if ess is None else [f"its effective sample size by R/q is {ess.mean:.3f}"]
     why = f"{method}, log p by length: {'; '.join(told)}." if told else ""
@@ -293,8 +317,10 @@ def _by_length(table: Figures, method: str) -> tuple[Judged | None, str]:
     whole = np.array(shares) / sum(shares)
     error = _of_sum(errors, whole.tolist())
     lengths = f"log p of {sum(shares):.1%} of its samples: decoding of the same lengths and diversity"
-    note = "" if error is not None else "error not known"
-    return Judged(method, lengths, float(whole @ others), float(whole @ own), error, note), why
+    notes = [*(["error not known"] if error is None else []), *dict.fromkeys(notes)]
+    found = Judged(method, lengths, float(whole @ others), float(whole @ own), error, ", ".join(notes))
+    # Decoding's error is over prompts.
+    return replace(found, alone=error is None or len(table["", method, "diversity"].values) < 2), why
 
 
 def _against_diversity(table: Figures, figure: str) -> dict[str, tuple[float, float]]:
