@@ -92,8 +92,8 @@ class LoraSection(Section):
     target_modules: list[str] = Field(
         ["q_proj", "v_proj"],
         min_length=1,
-        description="modules that get an adapter; these two are as good as all on the tasks measured, and sampling "
-        "through them is twice as fast",
+        description="modules that get an adapter; these two are enough on the enumerable tasks, and sampling through "
+        "them is twice as fast. On arithmetic all linear ones, of rank 64, had twice the accuracy (docs/results.md)",
     )
 
     start_from: Path | None = Field(

@@ -238,7 +238,7 @@ def _refusals(diagnosis: QueryDiagnosis) -> list[tuple[str, str]]:
 def _corrections(diagnosis: QueryDiagnosis) -> list[tuple[str, str]]:
     """Reasons and remedies for what weights repair."""
     found = []
-    if (gap := diagnosis.prefix_collapse.interval()[0]) > COLLAPSE_NATS:
+    if (gap := diagnosis.prefix_collapse.interval(Z_99_7)[0]) > COLLAPSE_NATS:
         found.append(
             (
                 f"prefix collapse: the first token's entropy is {diagnosis.first_token_entropy:.2f} nats, under the "
