@@ -55,9 +55,9 @@ _READ = "What the figures say, of one run each:"
 _TARGETS = (
     "What is asked of a method, as the paper's order of methods has it or as a target of our own, and what came out. ± "
     "is the standard error of the difference: over seeds, and of accuracies and of log p of the best over test rows "
-    "too, as if each method had its own. p is of Welch's t-test against no difference, two-sided. Undecided is what it "
-    "doesn't tell at 5%, and what one seed says alone, decoding aside, whose error is over prompts, or what has no known "
-    "error. By chance one in twenty of such tests would tell something:"
+    "too, as if each method had its own. p is of Welch's t-test against no difference, two-sided. Undecided is what "
+    "it doesn't tell at 5%, and what one seed says alone, decoding aside, whose error is over prompts, or what has no "
+    "known error. By chance one in twenty of such tests would tell something:"
 )
 
 
@@ -76,8 +76,8 @@ _SAID = (
 _CURVES = (
     "While it trained, on some of the test's queries and a few samples of each, so that a look scatters, by step; "
     "still rising where the last third of the steps brought more than a tenth of the whole rise, and each seed some; "
-    "fell where the last look is below the first for each seed. Seeds look at slightly different steps: between looks a "
-    "seed's curve is taken as a line:"
+    "fell where the last look is below the first for each seed. Seeds look at slightly different steps: between looks "
+    "a seed's curve is taken as a line:"
 )
 
 

@@ -134,8 +134,8 @@ SECTIONS = (
         "of the 16 rationales as well, which tells what averaging brings, and on training sentences (20 of them, or "
         "all) tells learning from generalising. Where the label isn't known, rationales can be weighed by p(Z|X)/q "
         "alone: their effective sample size then stands beside that by R/q, with the label. The GFlowNet's settings, "
-        "its steps among them, were chosen on 300 sentences that are not among these, with 20 labels and one seed; there "
-        "rank 16 did better than the rank 64 of these rows, which were made by then: the next section has it.",
+        "its steps among them, were chosen on 300 sentences that are not among these, with 20 labels and one seed; "
+        "there rank 16 did better than the rank 64 of these rows, which were made by then: the next section has it.",
         {
             "accuracy": "accuracy",
             "accuracy_calibrated": "calibrated",

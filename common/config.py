@@ -685,6 +685,12 @@ class RunConfig(Section):
             likelihood=own.likelihood if reward.likelihood_weight is None else reward.likelihood_weight,
         )
 
+    def reward_at(self, step: int) -> list[float]:
+        """Weights of the prior and the likelihood, and the temperature: what makes log R of stored components at a
+        step. Figures of one reward say nothing of another."""
+        weights = self.reward_weights
+        return [weights.prior, weights.likelihood, self.learner.reward.temperature.at(step)]
+
     @property
     def final_temperature(self) -> float:
         """What log R is divided by at the end of training: of the posterior that is learned."""

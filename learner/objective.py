@@ -54,6 +54,13 @@ class LogZTable(torch.nn.Module):
         """Its parameters as an optimiser takes them."""
         return {"params": [self.values], "lr": lr, "weight_decay": 0.0, "eps": LOG_Z_EPS}
 
+    def start_anew(self, optimizer: torch.optim.Optimizer) -> None:
+        """Of another reward: every query's is the first batch mean that is seen of it from here on."""
+        self.started.zero_()
+        for name in ("exp_avg", "exp_avg_sq"):
+            if (moment := optimizer.state[self.values].get(name)) is not None:
+                moment.zero_()
+
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Around an optimiser's step: a query without a gradient, as it isn't in the batch, stays where it is, whatever

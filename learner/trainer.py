@@ -482,6 +482,7 @@ class Trainer:
             "versions_trained_on": sorted(progress.versions_trained_on),
             "gaps": [*progress.gaps, *self.gaps.means],
             "elapsed_s": progress.elapsed_s,
+            "reward": self.config.reward_at(progress.step),
         }
         folder = self.folder / "checkpoints"
         path = save_checkpoint(folder, progress.step, tensors, state, self.section.keep_checkpoints)
@@ -497,7 +498,10 @@ class Trainer:
         restore_optimizer(self.optimizer, part("optimizer."))
         self.log_z.load_state_dict(part("log_z."))
         torch.set_rng_state(tensors["rng"])
-        versions = set(state.pop("versions_trained_on"))
+        versions, reward = set(state.pop("versions_trained_on")), self.config.reward_at(state["step"])
+        if state.pop("reward", reward) != reward:
+            log.info("the reward is another than it was: each query's log Z is started anew")
+            self.log_z.start_anew(self.optimizer)
         self.progress = Progress(**state, versions_trained_on=versions)
         kept = self._forget_rows_after(self.progress.step)
         if self.curve is not None:

@@ -457,7 +457,7 @@ def test_what_is_learned_of_few_training_rows_is_told_as_the_model_has_it_too(ta
     rows = {("10 labels", "SFT"): {"accuracy_calibrated": 0.9}, ("10 labels", "GFlowNet + SFT"): figures}
     results.take(save(tables, "subjectivity", 0, rows))
     beside = (
-        "on training rows it is 0.800, 1.000 as the model has it, as which it is 0.600 on test rows: enough is learned, "
-        "0.400 of it doesn't generalise."
+        "on training rows it is 0.800, 1.000 as the model has it, as which it is 0.600 on test rows: enough is "
+        "learned, 0.400 of it doesn't generalise."
     )
     assert f"- GFlowNet + SFT with 10 labels: {beside}\n" in results.page()

@@ -34,14 +34,16 @@ class Best:
     value: float
     sha256: str
     """Over the adapter's own files, as it was published."""
+    reward: list[float] | None = None
+    """What log R was made by, `RunConfig.reward_at` the end; None of a run from before that was kept."""
 
     def is_beaten_by(self, value: float) -> bool:
         """Whether a value is better; of equals the earlier stays."""
         return value > self.value if self.mode == "max" else value < self.value
 
-    def is_of(self, metric: str, mode: str) -> bool:
-        """Whether values of this metric can be held against it."""
-        return (self.metric, self.mode) == (metric, mode)
+    def is_of(self, metric: str, mode: str, reward: list[float]) -> bool:
+        """Whether values of this metric, by samplers of this reward's posterior, can be held against it."""
+        return (self.metric, self.mode) == (metric, mode) and self.reward in (None, reward)
 
 
 def mode_of(metric: str, mode: Literal["auto", "max", "min"]) -> Literal["max", "min"]:

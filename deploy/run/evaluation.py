@@ -214,8 +214,9 @@ class Evaluator:
         if value is None:
             log.warning("step %d has no %s, and can't be the best by it", wanted.step, metric)
             return
-        if self._best is not None and not self._best.is_of(metric, mode):
-            log.info("the best by %s is no measure of %s: it is looked for anew", self._best.metric, metric)
+        reward = self._config.reward_at(self._config.learner.steps)
+        if self._best is not None and not self._best.is_of(metric, mode, reward):
+            log.info("the best by %s is none by %s of this reward: it is looked for anew", self._best.metric, metric)
             self._best = None
         if self._best is None or self._best.is_beaten_by(value):
             try:
@@ -224,7 +225,7 @@ class Evaluator:
                 # A fail-over may lose what was written last.
                 log.warning("step %d is the best so far and can't be kept: %s", wanted.step, error)
                 return
-            best = Best(wanted.step, wanted.version, metric, mode, value, drawn.sha256)
+            best = Best(wanted.step, wanted.version, metric, mode, value, drawn.sha256, reward)
             try:
                 keep_best(self._config.run_folder, files, best)
             except OSError as error:

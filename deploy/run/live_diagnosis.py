@@ -29,6 +29,8 @@ VERDICT = "verdict"
 """In a line of metrics.jsonl: of a diagnosis."""
 LOG_Z_LOW = "diagnosis_log_z_low"
 """In the line of the untrained adapter, which is the base model: a lower limit of log Z by its draws, by query id."""
+LOG_Z_OF = "diagnosis_log_z_of"
+"""Beside it: the reward whose log Z it is, `RunConfig.reward_at` the end."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ class LiveDiagnoser:
         self._queries: dict[str, Query] = {}
         rows = rows_of(config.run_folder / "metrics.jsonl") if config.run.resume else []
         self._verdicts = verdicts_of(rows)
-        self._known = log_z_low_of(rows)
+        self._reward = config.reward_at(config.learner.steps)
+        self._known = log_z_low_of(rows, self._reward)
         self._tell_verdicts()
 
     def know(self, queries: dict[str, Query]) -> None:
@@ -80,7 +83,7 @@ class LiveDiagnoser:
             "worst_query": judgement.worst,
             NARROW: found.narrow,
             HIDDEN: found.hidden,
-            **({LOG_Z_LOW: self._known} if wanted.step == 0 else {}),
+            **({LOG_Z_LOW: self._known, LOG_Z_OF: self._reward} if wanted.step == 0 else {}),
             **{DIAGNOSIS_PREFIX + name: value for name, value in found.figures.items()},
         }
         state = {
@@ -151,6 +154,8 @@ def verdicts_of(rows: list[dict[str, Any]]) -> dict[int, Verdict]:
     return {row["step"]: row[VERDICT] for row in rows}
 
 
-def log_z_low_of(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """The lower limits of log Z by the untrained adapter's draws, by query id; empty where it was not diagnosed."""
-    return next((dict(row[LOG_Z_LOW]) for row in rows if LOG_Z_LOW in row), {})
+def log_z_low_of(rows: list[dict[str, Any]], reward: list[float]) -> dict[str, float]:
+    """The lower limits of log Z by the untrained adapter's draws, by query id; empty where it was not diagnosed, or
+    under another reward."""
+    first = next((row for row in rows if LOG_Z_LOW in row), {})
+    return dict(first[LOG_Z_LOW]) if first and first.get(LOG_Z_OF, reward) == reward else {}

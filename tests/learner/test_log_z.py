@@ -41,6 +41,17 @@ def test_an_exact_policy_s_log_z_stays_where_it_is_however_late_and_seldom_its_q
         assert abs(found["late"] + 30.123) < 1e-3 and abs(found["often"] + 12.0) < 1e-3, visits
 
 
+def test_a_log_z_of_another_reward_is_started_anew_without_the_momentum_that_it_had() -> None:
+    torch.manual_seed(0)
+    table = LogZTable(["often", "late"])
+    optimizer = torch.optim.AdamW([table.group(RATE)], lr=RATE)
+    steps(table, optimizer, "late", 1, -3.0)
+    steps(table, optimizer, "late", 20, -30.0)
+    table.start_anew(optimizer)
+    steps(table, optimizer, "late", 1, -60.0)
+    assert abs(float(table.values.detach()[table.index["late"]]) + 60.0) < 1e-3
+
+
 def test_a_log_z_that_is_off_is_learned_at_its_rate() -> None:
     torch.manual_seed(0)
     table = LogZTable(["often", "late"])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from buffer.connection import Keys
 from buffer.control import Control
-from common.config import RedisSection
+from common.config import RedisSection, RewardSection
 from learner.__main__ import build_trainer
 from learner.checkpoint import load_checkpoint
 from tests.learner.test_distributed import prepare
@@ -75,3 +75,24 @@ def test_a_resumed_run_makes_each_update_once_and_has_each_step_s_line(
     resumed = weights_after(redis_client, redis_url, folder, digit_model, resume=True)
     assert steps() == list(range(1, STEPS + 1))
     assert all(bool((resumed[name] == value).all()) for name, value in whole.items())
+
+
+def test_a_resumed_run_keeps_each_query_s_log_z_unless_the_reward_is_another(
+    tmp_path: Path, redis_client: Redis, redis_url: str, digit_model: Path
+) -> None:
+    config = prepare(redis_client, tmp_path, digit_model, "tb", objective="tb", steps=STEPS)
+    config = config.model_copy(update={"redis": RedisSection(url=SecretStr(redis_url))})
+
+    def trained(**update: Any) -> Any:
+        changed = config.model_copy(update=update)
+        trainer = build_trainer(changed, Control(redis_client, Keys("tb")), Keys("tb"))
+        trainer.run()
+        return trainer
+
+    started = trained().log_z.started
+    assert started.any()
+    # It has nothing left to do.
+    resume = config.run.model_copy(update={"resume": True})
+    assert bool((trained(run=resume).log_z.started == started).all())
+    learner = config.learner.model_copy(update={"reward": RewardSection(prior_weight=0.25)})
+    assert not trained(run=resume, learner=learner).log_z.started.any()

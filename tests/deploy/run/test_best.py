@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,7 +58,12 @@ def test_of_equals_the_earlier_stays_and_nothing_but_a_better_value_wins() -> No
     high, low = best(10, 0.5), best(10, 0.5, "total_variation", "min")
     assert [high.is_beaten_by(value) for value in (0.4, 0.5, 0.6)] == [False, False, True]
     assert [low.is_beaten_by(value) for value in (0.4, 0.5, 0.6)] == [True, False, False]
-    assert high.is_of("accuracy", "max") and not high.is_of("accuracy", "min") and not high.is_of("score", "max")
+    of = [1.0, 1.0, 0.7]
+    assert high.is_of("accuracy", "max", of), "of a run from before rewards were kept"
+    high = replace(high, reward=of)
+    assert high.is_of("accuracy", "max", of)
+    others = [("accuracy", "min", of), ("score", "max", of), ("accuracy", "max", [1.0, 2.0, 0.7])]
+    assert not any(high.is_of(*other) for other in others)
 
 
 def test_without_a_metric_it_is_the_first_main_figure_that_there_is() -> None:

@@ -141,6 +141,12 @@ def test_a_resumed_run_keeps_the_best_of_before_unless_it_is_measured_by_another
     system.evaluator(metric="mean_log_reward", mode="min").take_in(system.drawn(4, -5.0))
     best = load_best(system.folder)
     assert best is not None and (best.version, best.mode) == (4, "min")
+    # Of another reward's posterior they are other figures.
+    other = {"reward": {"temperature": {"start": 0.5, "end": 0.5}}}
+    evaluator = system.evaluator(learner=other, metric="mean_log_reward", mode="min")
+    evaluator.take_in(system.drawn(5, -2.0))
+    best = load_best(system.folder)
+    assert best is not None and (best.version, best.reward) == (5, [0.0, 0.0, 0.5])
 
 
 def test_actors_find_some_of_the_held_out_queries_and_nothing_that_was_left_undone(system: System) -> None:

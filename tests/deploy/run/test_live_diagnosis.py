@@ -15,7 +15,7 @@ from redis import Redis
 
 from buffer.connection import Keys
 from buffer.evaluations import Drawn, Wanted
-from common.config import RunConfig
+from common.config import RewardSection, RunConfig
 from common.diagnostics.verdict import Verdict
 from common.held_out import Part
 from common.metrics import LauncherMetrics, new_registry
@@ -122,6 +122,12 @@ def test_a_log_z_below_that_of_the_untrained_adapter_is_refused_and_a_resumed_ru
     diagnoser.know({query.id: query for query in TEST})
     drawn = Drawn(Wanted(4, 40, parts=Part.DIAGNOSIS), "a" * 64, "actor-0", 0.0, diagnosis=rationales(0, lower))
     assert diagnoser.look(drawn).row["verdict"] == str(REFUSED)
+    # Of another reward, log Z is another.
+    learner = resumed.learner.model_copy(update={"reward": RewardSection(likelihood_weight=2.0)})
+    other = resumed.model_copy(update={"learner": learner})
+    diagnoser = LiveDiagnoser(other, Task(), LauncherMetrics(new_registry()), 1.0)  # type: ignore[arg-type]
+    diagnoser.know({query.id: query for query in TEST})
+    assert diagnoser.look(drawn).row["verdict"] == str(GOOD)
 
 
 def test_a_query_with_less_than_half_of_its_draws_is_left_out_and_the_others_are_diagnosed(run: Run) -> None:
