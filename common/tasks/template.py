@@ -377,7 +377,7 @@ class TemplateTask(TextTask[TemplateConfigT]):
         config = self.config
         if not self._are_rationales or config.rationale is None:
             return {}
-        choices = [self.codec.encode(choice.removesuffix(self.terminator)) for choice in config.choices]
+        choices = self._choice_ids()
         number_of = {choice: i for i, choice in enumerate(config.choices)}
         queries = [query for query in self.queries("test") if query.info["rationale"] in number_of]
         if not queries:
@@ -387,6 +387,17 @@ class TemplateTask(TextTask[TemplateConfigT]):
         return self._classified(
             raw, truths, lambda: normalized(raw - policy.log_prob(self._content_free_query(), choices))
         )
+
+    def _choice_ids(self) -> list[list[int]]:
+        """Of choices that are rationales, as the policy writes them."""
+        return [self.codec.encode(choice.removesuffix(self.terminator)) for choice in self.config.choices]
+
+    def unwritable_choice(self) -> tuple[str, str] | None:
+        """Of choices that are rationales, the first that the policy can't write, and why; its probability is none."""
+        if not self._are_rationales:
+            return None
+        each = zip(self.config.choices, self._choice_ids(), strict=True)
+        return next(((choice, why) for choice, ids in each if (why := self._why_unusable(ids))), None)
 
     def _content_free_query(self) -> Query:
         """What the policy reads in place of a row's prompt, for contextual calibration."""

@@ -18,7 +18,7 @@ from common.metrics import ActorMetrics, new_registry
 from common.tasks import Task
 from common.tasks.constrained import ConstrainedConfig
 from common.tasks.gym import ReasoningGymConfig
-from common.tasks.template import TemplateConfig
+from common.tasks.template import TemplateConfig, TemplateTask
 from common.trajectory import Query
 from deploy.run.run_folder import Say
 from deploy.run.summary import wanted_requests
@@ -64,6 +64,9 @@ def _of_the_task(config: RunConfig, task: Task[Any]) -> Iterator[_Problem]:
         if given and not section.choices:
             problem = "is about choices, and there are none"
             yield "task.misleading_penalty", section.misleading_penalty, problem, "give task.choices, or leave it out"
+    if isinstance(task, TemplateTask) and (unwritable := task.unwritable_choice()) is not None:
+        choice, why = unwritable
+        yield "task.choices", choice, f"can't be written by the policy: it is {why}", "change that, or leave it out"
     if isinstance(section, ConstrainedConfig) and section.tool is not None:
         soft = ("keywords", "forbidden_words", "least_words", "most_words", "classifier")
         for name in (name for name in soft if getattr(section, name)):

@@ -165,6 +165,16 @@ def test_it_is_told_where_what_a_tool_writes_has_no_room(tmp_path: Path, digit_m
         ),
         ("jsonl", {"misleading_penalty": 5.0}, r"task\.misleading_penalty = 5\.0: is about choices"),
         (
+            "jsonl",
+            {"target": None, "rationale": "{y}", "choices": ["n/a (!)", "1"], "on_bad_row": "skip"},
+            r"task\.choices = 'n/a \(!\)': can't be written .* what task\.allowed_characters",
+        ),
+        (
+            "jsonl",
+            {"target": None, "rationale": "{y}", "choices": ["1", "1 2 3 4 5 6"], "max_len": 4, "on_bad_row": "skip"},
+            r"task\.choices = .*: can't be written .* of more than task\.max_len = 4 tokens",
+        ),
+        (
             "constrained",
             {"tool": {"name": "calculator"}, "keywords": ["12"]},
             r"task\.keywords = .* without what task\.tool inserts",
