@@ -33,8 +33,9 @@ _SHAPE = (
     "The two failures of GFlowNet objectives on language models that RapTB (arXiv 2603.00454) tells of, by the "
     "diagnosis of 128 draws for each of {} {}: effective sample size (share of the draws); length bias (tokens, above "
     "0 too long); prefix collapse (nats of the first token's entropy that are missing); distinct prefixes of three "
-    "tokens. Length bias and collapse are against the draws weighted by R/q, and told where 10 draws "
-    "count. {} are of other draws, the evaluation's: {}; short texts have more log R, whatever draws them."
+    "tokens. Length bias and collapse are against the draws weighted by R/q, means over all queries, and told where on "
+    "the mean 10 draws of a query count: of those where fewer do they are mostly chance. {} are of other draws, the "
+    "evaluation's: {}; short texts have more log R, whatever draws them."
 )
 
 
