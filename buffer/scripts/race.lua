@@ -3,8 +3,8 @@
 -- A race: every member arrives after an exponential time whose rate is its weight exp(beta * score); the first k to
 -- arrive are a draw of k without replacement. The best members run one by one. The rest run in ranges of ranks as one
 -- process whose rate bounds theirs, and an arrival counts with probability weight / bound. `beta` is 1 / temperature;
--- 0 makes all weights equal. Times are logarithms, and the tail's weights relative to the head's lowest: however far the
--- best are above, the rest keep theirs.
+-- 0 makes all weights equal. Times are logarithms, and all is relative to the head's lowest: however far the best are
+-- above, the rest keep their weights.
 local MIN_HEAD, MIN_SLACK = 8, 0.1
 local log, exp, random, call, huge = math.log, math.exp, math.random, redis.call, math.huge
 
@@ -28,9 +28,10 @@ local function earlier(a, b)
 end
 
 -- Ranges {first rank, one past the last, bound of the weights} of the members from rank `first` on, none of which
--- scores above `score`, and the sum of count * bound. Weights, and the `mass` before them, are relative to `of`. A range is as long as all before it together, whose members weigh
--- at least its bound each: so the bounds add up to no more than the true sum, and at least every second try succeeds. The
--- last range is longer where it weighs so little that `wanted` draws hardly ever look at it.
+-- scores above `score`, and the sum of count * bound. Weights, and the `mass` before them, are relative to `of`. A
+-- range is as long as all before it together, whose members weigh at least its bound each: so the bounds add up to no
+-- more than the true sum, and at least every second try succeeds. The last range is longer where it weighs so little
+-- that `wanted` draws hardly ever look at it.
 local function tail_ranges(key, first, n, score, beta, of, mass, wanted)
   local ranges, total, rank = {}, 0, first
   local slack = math.max(MIN_SLACK, 2 / wanted)
@@ -69,20 +70,20 @@ local function race(key, wanted, beta, skip, skipped)
   local n_head = math.max(MIN_HEAD, 2 * wanted + skipped)
   if n <= 2 * n_head then n_head = n end
   local head = call('ZREVRANGE', key, 0, n_head - 1, 'WITHSCORES')
-  local top, last = tonumber(head[2]), tonumber(head[#head])
+  local last = tonumber(head[#head])
   -- The mass is what is still running after any `wanted` have arrived.
   local runners, mass = {}, 0
   for i = 1, #head, 2 do
     local member = head[i]
     if not skip[member] then
       local score, delay = tonumber(head[i + 1]), log(-log(uniform()))
-      runners[#runners + 1] = { member = member, delay = delay, log_time = delay - advantage(beta, score, top) }
+      runners[#runners + 1] = { member = member, delay = delay, log_time = delay - advantage(beta, score, last) }
       if #runners > wanted then mass = mass + weight(beta, score, last) end
     end
   end
   table.sort(runners, earlier)
   local ranges, total = tail_ranges(key, n_head, n, last, beta, last, mass, wanted)
-  local behind, shift = advantage(beta, top, last), beta == 0 and 0 or beta * top
+  local shift = beta == 0 and 0 or beta * last
   local members, times, arrived = {}, {}, {}
   local next_runner, time = 1, 0
   local function arrive(member, log_time)
@@ -95,7 +96,7 @@ local function race(key, wanted, beta, skip, skipped)
     local log_time = huge
     if total > 0 then
       time = time - log(uniform()) / total
-      log_time = log(time) + behind
+      log_time = log(time)
     end
     while runner and runner.log_time <= log_time and #members < wanted do
       arrive(runner.member, runner.log_time)
