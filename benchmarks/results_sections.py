@@ -136,7 +136,8 @@ SECTIONS = (
         "all) tells learning from generalising. Where the label isn't known, rationales can be weighed by p(Z|X)/q "
         "alone: their effective sample size then stands beside that by R/q, with the label. The GFlowNet's settings, "
         "its steps among them, were chosen on 300 sentences that are not among these, with 20 labels and one seed; "
-        "there rank 16 did better than the rank 64 of these rows, which were made by then: the next section has it.",
+        "there rank 16 did better than the rank 64 of these rows, as the next section tells; most of them were made by "
+        "then, and all conditions were to be alike.",
         {
             "accuracy": "accuracy",
             "accuracy_calibrated": "calibrated",

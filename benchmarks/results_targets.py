@@ -70,7 +70,9 @@ class Judged:
     why: str = ""
     """What other figures say of it, or nothing."""
     alone: bool = False
-    """Whether a figure is of one seed, which tells nothing of what others give, or what chance makes isn't known."""
+    """Whether a figure is of one seed, which tells nothing of what others give."""
+    impossible: bool = False
+    """Whether nothing can be what is asked."""
 
     @property
     def met(self) -> bool:
@@ -84,13 +86,14 @@ class Judged:
 
     @property
     def by_chance(self) -> bool:
-        """Whether a t-test can't tell the difference from none, at 5%, or one seed is all that there is."""
-        return self.alone or (self.p is not None and self.p > _LEVEL)
+        """Whether a t-test can't tell the difference from none, at 5%, or there is none, as of one seed."""
+        return not self.impossible and (self.p is None or self.p > _LEVEL)
 
     def row(self) -> str:
         """Of a Markdown table."""
         error = "" if self.error is None else f" ± {self.error.size:.3f}"
-        told = ["undecided" if self.by_chance else "met" if self.met else "missed", *([self.note] if self.note else [])]
+        told = ["undecided" if self.by_chance else "met" if self.met else "missed"]
+        told += [*(["error not known"] if self.error is None else []), *([self.note] if self.note else [])]
         cells = (
             self.method,
             self.asked,
@@ -141,7 +144,8 @@ class Target:
             value.mean,
             _of_sum([_error(each, self._of_rows(each)) for each in (value, other)], (1.0, self.factor)),
             ", ".join(notes),
-            alone=not beyond and (_is_alone(value) or _is_alone(other)),
+            alone=_is_alone(value) or _is_alone(other),
+            impossible=beyond,
         )
         if found.met or (found.by_chance and not found.alone):
             return found
@@ -289,6 +293,7 @@ def _by_length(table: Figures, method: str) -> tuple[Judged | None, str]:
     Errors are as if lengths were of different prompts."""
     told = []
     compared: list[tuple[float, float, float, Error | None]] = []
+    alone = False
     notes: list[str] = []
     for figure, title in LENGTHS.items():
         entry, share = table.get(("", method, figure)), table.get(("", method, figure.replace("log_reward", "share")))
@@ -306,6 +311,7 @@ def _by_length(table: Figures, method: str) -> tuple[Judged | None, str]:
         told.append(f"{title.removeprefix('log p, ')}{of_them} {entry.mean:.2f}, decoding {frontier:.2f}{by}")
         if share is not None and share.mean >= _MANY:
             compared.append((share.mean, entry.mean, frontier, error))
+            alone |= _is_alone(entry)
             ends = [table["", name, figure] for name in decoding]
             notes += _of_seeds(entry, min(ends, key=lambda end: len(end.seeds)))
     ess = table.get(("", method, ESS))
@@ -317,10 +323,9 @@ def _by_length(table: Figures, method: str) -> tuple[Judged | None, str]:
     whole = np.array(shares) / sum(shares)
     error = _of_sum(errors, whole.tolist())
     lengths = f"log p of {sum(shares):.1%} of its samples: decoding of the same lengths and diversity"
-    notes = [*(["error not known"] if error is None else []), *dict.fromkeys(notes)]
-    found = Judged(method, lengths, float(whole @ others), float(whole @ own), error, ", ".join(notes))
-    # Decoding's error is over prompts.
-    return replace(found, alone=error is None or len(table["", method, "diversity"].values) < 2), why
+    note = ", ".join(dict.fromkeys(notes))
+    # Of decoding one seed is enough: its error is over prompts.
+    return Judged(method, lengths, float(whole @ others), float(whole @ own), error, note, alone=alone), why
 
 
 def _against_diversity(table: Figures, figure: str) -> dict[str, tuple[float, float]]:

@@ -63,9 +63,11 @@ def test_a_continuation_is_held_against_the_decoding_methods_at_its_own_diversit
     results.take(save(tables, "continuation", 0, rows))
     text = results.page()
     asked = "| log p of the best: decoding at diversity"
-    assert f"0.9 {asked} 0.400 | -20.000 | -19.000 | +1.000 | - | undecided, seed 0 |" in text
-    assert f"0.7 {asked} 0.300 | -15.000 | -18.000 | -3.000 | - | undecided, seed 0 |" in text
-    assert f"1 {asked} 0.600, its largest | -30.000 | -31.000 | -1.000 | - | undecided, seed 0 |" in text
+    assert f"0.9 {asked} 0.400 | -20.000 | -19.000 | +1.000 | - | undecided, error not known, seed 0 |" in text
+    assert f"0.7 {asked} 0.300 | -15.000 | -18.000 | -3.000 | - | undecided, error not known, seed 0 |" in text
+    assert (
+        f"1 {asked} 0.600, its largest | -30.000 | -31.000 | -1.000 | - | undecided, error not known, seed 0 |" in text
+    )
 
 
 def test_a_continuation_differs_by_more_than_its_prompts_make_by_chance_or_it_is_told(tables: Path) -> None:
@@ -137,6 +139,14 @@ def test_at_equal_length_a_sampler_is_judged_by_the_lengths_that_it_has_of_the_s
     asked = "log p of 99.0% of its samples: decoding of the same lengths and diversity"
     assert f"| GFlowNet | {asked} | -10.000 | -11.242 | -1.242 | - | undecided, error not known, seed 0 |" in text
     assert "1 to 5 tokens (74.0% of its samples) -12.00, decoding -10.00; " in text
+    # An error over prompts tells nothing of other seeds.
+    errors = {f"{name}_se": 0.1 for name in bins}
+    of_prompts = {
+        ("", "temperature 1"): decoding["", "temperature 1"] | errors,
+        ("", "GFlowNet"): sampler | told | errors,
+    }
+    results.take(save(tables / "with errors", "continuation", 0, of_prompts))
+    assert f"| GFlowNet | {asked} | -10.000 | -11.242 | -1.242 ± 0.112 | - | undecided, seed 0 |" in results.page()
 
 
 def test_a_row_of_fewer_seeds_than_the_others_says_so(tables: Path) -> None:
