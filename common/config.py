@@ -6,8 +6,9 @@ together from file, environment and command line is in `common/config_loading.py
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_serializer, field_validator, model_validator
 
@@ -690,6 +691,15 @@ class RunConfig(Section):
         step. Figures of one reward say nothing of another."""
         weights = self.reward_weights
         return [weights.prior, weights.likelihood, self.learner.reward.temperature.at(step)]
+
+    @property
+    def final_reward(self) -> list[float]:
+        """`reward_at` the end of training: by which samplers are judged."""
+        return self.reward_at(self.learner.steps)
+
+    def is_of_final_reward(self, row: Mapping[str, Any]) -> bool:
+        """Whether a look's line in metrics.jsonl is of this reward; one from before it was kept there is."""
+        return row.get("reward") in (None, self.final_reward)
 
     @property
     def final_temperature(self) -> float:

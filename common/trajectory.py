@@ -195,7 +195,8 @@ class Trajectory(BaseModel):
     log_likelihood: Floats
     """NaN at states before the last that weren't scored."""
     log_constraint: Floats
-    """NaN at states before the last that a reward of the user's own wasn't asked about."""
+    """NaN at states before the last where it isn't known: a reward of the user's own wasn't asked, or whether it
+    misleads."""
     log_alternatives: Floats = Field(default_factory=lambda: np.zeros(0, np.float32))
     """log p(Y'|XZ⊤) of each of the query's alternative targets at the last state."""
     log_choices: Floats = Field(default_factory=lambda: np.zeros(0, np.float32))

@@ -80,6 +80,7 @@ class Curve:
     def __init__(
         self, config: RunConfig, evaluations: Evaluations, registry: AdapterRegistry, sinks: Sequence[Sink]
     ) -> None:
+        self._config = config
         every = {Part.EVALUATION: config.evaluation.every or 0, Part.DIAGNOSIS: config.diagnose.every}
         self._schedules = {part: Schedule(every[part]) for part in config.looks}
         self._at_the_end = config.looks
@@ -102,9 +103,10 @@ class Curve:
 
     def go_on(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """A run that is resumed has these lines: what has none yet is looked at again. Its count for
-        `learner.stop_when` goes on too."""
+        `learner.stop_when` goes on too, but for those of another reward."""
         for row in rows:
-            self._count(row)
+            if self._config.is_of_final_reward(row):
+                self._count(row)
             for part in _parts_of(row) if "of" in row else Part(0):
                 if part in self._schedules:
                     self._schedules[part].done(int(row["step"]))

@@ -35,7 +35,7 @@ class Best:
     sha256: str
     """Over the adapter's own files, as it was published."""
     reward: list[float] | None = None
-    """What log R was made by, `RunConfig.reward_at` the end; None of a run from before that was kept."""
+    """`RunConfig.final_reward`; None of a run from before that was kept."""
 
     def is_beaten_by(self, value: float) -> bool:
         """Whether a value is better; of equals the earlier stays."""

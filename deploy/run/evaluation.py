@@ -144,6 +144,7 @@ class Evaluator:
                 "time": time.time(),
                 "step": wanted.step,
                 "of": [str(part.name).lower() for part in wanted.parts],
+                "reward": self._config.final_reward,
                 "adapter_version": wanted.version,
                 "adapter_sha256": drawn.sha256,
                 "actor": drawn.actor,
@@ -214,7 +215,7 @@ class Evaluator:
         if value is None:
             log.warning("step %d has no %s, and can't be the best by it", wanted.step, metric)
             return
-        reward = self._config.reward_at(self._config.learner.steps)
+        reward = self._config.final_reward
         if self._best is not None and not self._best.is_of(metric, mode, reward):
             log.info("the best by %s is none by %s of this reward: it is looked for anew", self._best.metric, metric)
             self._best = None

@@ -29,8 +29,6 @@ VERDICT = "verdict"
 """In a line of metrics.jsonl: of a diagnosis."""
 LOG_Z_LOW = "diagnosis_log_z_low"
 """In the line of the untrained adapter, which is the base model: a lower limit of log Z by its draws, by query id."""
-LOG_Z_OF = "diagnosis_log_z_of"
-"""Beside it: the reward whose log Z it is, `RunConfig.reward_at` the end."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +47,9 @@ class LiveDiagnoser:
         self._task, self._metrics, self._tau = task, metrics, tau
         self._samples, self._weights = config.diagnose.samples, config.reward_weights
         self._queries: dict[str, Query] = {}
-        rows = rows_of(config.run_folder / "metrics.jsonl") if config.run.resume else []
+        rows = rows_of(config.run_folder / "metrics.jsonl", config) if config.run.resume else []
         self._verdicts = verdicts_of(rows)
-        self._reward = config.reward_at(config.learner.steps)
-        self._known = log_z_low_of(rows, self._reward)
+        self._known = log_z_low_of(rows)
         self._tell_verdicts()
 
     def know(self, queries: dict[str, Query]) -> None:
@@ -83,7 +80,7 @@ class LiveDiagnoser:
             "worst_query": judgement.worst,
             NARROW: found.narrow,
             HIDDEN: found.hidden,
-            **({LOG_Z_LOW: self._known, LOG_Z_OF: self._reward} if wanted.step == 0 else {}),
+            **({LOG_Z_LOW: self._known} if wanted.step == 0 else {}),
             **{DIAGNOSIS_PREFIX + name: value for name, value in found.figures.items()},
         }
         state = {
@@ -136,13 +133,14 @@ def in_a_row(verdicts: list[Verdict], wanted: Verdict) -> int:
     return len(verdicts) - (others[-1] + 1 if others else 0)
 
 
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    """Lines of diagnoses that a run's metrics.jsonl holds."""
+def rows_of(path: Path, config: RunConfig) -> list[dict[str, Any]]:
+    """Lines of diagnoses that a run's metrics.jsonl holds, of this configuration's reward."""
     found = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
             row = json.loads(line)
-            found.append({**row, "step": int(row["step"]), VERDICT: Verdict(row[VERDICT])})
+            if config.is_of_final_reward(row):
+                found.append({**row, "step": int(row["step"]), VERDICT: Verdict(row[VERDICT])})
         except (ValueError, KeyError, TypeError):
             # A step's line, or what a crash left of one.
             continue
@@ -154,8 +152,6 @@ def verdicts_of(rows: list[dict[str, Any]]) -> dict[int, Verdict]:
     return {row["step"]: row[VERDICT] for row in rows}
 
 
-def log_z_low_of(rows: list[dict[str, Any]], reward: list[float]) -> dict[str, float]:
-    """The lower limits of log Z by the untrained adapter's draws, by query id; empty where it was not diagnosed, or
-    under another reward."""
-    first = next((row for row in rows if LOG_Z_LOW in row), {})
-    return dict(first[LOG_Z_LOW]) if first and first.get(LOG_Z_OF, reward) == reward else {}
+def log_z_low_of(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """The lower limits of log Z by the untrained adapter's draws, by query id; empty where it was not diagnosed."""
+    return next((dict(row[LOG_Z_LOW]) for row in rows if LOG_Z_LOW in row), {})

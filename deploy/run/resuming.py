@@ -30,7 +30,8 @@ FREE: dict[str, str] = {
     "run": "the folder may have been moved, and seeds of draws and what is evaluated change nothing that is stored",
     "actor": "actors are started anew; each trajectory carries how it was sampled",
     "reference.scorer": "what reads the texts, and not what it says of them",
-    "learner": "steps, rates, weights of the reward and schedules are applied to each step; components are stored",
+    "learner": "steps, rates, weights of the reward and schedules are applied to each step; components are stored, and "
+    "log Z, the best adapter and diagnoses of another reward begin anew",
     "buffer": "capacities, priorities and limits are applied to each call",
     "evaluation": "it changes nothing that is stored; a best adapter by another metric is looked for anew",
     "diagnose": "it changes nothing that is stored",

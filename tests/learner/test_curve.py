@@ -16,7 +16,7 @@ from buffer.adapters import AdapterError, AdapterRegistry
 from buffer.connection import Keys
 from buffer.evaluations import Drawn, Evaluations, Wanted
 from buffer.replay import ReplayBuffer
-from common.config import RunConfig
+from common.config import LearnerSection, RunConfig
 from common.held_out import Part
 from learner.curve import Curve, SampleTexts, Schedule
 from learner.tracking import TensorBoard, as_markdown
@@ -256,6 +256,20 @@ def test_a_resumed_run_counts_on_from_the_lines_that_it_kept(
     evaluations.put_figures(diagnosis(40, 8, ess=0.7))
     curve.write_down(41)
     assert curve.stop_reason is not None
+
+
+@pytest.mark.parametrize(("likelihood", "held"), [(0.0, 2), (2.0, 0)])
+def test_what_a_sampler_of_another_reward_held_does_not_count_in_a_resumed_run(
+    tmp_path: Path, evaluations: Evaluations, registry: AdapterRegistry, likelihood: float, held: int
+) -> None:
+    rule = "ess >= 0.5 for 3 diagnoses"
+    learner = {"stop_when": rule, "reward": {"likelihood_weight": likelihood}}
+    config = config_in(tmp_path, diagnose={"every": 10}, learner=learner)
+    curve = Curve(config, evaluations, registry, [])
+    of = config.model_copy(update={"learner": LearnerSection()}).final_reward
+    assert of == [0.0, 0.0, 1.0]
+    curve.go_on([{**diagnosis(step, step // 5, ess=0.9), "reward": of} for step in (10, 20)])
+    assert curve.stop_state == f"{rule}: held {held} of 3"
 
 
 def test_a_last_adapter_that_is_left_out_is_waited_for_by_nobody(

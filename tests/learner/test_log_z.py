@@ -49,7 +49,11 @@ def test_a_log_z_of_another_reward_is_started_anew_without_the_momentum_that_it_
     steps(table, optimizer, "late", 20, -30.0)
     table.start_anew(optimizer)
     steps(table, optimizer, "late", 1, -60.0)
-    assert abs(float(table.values.detach()[table.index["late"]]) + 60.0) < 1e-3
+    value = table.values.detach()[table.index["late"]]
+    assert abs(float(value) + 60.0) < 1e-3
+    # The momentum would go on downwards.
+    steps(table, optimizer, "late", 1, -59.0)
+    assert float(table.values.detach()[table.index["late"]]) > -60.0
 
 
 def test_a_log_z_that_is_off_is_learned_at_its_rate() -> None:

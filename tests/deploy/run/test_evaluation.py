@@ -147,6 +147,8 @@ def test_a_resumed_run_keeps_the_best_of_before_unless_it_is_measured_by_another
     evaluator.take_in(system.drawn(5, -2.0))
     best = load_best(system.folder)
     assert best is not None and (best.version, best.reward) == (5, [0.0, 0.0, 0.5])
+    rows = iter(system.evaluations.next_figures, None)
+    assert [row["reward"][2] for row in rows][-2:] == [1.0, 0.5]
 
 
 def test_actors_find_some_of_the_held_out_queries_and_nothing_that_was_left_undone(system: System) -> None:
