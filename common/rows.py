@@ -213,7 +213,8 @@ def _table(reader: Reader) -> Callable[[Path], Iterator[Row]]:
 def _lines(path: Path) -> Iterator[Row]:
     for number, line in numbered_lines(path):
         if line.strip():
-            yield Row(number, {"text": line}, why_no_text(line))
+            text = line.removesuffix("\n").removesuffix("\r")
+            yield Row(number, {"text": text}, why_no_text(text))
 
 
 def _parquet(path: Path) -> Iterator[Row]:
