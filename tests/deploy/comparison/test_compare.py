@@ -285,6 +285,8 @@ def test_where_the_evaluation_alone_changed_cells_are_evaluated_anew_and_not_tra
         ("eval/mean_log_reward >= 0", {"diagnose": {"samples": 30}}, False),
         ("eval/mean_log_reward >= 0", {"task": {"evaluation_samples": 8}}, True),
         (None, {"task": {"test_skip": 1}}, False),
+        # Then some rows of the training file are held out.
+        (None, {"task": {"test_path": None}}, True),
     ],
 )
 def test_what_training_may_have_ended_by_is_part_of_how_a_cell_was_trained(
