@@ -471,7 +471,8 @@ def _arguments(
     arguments: dict[str, Any] = {
         "model": model_path,
         "dtype": dtype,
-        "seed": seed,
+        # It takes 32 bits; a date and time has more.
+        "seed": seed % 2**31,
         "skip_tokenizer_init": True,
         "max_model_len": section.max_model_len,
         "max_num_seqs": section.max_in_flight,

@@ -407,9 +407,10 @@ class TemplateTask(TextTask[TemplateConfigT]):
     def sample_requests(self) -> list[SampleRequest]:
         """Samples of both samplers, and the rationales that are known of test queries, scored."""
         found = base_and_trained(self.config.evaluation_samples, self.config.evaluation_temperature)
-        if self._are_rationales or not self.known_rationales():
+        known = self.known_rationales()
+        if self._are_rationales or not known:
             return found
-        n = self.config.evaluation_samples
+        n = max(map(len, known.values()))
         return [*found, SampleRequest(KNOWN, adapter=False, temperature=1.0, n=n, given=True)]
 
     def correction_requests(self) -> list[SampleRequest]:

@@ -51,7 +51,7 @@ def diagnose(options: argparse.Namespace, overrides: list[str], console: Console
     # Whatever can't be done is told before an engine is started.
     method = None if options.truth is None else chosen_method(run.task, run.config, options.truth)
     variants = variants_of(run.task, run.config, options.sbc) if options.sbc else []
-    seed = run.config.run.seed if options.seed is None else options.seed
+    seed = run.seed(options.seed)
     name, policy = BEST_DIAGNOSIS if options.best else DIAGNOSIS, cache(run.policy)
     calibrated, say = None, teller(options.run)
     say(f"starting an engine to draw {options.samples} samples of each of {len(queries)} queries")

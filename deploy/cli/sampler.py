@@ -179,7 +179,10 @@ def sample(options: argparse.Namespace, overrides: list[str], console: Console) 
     query = run.query(options.prompt, target=options.target, targets=options.targets)
     if run.leaves_target_out(query):
         print("amortis: log R is without the likelihood of a target, as none is given: see --target", file=sys.stderr)
-    seed = run.config.run.seed if options.seed is None else options.seed
+    if run.leaves_reference_prompt_out(query):
+        reads = "reads this prompt, and not task.reference_prompt or task.reference_shots, as of a row in training"
+        print(f"amortis: log R {reads}: in Python give a row", file=sys.stderr)
+    seed = run.seed(options.seed)
     sampler, adapter = run.sampler(seed)
     n = options.candidates or draws_for(options.n, len(options.targets), resampled=options.resample)
     request = SampleRequest("samples", not options.base, options.temperature, n)

@@ -41,8 +41,12 @@ _PASSING = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
 
 def identity_of(config: RunConfig, task: Task[Any]) -> dict[str, str]:
     """Digests by setting, of all that decides what the run is trained with."""
-    found = {QUERIES: _digest(*sorted(query.id for query in task.queries("train")))}
-    return found | files_identity(config)
+    return {QUERIES: queries_digest(task)} | files_identity(config)
+
+
+def queries_digest(task: Task[Any]) -> str:
+    """Of the training queries, in whatever order."""
+    return _digest(*sorted(query.id for query in task.queries("train")))
 
 
 def files_identity(config: RunConfig) -> dict[str, str]:

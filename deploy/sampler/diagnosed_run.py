@@ -34,7 +34,8 @@ _ID = re.compile(rf"[0-9a-f]{{{SHOWN_ID},32}}")
 
 def chosen_queries(run: FinishedRun, asked: Sequence[str], split: Split = "test") -> list[Query]:
     """Those that `--queries` means: a number of them, spread evenly; all of them; or ids, of which the first letters
-    do. Ids may be of training queries too. Raises UserError naming --queries."""
+    do. Ids may be of training queries too. Raises UserError naming --queries, or that test queries were trained on."""
+    run.check_held_out()
     if len(asked) == 1 and asked[0] == ALL:
         return run.task.queries(split)
     if len(asked) == 1 and asked[0].isdecimal() and not _ID.fullmatch(asked[0]):

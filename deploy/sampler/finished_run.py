@@ -31,7 +31,7 @@ from common.tokens import HuggingFaceCodec, codec_of
 from common.trajectory import Query
 from deploy.run.best import Best, best_folder, load_best
 from deploy.run.find_model import find_model
-from deploy.run.identity import check_models
+from deploy.run.identity import QUERIES, check_models, load_identity, queries_digest
 from deploy.run.kept_samples import keep_samples
 from deploy.run.progress import of_samples
 from deploy.run.summary import wanted_requests
@@ -95,6 +95,8 @@ class FinishedRun:
             query = self._of_row(row)
         else:
             raise UserError(setting, prompt, "is given beside a row, which has its own prompt", "give one of the two")
+        if isinstance(targets, str):
+            raise UserError("targets", targets, "is one text", "give a list of texts, or target")
         if target is not None and targets:
             raise UserError("target", target, "is given beside targets", "give one of the two")
         asked = [target] if target is not None else list(targets)
@@ -118,6 +120,12 @@ class FinishedRun:
     def leaves_target_out(self, query: Query) -> bool:
         """Whether rows have a target, whose likelihood the run was trained on, and this query none."""
         return getattr(self.task.config, "target", None) is not None and not len(query.target_ids)
+
+    def leaves_reference_prompt_out(self, query: Query) -> bool:
+        """Whether the reward reads another prompt of rows than the policy does, and of this query the same."""
+        if not isinstance(self.task, TemplateTask) or len(query.reference_ids):
+            return False
+        return bool(self.task.config.reference_prompt or self.task.config.reference_shots)
 
     def query_of_ids(self, ids: Sequence[int], setting: str) -> Query:
         """What to sample for, as the tokens that the model is to read. Raises UserError naming `setting`."""
@@ -219,6 +227,7 @@ class FinishedRun:
         `corrected` draws as many samples as figures that are corrected by weights take, which at a run's end are left
         out. `keep` is the file to write the samples to.
         """
+        self.check_held_out()
         requests = wanted_requests(self.task, self.config)
         if requests and corrected:
             requests += self.task.correction_requests()
@@ -251,10 +260,26 @@ class FinishedRun:
                 found["training"] = measures(self.task.evaluate_samples(on_training, weights))
         return found
 
+    def check_held_out(self) -> None:
+        """Raises UserError where test queries are held out of other rows than in training: some were trained on."""
+        if getattr(self.task.config, "test_path", None) is not None:
+            return
+        kept = load_identity(self.folder).get(QUERIES)
+        if kept is not None and kept != queries_digest(self.task):
+            problem = "with what limits and splits it holds out other test queries than in training, some trained on"
+            remedy = "leave these settings and the file as they were, or give test rows by --task.test_path"
+            raise UserError(QUERIES, getattr(self.task.config, "train_path", None), problem, remedy)
+
     def check_own_reward(self) -> None:
         """Raises UserError if a reward function of the user's own can't be loaded here and now."""
         if self.task.own_reward is not None:
             load_own_reward(self.task.own_reward)
+
+    def seed(self, given: int | None) -> int:
+        """Of draws: the one that is given, or the run's. Raises UserError."""
+        if given is not None and given < 0:
+            raise UserError("seed", given, "is below 0", "give 0 or more")
+        return self.config.run.seed if given is None else given
 
     def sampler(self, seed: int = 0, metrics: ActorMetrics | None = None) -> tuple[TrajectorySampler, LoadedAdapter]:
         """A sampler with a vLLM engine of its own, and the trained adapter to give it; raises UserError, for what can

@@ -47,7 +47,7 @@ class Sampler:
         from deploy.sampler.finished_run import FinishedRun
 
         self.run = FinishedRun(folder, settings, best=best)
-        self._seed = self.run.config.run.seed if seed is None else seed
+        self._seed = self.run.seed(seed)
         self._engine: tuple[TrajectorySampler, LoadedAdapter] | None = None
         self._policy: LoraPolicy | None = None
         self._maker = PosteriorMaker(self.run.config, self.run.task)

@@ -314,6 +314,17 @@ def test_a_sum_without_a_rationale_is_worked_out_to_hold_draws_against(codec: Hu
     assert not task.rationales().keys() & known.keys(), "they would be trained on"
 
 
+def test_all_that_is_known_of_a_test_query_is_scored_however_few_samples_are_drawn(
+    codec: HuggingFaceCodec, tmp_path: Path
+) -> None:
+    train = write(tmp_path / "train.jsonl", [{"x": "a", "z": " 1"}, {"x": "b", "z": " 2"}])
+    test = write(tmp_path / "test.jsonl", [{"x": "c", "z": f" {i}"} for i in range(3)])
+    names: dict[str, Any] = {"prompt": "{x}", "rationale": "{z}", "evaluation_samples": 1}
+    task = task_of(codec, "jsonl", train_path=train, test_path=str(test), **names)
+    assert [len(known) for known in task.known_rationales().values()] == [3]
+    assert [request.n for request in task.sample_requests()] == [1, 1, 3]
+
+
 def test_draws_are_held_against_what_is_known_in_each_test_file(codec: HuggingFaceCodec, tmp_path: Path) -> None:
     rows = [{key: row[key] for key in ("str_query", "num_sol")} for row in SUMS]
     files = [str(write(tmp_path / f"{name}.jsonl", part)) for name, part in (("easy", rows[:1]), ("hard", rows[1:3]))]

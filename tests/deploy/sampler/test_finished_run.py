@@ -14,6 +14,7 @@ import yaml
 from common.errors import EXIT_USER, UserError
 from deploy.cli.main import main
 from deploy.run.best import Best, keep_best
+from deploy.sampler.diagnosed_run import chosen_queries
 from deploy.sampler.finished_run import FinishedRun
 from tests.deploy.run.runs import config_of, make_run, other_weights
 
@@ -172,6 +173,57 @@ def test_the_best_adapter_takes_the_last_one_s_place_where_that_is_asked_for(
     keep_best(moved, {"adapter_config.json": b"{}"}, best)
     assert FinishedRun(moved, best=True).adapter_folder == moved / "adapter-best"
     assert FinishedRun(moved).adapter_folder == moved / "adapter"
+
+
+@pytest.mark.parametrize(
+    ("changed", "refused"),
+    [
+        ((), False),
+        (("--task.test_size", "3"), True),
+        (("--task.limit", "6"), True),
+        # Of a file of its own every row is one that was not trained on, whatever is left of the others.
+        (("--task.test_size", "3", "--task.test_path", "test.jsonl"), False),
+    ],
+)
+def test_rows_that_are_held_out_otherwise_than_in_training_are_no_test(
+    tmp_path: Path, digit_model: Path, monkeypatch: pytest.MonkeyPatch, changed: tuple[str, ...], refused: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, begin in (("rows.jsonl", 1), ("test.jsonl", 2)):
+        Path(name).write_text("".join(json.dumps({"x": f"number {begin} {i // 5} {i % 5}"}) + "\n" for i in range(20)))
+    task = "task: {name: jsonl, train_path: rows.jsonl, prompt: '{x}', max_len: 4, test_size: 2}"
+    folder = make_run(config_of(tmp_path, digit_model, "--run.name", "mine", task=task))
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "adapter_config.json").write_text("{}")
+    run = FinishedRun(folder, changed)
+    if not refused:
+        assert len(chosen_queries(run, ["all"])) in (2, 3)
+        return
+    for look in (run.figures, lambda: chosen_queries(run, ["all"])):
+        with pytest.raises(UserError, match=r"task\.train_path = .*other test queries than in training"):
+            look()
+
+
+def test_a_prompt_of_one_s_own_says_where_its_reward_is_not_the_trained_one(tmp_path: Path, digit_model: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"x": f"number {i}"}) + "\n" for i in range(9)))
+    task = f"task: {{name: jsonl, train_path: {tmp_path}/rows.jsonl, prompt: '{{x}}', max_len: 4%s}}"
+    left_out = []
+    for settings in (", reference_prompt: '{x} : {x}'", ""):
+        folder = make_run(config_of(tmp_path, digit_model, "--run.overwrite", "true", task=task % settings))
+        (folder / "adapter").mkdir()
+        (folder / "adapter" / "adapter_config.json").write_text("{}")
+        run = FinishedRun(folder)
+        left_out += [run.leaves_reference_prompt_out(query) for query in (run.query("number 1"), run.query())]
+    assert left_out == [True, False, False, False]
+
+
+def test_what_is_no_seed_and_one_text_for_a_list_of_texts_are_refused(moved: Path) -> None:
+    run = FinishedRun(moved)
+    assert (run.seed(None), run.seed(3)) == (0, 3)
+    with pytest.raises(UserError, match=r"seed = -1: is below 0"):
+        run.seed(-1)
+    with pytest.raises(UserError, match=r"targets = '12': is one text"):
+        run.query("number :", targets="12")
 
 
 @pytest.mark.parametrize("command", ["sample", "evaluate", "serve"])
