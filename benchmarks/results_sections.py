@@ -35,7 +35,8 @@ _SHAPE = (
     "0 too long); prefix collapse (nats of the first token's entropy that are missing); distinct prefixes of three "
     "tokens. Length bias and collapse are against the draws weighted by R/q, means over all queries, and told where on "
     "the mean 10 draws of a query count: of those where fewer do they are mostly chance. {} are of other draws, the "
-    "evaluation's: {}; short texts have more log R, whatever draws them."
+    "evaluation's: {}; short texts have more log R, whatever draws them. tb and raptb with submodular replay were "
+    "trained while a query's learned log Z still moved on between its batches, without it since that was mended."
 )
 
 
