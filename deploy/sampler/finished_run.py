@@ -262,13 +262,14 @@ class FinishedRun:
 
     def check_held_out(self) -> None:
         """Raises UserError where test queries are held out of other rows than in training: some were trained on."""
-        if getattr(self.task.config, "test_path", None) is not None:
+        config = self.task.config
+        if getattr(config, "test_path", None) is not None or not hasattr(config, "test_size"):
             return
         kept = load_identity(self.folder).get(QUERIES)
         if kept is not None and kept != queries_digest(self.task):
             problem = "with what limits and splits it holds out other test queries than in training, some trained on"
             remedy = "leave these settings and the file as they were, or give test rows by --task.test_path"
-            raise UserError(QUERIES, getattr(self.task.config, "train_path", None), problem, remedy)
+            raise UserError(QUERIES, getattr(config, "train_path", None), problem, remedy)
 
     def check_own_reward(self) -> None:
         """Raises UserError if a reward function of the user's own can't be loaded here and now."""
