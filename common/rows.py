@@ -16,7 +16,7 @@ from common.json_text import NoJson, UnusableValue, loads
 from common.row import BadRow, NoColumn, Row
 from common.tables import Reader, read_csv, read_tsv
 from common.templates import LITERAL_BRACES
-from common.text_files import UnreadableFile, check_start, numbered_lines, read_text, why_no_text
+from common.text_files import UnreadableFile, check_start, numbered_lines, read_text, why_no_text, without_end
 
 HUB_LIMIT_S = 5.0
 HUB = "hf://"
@@ -213,7 +213,7 @@ def _table(reader: Reader) -> Callable[[Path], Iterator[Row]]:
 def _lines(path: Path) -> Iterator[Row]:
     for number, line in numbered_lines(path):
         if line.strip():
-            text = line.removesuffix("\n").removesuffix("\r")
+            text = without_end(line)
             yield Row(number, {"text": text}, why_no_text(text))
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.text_files import UnreadableFile, numbered_lines, why_no_text
+from common.text_files import UnreadableFile, numbered_lines, why_no_text, without_end
 
 # A long field is a long row, which the model's length judges; the module's own limit is 131,072 characters.
 csv.field_size_limit(2**31 - 1)
@@ -130,7 +130,7 @@ def _explained(error: csv.Error, first: int, n_lines: int) -> str:
 
 
 def _tsv_fields(line: str) -> Fields:
-    line = line.removesuffix("\n").removesuffix("\r")
+    line = without_end(line)
     try:
         return next(csv.reader([line], delimiter="\t", strict=True), [])
     except csv.Error:

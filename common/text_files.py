@@ -45,7 +45,7 @@ def check_start(path: Path) -> None:
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Each line with its number, its end still there; `why_no_text` says whether it can be used.
+    """Each line with its number, its end still there (`without_end`); `why_no_text` says whether it can be used.
 
     Raises OSError and UnreadableFile.
     """
@@ -56,6 +56,11 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
                 raise UnreadableFile("its lines end with carriage returns alone", "end them with line feeds")
             # Files that were put together from several have marks within.
             yield number, line.removeprefix(_MARK)
+
+
+def without_end(line: str) -> str:
+    """A line without its line feed, and the carriage return before that."""
+    return line.removesuffix("\n").removesuffix("\r")
 
 
 def why_no_text(text: str) -> str | None:

@@ -99,12 +99,10 @@ class Wanted:
 
     def changes_of_training(self, made: Wanted) -> list[str]:
         """Those of them that the training depends on, and not the evaluation at its end alone."""
-        held_out = [not each.settings["task"].get("test_path") for each in (self, made)]
-        changes = self.changes(made)
-        if held_out[0] != held_out[1]:
-            # Rows that are held out without test files are trained on with them.
-            return [name for name in changes if name == "task.test_path" or not self._is_of_evaluation(name)]
-        return [name for name in changes if not self._is_of_evaluation(name)]
+        now, before = (bool(each.settings["task"].get("test_path")) for each in (self, made))
+        # Rows that are held out without test files are trained on with them.
+        trained_on = {"task.test_path"} if now != before else set()
+        return [name for name in self.changes(made) if name in trained_on or not self._is_of_evaluation(name)]
 
     def _is_of_evaluation(self, name: str) -> bool:
         rule = self.settings["learner"].get("stop_when")

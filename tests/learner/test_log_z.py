@@ -10,6 +10,13 @@ from learner.objective import LogZTable
 RATE = 0.1
 
 
+def made() -> tuple[LogZTable, torch.optim.Optimizer]:
+    """A table of two queries, and what trains it."""
+    torch.manual_seed(0)
+    table = LogZTable(["often", "late"])
+    return table, torch.optim.AdamW([table.group(RATE)], lr=RATE)
+
+
 def steps(table: LogZTable, optimizer: torch.optim.Optimizer, query: str, n: int, log_z: float) -> None:
     """Trajectory balance on a query of whom a policy says this log Z, two trajectories a step, but for rounding."""
     rows, zeros = torch.tensor([table.index[query]] * 2), torch.zeros(2, 1)
@@ -30,9 +37,7 @@ def steps(table: LogZTable, optimizer: torch.optim.Optimizer, query: str, n: int
 
 
 def test_an_exact_policy_s_log_z_stays_where_it_is_however_late_and_seldom_its_query_comes() -> None:
-    torch.manual_seed(0)
-    table = LogZTable(["often", "late"])
-    optimizer = torch.optim.AdamW([table.group(RATE)], lr=RATE)
+    table, optimizer = made()
     for visits in range(1, 4):
         steps(table, optimizer, "often", 100, -12.0)
         steps(table, optimizer, "late", 1, -30.123)
@@ -42,9 +47,7 @@ def test_an_exact_policy_s_log_z_stays_where_it_is_however_late_and_seldom_its_q
 
 
 def test_a_log_z_of_another_reward_is_started_anew_without_the_momentum_that_it_had() -> None:
-    torch.manual_seed(0)
-    table = LogZTable(["often", "late"])
-    optimizer = torch.optim.AdamW([table.group(RATE)], lr=RATE)
+    table, optimizer = made()
     steps(table, optimizer, "late", 1, -3.0)
     steps(table, optimizer, "late", 20, -30.0)
     table.start_anew(optimizer)
@@ -57,9 +60,7 @@ def test_a_log_z_of_another_reward_is_started_anew_without_the_momentum_that_it_
 
 
 def test_a_log_z_that_is_off_is_learned_at_its_rate() -> None:
-    torch.manual_seed(0)
-    table = LogZTable(["often", "late"])
-    optimizer = torch.optim.AdamW([table.group(RATE)], lr=RATE)
+    table, optimizer = made()
     steps(table, optimizer, "late", 1, -30.0)
     steps(table, optimizer, "late", 60, -28.0)
     assert abs(float(table.values.detach()[table.index["late"]]) + 28.0) < 0.2
